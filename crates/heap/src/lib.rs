@@ -1,0 +1,2 @@
+//! Kernel heap: size-class slabs behind kalloc and kfree, object caches, large blocks
+#![no_std]

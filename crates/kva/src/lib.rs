@@ -1,0 +1,2 @@
+//! The kernel's own virtual address space: guarded stacks, device windows, virtually contiguous blocks
+#![no_std]

@@ -1,0 +1,2 @@
+//! The C face of pagoda-malloc: libpagoda_malloc.so and .a
+#![no_std]

@@ -1,0 +1,145 @@
+//! What the portable half asks of a machine. One implementer runs on x86-64; another, for tests,
+//! runs on the host with scripts in the place of programs.
+
+use pagoda_addr::VirtAddr;
+use pagoda_vm::VmPlatform;
+
+/// The general registers of a program, as a trap left them and as [`Machine::run_user`] loads them.
+/// Names and meaning are those of x86-64; to everybody but the machine half this is plain data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+#[allow(missing_docs)] // the architecture's own names
+pub struct UserRegs {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rbp: u64,
+    pub rsp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rip: u64,
+    pub rflags: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+}
+
+/// Why a program stopped running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trap {
+    /// The `syscall` instruction: number in `rax`, arguments in `rdi rsi rdx r10 r8 r9`.
+    Syscall,
+    /// A page fault at `addr` (read from CR2 before anything could overwrite it).
+    PageFault {
+        /// The address that the program touched.
+        addr: VirtAddr,
+        /// A write (else a read or a fetch).
+        write: bool,
+        /// An instruction fetch.
+        exec: bool,
+        /// The page was present: a protection violation.
+        present: bool,
+    },
+    /// Any other exception: its vector and error code.
+    Exception {
+        /// The vector, 0 to 31.
+        vector: u8,
+        /// The error code, 0 where the vector has none.
+        code: u64,
+    },
+    /// A device or the timer wants attention; the machine half has served the device.
+    Interrupt,
+}
+
+/// A serial line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// Terminal; a program's standard input and output.
+    Terminal,
+    /// Control channel to whoever started the machine.
+    Control,
+    /// A program's standard error in raw mode.
+    Error,
+}
+
+/// No memory for a kernel stack or a register area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory;
+
+/// The machine under the portable half. Shared by all CPUs; methods act on the executing CPU.
+pub trait Machine: VmPlatform + Sync + 'static {
+    /// The page-table format of its address spaces.
+    type Format: pagoda_paging::Format;
+    /// A kernel stack with guard pages, given back when dropped.
+    type Stack: Send;
+    /// The saved registers of a thread that does not run.
+    type Context: Send;
+    /// A program's floating-point and vector registers: an XSAVE image.
+    type Fpu: Send;
+
+    /// A fresh kernel stack.
+    fn new_stack(&'static self) -> Result<Self::Stack, OutOfMemory>;
+
+    /// A context that, when first switched to, calls `entry(argument)` on `stack`.
+    fn new_context(
+        &'static self,
+        stack: &Self::Stack,
+        entry: extern "C" fn(usize) -> !,
+        argument: usize,
+    ) -> Self::Context;
+
+    /// An unused context, to save the CPU's boot thread (later: idle thread) into.
+    fn idle_context(&self) -> Self::Context;
+
+    /// Saves the running context in `from` and goes on in `to`; returns when somebody switches
+    /// back.
+    ///
+    /// # Safety
+    /// Both pointers stay valid until `from` is switched to again; `to` was saved by a switch away
+    /// or made by [`new_context`](Self::new_context), its stack lives, and it runs nowhere else.
+    #[allow(unsafe_code)]
+    unsafe fn switch(&self, from: *mut Self::Context, to: *const Self::Context);
+
+    /// Runs the program whose registers these are in the active address space until it traps.
+    /// Interrupts are on in user mode and off again on return. Values that would harm the kernel
+    /// (a non-canonical `rip`, privileged flags) are refused as the trap that they would cause.
+    fn run_user(&self, regs: &mut UserRegs) -> Trap;
+
+    /// Makes `root` the active page table of this CPU (0 for the kernel's own).
+    fn activate(&self, root: Option<pagoda_addr::Frame>);
+
+    /// Clean floating-point state, as a fresh program sees it.
+    fn new_fpu(&self) -> Result<Self::Fpu, OutOfMemory>;
+    /// Stores the CPU's floating-point registers.
+    fn save_fpu(&self, into: &mut Self::Fpu);
+    /// Loads the CPU's floating-point registers.
+    fn load_fpu(&self, from: &Self::Fpu);
+    /// The image as bytes for a signal frame, in the XSAVE layout that Linux uses.
+    fn fpu_bytes<'f>(&self, fpu: &'f Self::Fpu) -> &'f [u8];
+    /// Takes an image from a signal frame; false (and no change) when it is not acceptable.
+    fn set_fpu_bytes(&self, fpu: &mut Self::Fpu, bytes: &[u8]) -> bool;
+
+    /// Waits, with interrupts on, until an interrupt was served.
+    fn wait_for_interrupt(&self);
+
+    /// Nanoseconds since boot, never backwards.
+    fn monotonic_ns(&self) -> u64;
+    /// Nanoseconds since 1970.
+    fn realtime_ns(&self) -> u64;
+
+    /// Writes all bytes to a line, waiting as long as the line is busy.
+    fn serial_write(&self, port: Port, bytes: &[u8]);
+    /// Takes what has arrived, without waiting; returns the number of bytes.
+    fn serial_read(&self, port: Port, into: &mut [u8]) -> usize;
+
+    /// Bytes for `getrandom` and `AT_RANDOM`.
+    fn random(&self, into: &mut [u8]);
+}
