@@ -1,7 +1,10 @@
 //! What the portable half asks of a machine. One implementer runs on x86-64; another, for tests,
 //! runs on the host with scripts in the place of programs.
 
+use core::fmt;
+
 use pagoda_addr::VirtAddr;
+use pagoda_sync::CpuId;
 use pagoda_vm::VmPlatform;
 
 /// The general registers of a program, as a trap left them and as [`Machine::run_user`] loads them.
@@ -74,6 +77,44 @@ pub enum Port {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfMemory;
 
+/// How much memory the machine has and where it is. All in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryTotals {
+    /// RAM that the frame allocator was given.
+    pub total: u64,
+    /// Frames that nobody holds.
+    pub free: u64,
+    /// Frames that sit in allocator caches: free, but not in the shared pool.
+    pub cached: u64,
+    /// Free frames that only the kernel itself may take.
+    pub reserve: u64,
+    /// Held by the kernel heap.
+    pub heap: u64,
+    /// Held as page tables.
+    pub page_tables: u64,
+    /// Held as kernel stacks.
+    pub stacks: u64,
+}
+
+/// A text about its insides that the machine half writes, a file in `/proc` each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// `/proc/buddyinfo`: free blocks by order.
+    BuddyInfo,
+    /// `/proc/slabinfo`: the kernel heap's caches.
+    SlabInfo,
+    /// `/proc/zoneinfo`: the frame allocator's counters.
+    ZoneInfo,
+    /// `/proc/vmallocinfo`: the kernel's own virtual ranges.
+    VmallocInfo,
+    /// `/proc/iomem`: the boot map, who sits where.
+    IoMem,
+    /// `/proc/cpuinfo`: empty for a short text about no CPU in particular.
+    CpuInfo,
+    /// `/proc/pagetypeinfo` and whatever else helps to see the frames.
+    PageTypeInfo,
+}
+
 /// The machine under the portable half. Shared by all CPUs; methods act on the executing CPU.
 pub trait Machine: VmPlatform + Sync + 'static {
     /// The page-table format of its address spaces.
@@ -142,4 +183,38 @@ pub trait Machine: VmPlatform + Sync + 'static {
 
     /// Bytes for `getrandom` and `AT_RANDOM`.
     fn random(&self, into: &mut [u8]);
+
+    /// The executing CPU.
+    fn cpu(&self) -> CpuId {
+        CpuId::BOOT
+    }
+
+    /// The memory totals behind `/proc/meminfo` and `sysinfo`.
+    fn memory(&self) -> MemoryTotals {
+        MemoryTotals::default()
+    }
+
+    /// Writes one of its reports; nothing where it has nothing to say.
+    fn report(&self, what: Report, out: &mut dyn fmt::Write) -> fmt::Result {
+        let _ = (what, out);
+        Ok(())
+    }
+
+    /// `AT_HWCAP` (CPUID leaf 1, `edx`) and `AT_HWCAP2` of the auxiliary vector.
+    fn hwcap(&self) -> [u64; 2] {
+        [0, 0]
+    }
+
+    /// The feature bits (XCR0) of the XSAVE image that [`fpu_bytes`](Self::fpu_bytes) returns; the
+    /// signal frame names them. 0 where the image is the 512 bytes of FXSAVE.
+    fn fpu_features(&self) -> u64 {
+        0
+    }
+
+    /// A hint: nothing needs the CPU before `deadline` (nanoseconds on the monotonic clock), but
+    /// then something does. `None`: nothing is waited for. A machine whose timer ticks anyway may
+    /// ignore it.
+    fn wake_at(&self, deadline: Option<u64>) {
+        let _ = deadline;
+    }
 }
