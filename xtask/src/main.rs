@@ -1,2 +1,58 @@
-//! One command for everything.
-fn main() {}
+//! One command for everything: `cargo xtask run`, `test`, `check`.
+//!
+//! - [`setup`] installs what is missing, and says so first.
+//! - [`build`] makes the kernel, the programs and the initramfs ([`cpio`], [`ksyms`]).
+//! - [`guest`] starts QEMU and carries bytes in and out; [`run`] decides what runs in it.
+//! - [`check`] is format, lints, documentation and the direction of the dependencies.
+//! - [`test`] is everything that must hold.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build;
+mod check;
+mod cpio;
+mod guest;
+mod ksyms;
+mod run;
+mod setup;
+mod test;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "One command for everything in Pagoda")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot the reference kernel: the tour, then a shell in a terminal; or one program of the host
+    Run(run::Run),
+    /// Everything that must hold: host tests, doc tests, boot tests
+    Test(test::Test),
+    /// Format, lints, documentation, direction of dependencies
+    Check,
+    /// Install what is missing, and nothing else
+    Setup,
+    /// Build kernel, programs and initramfs, and say where they are
+    Build,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(run) => run.execute(),
+        Command::Test(test) => test.execute(),
+        Command::Check => check::execute().map(|()| 0),
+        Command::Setup => setup::everything().map(|()| 0),
+        Command::Build => build::announce().map(|()| 0),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

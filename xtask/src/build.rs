@@ -1,0 +1,199 @@
+//! Makes the kernel image, the programs that run on it, and the initramfs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cpio::Archive;
+use crate::{ksyms, setup};
+
+/// The root of the source tree.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask stands in the root")
+}
+
+/// Where build products go.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Where what we make ourselves goes.
+pub fn out() -> Result<PathBuf> {
+    let dir = target().join("pagoda");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Cargo with these arguments, in the root; its chatter only when it fails or is asked for.
+fn cargo(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    command.args(arguments).current_dir(root());
+    // Set by the cargo that runs us; must not leak into a build for another target.
+    command.env_remove("CARGO_MANIFEST_DIR");
+    let status = command.status().context("cargo does not run")?;
+    if !status.success() {
+        bail!("cargo {} failed", arguments.join(" "));
+    }
+    Ok(())
+}
+
+/// Builds the kernel with its symbols filled in; returns the path of the image.
+pub fn kernel() -> Result<PathBuf> {
+    setup::for_boot()?;
+    cargo(&[
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "pagoda-kernel",
+        "--target",
+        "x86_64-unknown-none",
+    ])?;
+    let built = target().join("x86_64-unknown-none/release/pagoda-kernel");
+    let mut image = fs::read(&built).with_context(|| format!("no {}", built.display()))?;
+    ksyms::fill(&mut image)?;
+    write_if_changed(&out()?.join("kernel"), &image)
+}
+
+/// Builds our own programs; returns their paths.
+pub fn programs() -> Result<Vec<PathBuf>> {
+    setup::for_boot()?;
+    let names = program_names()?;
+    let mut arguments =
+        vec!["build", "--quiet", "--release", "--target", "x86_64-unknown-linux-musl"];
+    for name in &names {
+        arguments.extend(["--package", name]);
+    }
+    cargo(&arguments)?;
+    let dir = target().join("x86_64-unknown-linux-musl/release");
+    Ok(names.iter().map(|name| dir.join(name)).collect())
+}
+
+/// Every folder in `user/` is a package of the same name with one binary of the same name.
+fn program_names() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root().join("user")).context("user/")? {
+        let entry = entry?;
+        if entry.path().join("Cargo.toml").exists() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// What the initramfs holds besides busybox and our own programs.
+#[derive(Default)]
+pub struct Contents {
+    /// Arguments of the first process, its path first.
+    pub arguments: Vec<String>,
+    /// Its environment, `NAME=value`.
+    pub environment: Vec<String>,
+    /// More files: (path on the host, path in the guest).
+    pub files: Vec<(PathBuf, String)>,
+}
+
+/// Makes the initramfs; returns its path. `name` keeps several apart.
+pub fn initramfs(name: &str, contents: &Contents) -> Result<PathBuf> {
+    let mut archive = Archive::default();
+    for dir in ["/bin", "/dev", "/etc", "/proc", "/root", "/tmp", "/var/tmp", "/usr/bin", "/sbin"] {
+        archive.directory(dir);
+    }
+    archive.file("/etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n".to_vec());
+    archive.file("/etc/group", 0o644, b"root:x:0:\n".to_vec());
+    archive.file("/etc/hostname", 0o644, b"pagoda\n".to_vec());
+    archive.file("/etc/profile", 0o644, b"export PS1='pagoda:\\w\\$ '\n".to_vec());
+    busybox(&mut archive)?;
+    for program in programs()? {
+        let name = program.file_name().expect("a program has a name").to_string_lossy();
+        add(&mut archive, &program, &format!("/bin/{name}"))?;
+    }
+    for (host, guest) in &contents.files {
+        add_tree(&mut archive, host, guest)?;
+    }
+    let list =
+        |strings: &[String]| strings.iter().flat_map(|s| s.bytes().chain([0])).collect::<Vec<u8>>();
+    archive.file("/etc/pagoda/argv", 0o644, list(&contents.arguments));
+    archive.file("/etc/pagoda/env", 0o644, list(&contents.environment));
+    write_if_changed(&out()?.join(name), &archive.into_bytes())
+}
+
+fn busybox(archive: &mut Archive) -> Result<()> {
+    let host = Path::new("/bin/busybox");
+    add(archive, host, "/bin/busybox")?;
+    let list = Command::new(host).arg("--list-full").output().context("busybox does not run")?;
+    for applet in String::from_utf8_lossy(&list.stdout).lines() {
+        archive.symlink(&format!("/{applet}"), "/bin/busybox");
+        if let Some((_, name)) = applet.rsplit_once('/') {
+            archive.symlink(&format!("/bin/{name}"), "busybox");
+        }
+    }
+    Ok(())
+}
+
+fn add(archive: &mut Archive, host: &Path, guest: &str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let contents = fs::read(host).with_context(|| format!("cannot read {}", host.display()))?;
+    let mode = fs::metadata(host)?.permissions().mode() & 0o777;
+    archive.file(guest, mode, contents);
+    Ok(())
+}
+
+fn add_tree(archive: &mut Archive, host: &Path, guest: &str) -> Result<()> {
+    if !host.is_dir() {
+        return add(archive, host, guest);
+    }
+    archive.directory(guest);
+    for entry in fs::read_dir(host)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        add_tree(archive, &entry.path(), &format!("{guest}/{}", name.to_string_lossy()))?;
+    }
+    Ok(())
+}
+
+/// A GRUB image that boots `kernel` by Multiboot 2; returns its path.
+pub fn grub_image(kernel: &Path, initramfs: &Path, command_line: &str) -> Result<PathBuf> {
+    setup::for_grub()?;
+    let name = initramfs.file_name().expect("a file").to_string_lossy().into_owned();
+    let tree = out()?.join(format!("{name}.grub"));
+    let boot = tree.join("boot");
+    fs::create_dir_all(boot.join("grub"))?;
+    fs::copy(kernel, boot.join("kernel"))?;
+    fs::copy(initramfs, boot.join("initramfs"))?;
+    let config = format!(
+        "set timeout=0\nserial --unit=0\nterminal_output serial\nmenuentry pagoda {{\n  \
+         multiboot2 /boot/kernel {command_line}\n  module2 /boot/initramfs initramfs\n}}\n"
+    );
+    fs::write(boot.join("grub/grub.cfg"), config)?;
+    let image = out()?.join(format!("{name}.iso"));
+    let made = Command::new("grub-mkrescue").arg("-o").arg(&image).arg(&tree).output();
+    let made = made.context("grub-mkrescue does not run")?;
+    if !made.status.success() {
+        bail!("grub-mkrescue failed:\n{}", String::from_utf8_lossy(&made.stderr));
+    }
+    Ok(image)
+}
+
+/// `cargo xtask build`.
+pub fn announce() -> Result<()> {
+    println!("kernel     {}", kernel()?.display());
+    for program in programs()? {
+        println!("program    {}", program.display());
+    }
+    let contents = Contents { arguments: vec!["/bin/tour".into()], ..Contents::default() };
+    println!("initramfs  {}", initramfs("initramfs", &contents)?.display());
+    Ok(())
+}
+
+fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<PathBuf> {
+    if fs::read(path).ok().as_deref() != Some(bytes) {
+        // A whole new file under a new inode: a guest that still reads the old one is not harmed.
+        let fresh = path.with_extension(format!("new{}", std::process::id()));
+        fs::write(&fresh, bytes).with_context(|| format!("cannot write {}", fresh.display()))?;
+        fs::rename(&fresh, path)?;
+    }
+    Ok(path.to_owned())
+}

@@ -1,0 +1,120 @@
+//! Installs what is missing through the ordinary clients, says what it does before doing it, and
+//! says exactly what to type where it may not.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, bail};
+
+/// A program that must be there, and the Debian package that brings it.
+struct Need {
+    path_or_name: &'static str,
+    package: &'static str,
+}
+
+const BOOT: &[Need] = &[
+    Need { path_or_name: "qemu-system-x86_64", package: "qemu-system-x86" },
+    Need { path_or_name: "/bin/busybox", package: "busybox-static" },
+];
+const GRUB: &[Need] = &[
+    Need { path_or_name: "grub-mkrescue", package: "grub-common" },
+    Need { path_or_name: "/usr/lib/grub/i386-pc/multiboot2.mod", package: "grub-pc-bin" },
+    Need { path_or_name: "xorriso", package: "xorriso" },
+    Need { path_or_name: "mformat", package: "mtools" },
+];
+const PROGRAMS: &[Need] = &[Need { path_or_name: "musl-gcc", package: "musl-tools" }];
+
+/// The Rust targets that the kernel and the programs are built for.
+const TARGETS: &[&str] = &["x86_64-unknown-none", "x86_64-unknown-linux-musl"];
+
+/// Everything that any command needs.
+pub fn everything() -> Result<()> {
+    rust_targets()?;
+    packages(&[BOOT, GRUB, PROGRAMS])
+}
+
+/// What a boot by QEMU's `-kernel` needs.
+pub fn for_boot() -> Result<()> {
+    rust_targets()?;
+    packages(&[BOOT])
+}
+
+/// What a GRUB image needs besides.
+pub fn for_grub() -> Result<()> {
+    packages(&[GRUB])
+}
+
+/// What the C programs of the tests need besides.
+pub fn for_programs() -> Result<()> {
+    packages(&[PROGRAMS])
+}
+
+/// The pinned toolchain gets the targets explicitly, whether or not it was installed with them.
+fn rust_targets() -> Result<()> {
+    static DONE: OnceLock<()> = OnceLock::new();
+    if DONE.get().is_some() {
+        return Ok(());
+    }
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let sysroot = sysroot.context("rustc does not run")?;
+    let sysroot = String::from_utf8(sysroot.stdout).context("rustc --print sysroot")?;
+    let lib = Path::new(sysroot.trim()).join("lib/rustlib");
+    let missing: Vec<_> = TARGETS.iter().filter(|t| !lib.join(t).join("lib").is_dir()).collect();
+    if !missing.is_empty() {
+        let names: Vec<&str> = missing.into_iter().copied().collect();
+        eprintln!("setup: rustup target add {}", names.join(" "));
+        let status = Command::new("rustup").args(["target", "add"]).args(&names).status();
+        if !status.is_ok_and(|status| status.success()) {
+            bail!("cannot add the Rust targets; type: rustup target add {}", names.join(" "));
+        }
+    }
+    let _ = DONE.set(());
+    Ok(())
+}
+
+fn packages(groups: &[&[Need]]) -> Result<()> {
+    let missing: Vec<&str> = groups
+        .iter()
+        .flat_map(|group| group.iter())
+        .filter(|need| !present(need.path_or_name))
+        .map(|need| need.package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let by_hand = format!("apt-get install {}", missing.join(" "));
+    if !present("apt-get") {
+        bail!("missing programs; on Debian they come with: {by_hand}");
+    }
+    let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
+    if !root {
+        bail!("missing programs; type: sudo {by_hand}");
+    }
+    eprintln!("setup: {by_hand}");
+    let apt = |arguments: &[&str]| -> Result<bool> {
+        Ok(Command::new("apt-get")
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .context("apt-get does not run")?
+            .success())
+    };
+    let mut install = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    install.extend(&missing);
+    if !(apt(&["update", "-qq"])? && apt(&install)?) {
+        bail!("the installation failed; type: {by_hand}");
+    }
+    Ok(())
+}
+
+/// Is there a file of this path, or a program of this name on the search path?
+fn present(path_or_name: &str) -> bool {
+    if path_or_name.contains('/') {
+        return Path::new(path_or_name).exists();
+    }
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(path_or_name).exists()))
+}
