@@ -1,2 +1,23 @@
-//! A software MMU with per-CPU TLBs that remember stale entries: test equipment for page-table code
-#![no_std]
+//! # A machine that remembers what it should have forgotten
+//!
+//! Test equipment for page-table code, on the host.
+//!
+//! The nouns:
+//!
+//! - [`PhysArena`]: host memory at a pretended physical address, cut into frames, each with a
+//!   reference count. It is a [`PhysMap`](pagoda_addr::PhysMap).
+//! - [`Machine`]: an arena and some simulated x86-64 CPUs, each with a TLB and paging-structure
+//!   caches that keep what they once read until they are told to forget. It is a
+//!   [`Platform`](pagoda_paging::Platform), so page tables are built on it, and it reads, writes
+//!   and fetches through them as a CPU does.
+//!
+//! It stops (panics) when a CPU uses a translation that the tables no longer grant, and when a
+//! frame or table is released that some CPU still knows; the message names page, frame and CPU.
+//! Its walker decodes entries by itself, from the manual, and shares no code with the formats.
+#![deny(unsafe_code)]
+
+mod arena;
+mod machine;
+
+pub use arena::PhysArena;
+pub use machine::{Access, Config, Counters, Machine, Mode, PageFault};

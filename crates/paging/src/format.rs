@@ -1,0 +1,61 @@
+//! How an entry is written down.
+
+use pagoda_addr::{Frame, Page, PageRange};
+
+use crate::{AbsentWord, PageFlags, PageSize};
+
+/// An entry, read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decoded {
+    /// No frame; the caller's word.
+    Absent(AbsentWord),
+    /// The next lower table.
+    Table(Frame),
+    /// A leaf: its first frame and its flags.
+    Leaf(Frame, PageFlags),
+}
+
+/// The encoding of a page table's entries: 64-bit words, 512 in a table of one frame, one to five
+/// levels, level 1 the lowest. A value, since some of it is known only when the machine runs
+/// (number of levels, physical address width, which leaf sizes there are).
+///
+/// Common to all formats: the word 0 is absent and means nothing.
+///
+/// Other architectures: on AArch64 each root covers one half, so a format value stands for one
+/// half ([`covers`](Self::covers)) and [`upper_half`](Self::upper_half) is false everywhere. Where
+/// hardware may remember an absent entry (RISC-V), the host treats the first fault after a `map` as
+/// spurious and flushes that page locally.
+pub trait Format: Copy {
+    /// Levels of tables, 3 to 5.
+    fn levels(&self) -> u32;
+    /// Is a leaf of this size possible?
+    fn has_size(&self, size: PageSize) -> bool;
+    /// Does the machine implement addresses of this page?
+    fn covers(&self, page: Page) -> bool;
+    /// Does the page belong to the half that every address space shares?
+    fn upper_half(&self, page: Page) -> bool;
+    /// Does a leaf of `size` at `frame` lie within the physical address width?
+    fn frame_fits(&self, frame: Frame, size: PageSize) -> bool;
+    /// What a leaf with `flags` really has: at least the rights asked for, and every flag that the
+    /// format can keep.
+    fn grants(&self, flags: PageFlags) -> PageFlags;
+    /// The word for a leaf. `frame` fits and is aligned to `size`.
+    fn leaf(&self, frame: Frame, size: PageSize, flags: PageFlags) -> u64;
+    /// The word for the next lower table, which allows everything that its leaves allow. `user`:
+    /// the table stands in the programs' half.
+    fn table(&self, frame: Frame, user: bool) -> u64;
+    /// The word for an absent entry; never reads as anything else; 0 for
+    /// [`AbsentWord::NOTHING`].
+    fn absent(&self, word: AbsentWord) -> u64;
+    /// Reads a word of a table of `level`.
+    fn decode(&self, word: u64, level: u32) -> Decoded;
+
+    /// Does the whole range lie in one half, and does the machine implement it?
+    fn covers_range(&self, range: PageRange) -> bool {
+        let Some(last) = range.count().checked_sub(1) else { return true };
+        let first = range.start();
+        let Some(last) = first.checked_add(last) else { return false };
+        // The hole lies between the halves: both ends in the same half means no hole in between.
+        self.covers(first) && self.covers(last) && self.upper_half(first) == self.upper_half(last)
+    }
+}
