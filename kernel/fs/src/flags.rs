@@ -70,8 +70,11 @@ impl OpenFlags {
     }
 
     /// The bits that `fcntl(F_SETFL)` changes.
-    pub const SETTABLE: Self =
-        Self::APPEND.union(Self::NONBLOCK).union(Self::ASYNC).union(Self::DIRECT).union(Self::NOATIME);
+    pub const SETTABLE: Self = Self::APPEND
+        .union(Self::NONBLOCK)
+        .union(Self::ASYNC)
+        .union(Self::DIRECT)
+        .union(Self::NOATIME);
 }
 
 /// From where `lseek` counts.

@@ -6,7 +6,6 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-mod errno;
 pub mod fallible;
 mod fdtable;
 mod file;
@@ -18,7 +17,6 @@ mod meta;
 pub mod tty;
 mod vfs;
 
-pub use errno::Errno;
 pub use fdtable::{DEFAULT_FD_LIMIT, FdTable};
 pub use file::{CustomFile, OpenFile};
 pub use flags::{OpenFlags, RenameFlags, SeekFrom};
@@ -26,6 +24,7 @@ pub use generated::{DirSource, Found, Generated, LinkSource, Target, TextBuffer,
 pub use host::{Host, IoctlMemory, Ready, Waiters};
 pub use inode::Inode;
 pub use meta::{Caller, DeviceNumber, FileType, Stat, StatFs, Time, Viewpoint};
+pub use pagoda_linux::Errno;
 pub use vfs::{Follow, Vfs};
 
 /// A spinning lock. Nothing in this crate sleeps.

@@ -148,7 +148,12 @@ impl Vfs {
         Err(Errno::ENOSYS)
     }
     /// `eventfd2`.
-    pub fn eventfd(&self, initial: u64, semaphore: bool, flags: OpenFlags) -> Result<Arc<OpenFile>> {
+    pub fn eventfd(
+        &self,
+        initial: u64,
+        semaphore: bool,
+        flags: OpenFlags,
+    ) -> Result<Arc<OpenFile>> {
         Err(Errno::ENOSYS)
     }
     /// `memfd_create`: an empty regular file without a name.
