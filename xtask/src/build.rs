@@ -39,8 +39,20 @@ fn cargo(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Set by `cargo xtask test` for the many machines that its tests start: kernel and programs were
+/// built a moment ago.
+pub const PREBUILT: &str = "PAGODA_PREBUILT";
+
+fn prebuilt() -> bool {
+    std::env::var_os(PREBUILT).is_some()
+}
+
 /// Builds the kernel with its symbols filled in; returns the path of the image.
 pub fn kernel() -> Result<PathBuf> {
+    let path = out()?.join("kernel");
+    if prebuilt() {
+        return Ok(path);
+    }
     setup::for_boot()?;
     cargo(&[
         "build",
@@ -54,21 +66,25 @@ pub fn kernel() -> Result<PathBuf> {
     let built = target().join("x86_64-unknown-none/release/pagoda-kernel");
     let mut image = fs::read(&built).with_context(|| format!("no {}", built.display()))?;
     ksyms::fill(&mut image)?;
-    write_if_changed(&out()?.join("kernel"), &image)
+    write_if_changed(&path, &image)
 }
 
 /// Builds our own programs; returns their paths.
 pub fn programs() -> Result<Vec<PathBuf>> {
-    setup::for_boot()?;
     let names = program_names()?;
+    let dir = target().join("x86_64-unknown-linux-musl/release");
+    let paths = names.iter().map(|name| dir.join(name)).collect();
+    if prebuilt() {
+        return Ok(paths);
+    }
+    setup::for_boot()?;
     let mut arguments =
         vec!["build", "--quiet", "--release", "--target", "x86_64-unknown-linux-musl"];
     for name in &names {
         arguments.extend(["--package", name]);
     }
     cargo(&arguments)?;
-    let dir = target().join("x86_64-unknown-linux-musl/release");
-    Ok(names.iter().map(|name| dir.join(name)).collect())
+    Ok(paths)
 }
 
 /// Every folder in `user/` is a package of the same name with one binary of the same name.

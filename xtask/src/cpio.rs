@@ -49,15 +49,13 @@ impl Archive {
         const REGULAR: u32 = 0o100_000;
         const SYMLINK: u32 = 0o120_000;
         let mut out = Vec::new();
-        let mut inode = 1;
-        for (path, node) in &self.0 {
+        for (inode, (path, node)) in (1..).zip(&self.0) {
             let (mode, contents) = match node {
                 Node::Directory => (DIRECTORY | 0o755, &[][..]),
                 Node::File { mode, contents } => (REGULAR | mode, &contents[..]),
                 Node::Symlink { target } => (SYMLINK | 0o777, target.as_bytes()),
             };
             entry(&mut out, inode, path, mode, contents);
-            inode += 1;
         }
         entry(&mut out, 0, "TRAILER!!!", 0, &[]);
         out

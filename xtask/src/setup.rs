@@ -45,11 +45,6 @@ pub fn for_grub() -> Result<()> {
     packages(&[GRUB])
 }
 
-/// What the C programs of the tests need besides.
-pub fn for_programs() -> Result<()> {
-    packages(&[PROGRAMS])
-}
-
 /// The pinned toolchain gets the targets explicitly, whether or not it was installed with them.
 fn rust_targets() -> Result<()> {
     static DONE: OnceLock<()> = OnceLock::new();

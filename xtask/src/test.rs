@@ -48,7 +48,17 @@ impl Test {
                 "--ignored",
                 "--test-threads=2",
             ];
-            count.run("boot tests", &boot, &[])?;
+            let xtask = std::env::current_exe().context("this program's path")?;
+            let xtask = xtask.to_string_lossy();
+            let programs = build::programs()?;
+            let mill = programs.iter().find(|path| path.ends_with("mill")).context("user/mill")?;
+            let mill = mill.to_string_lossy();
+            let environment = [
+                ("PAGODA_XTASK", xtask.as_ref()),
+                ("PAGODA_MILL", mill.as_ref()),
+                (build::PREBUILT, "1"),
+            ];
+            count.run("boot tests", &boot, &environment)?;
         }
         println!("{} passed, {} failed", count.passed, count.failed);
         Ok(u8::from(count.failed != 0))
