@@ -24,11 +24,11 @@ struct Tree(Option<Box<(u64, Tree, Tree)>>);
 
 impl Tree {
     fn insert(&mut self, value: u64) {
-        let mut place = self;
-        while let Some(node) = &mut place.0 {
-            place = if value < node.0 { &mut node.1 } else { &mut node.2 };
+        match &mut self.0 {
+            Some(node) if value < node.0 => node.1.insert(value),
+            Some(node) => node.2.insert(value),
+            None => self.0 = Some(Box::new((value, Self::default(), Self::default()))),
         }
-        place.0 = Some(Box::new((value, Self::default(), Self::default())));
     }
 
     fn depth(&self) -> usize {
