@@ -4,6 +4,7 @@
 use core::fmt;
 
 use pagoda_addr::VirtAddr;
+use pagoda_paging::{PageTable, Platform};
 use pagoda_sync::CpuId;
 use pagoda_vm::VmPlatform;
 
@@ -116,15 +117,19 @@ pub enum Report {
 }
 
 /// The machine under the portable half. Shared by all CPUs; methods act on the executing CPU.
-pub trait Machine: VmPlatform + Sync + 'static {
+pub trait Machine: Platform + VmPlatform + Sync + Sized + 'static {
     /// The page-table format of its address spaces.
-    type Format: pagoda_paging::Format;
+    type Format: pagoda_paging::Format + Send + Sync + 'static;
     /// A kernel stack with guard pages, given back when dropped.
     type Stack: Send;
     /// The saved registers of a thread that does not run.
     type Context: Send;
     /// A program's floating-point and vector registers: an XSAVE image.
     type Fpu: Send;
+
+    /// An empty page table for a program: nothing in its lower half, the kernel in its upper one.
+    fn new_page_table(&'static self)
+    -> Result<PageTable<Self::Format, &'static Self>, OutOfMemory>;
 
     /// A fresh kernel stack.
     fn new_stack(&'static self) -> Result<Self::Stack, OutOfMemory>;
