@@ -1,0 +1,97 @@
+//! How things are timed: peers side by side, in turn, in many short windows of thread CPU time.
+//!
+//! A machine with neighbours changes its speed from second to second, so a figure alone means
+//! little; figures from interleaved windows of one run can be compared. The median of the windows
+//! is reported, and the spread (from the first to the third quartile) beside it.
+
+use std::time::Duration;
+
+/// Thread CPU time so far.
+pub fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` outlives the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// One of several that are measured against each other: a name, and the work. The work does as many
+/// operations as it likes and returns their number.
+pub struct Contestant<'a> {
+    /// Name in the table.
+    pub name: String,
+    /// One window of work; returns the number of operations done.
+    pub work: Box<dyn FnMut() -> u64 + 'a>,
+}
+
+impl<'a> Contestant<'a> {
+    /// A contestant of this name.
+    pub fn new(name: impl Into<String>, work: impl FnMut() -> u64 + 'a) -> Self {
+        Self { name: name.into(), work: Box::new(work) }
+    }
+}
+
+/// What a contestant's windows came to, in nanoseconds per operation.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    /// Name in the table.
+    pub name: String,
+    /// The median window.
+    pub median: f64,
+    /// The first and third quartile.
+    pub quartiles: (f64, f64),
+}
+
+/// Runs everybody's work `rounds` times in turn (after one round that does not count).
+pub fn contest(contestants: &mut [Contestant<'_>], rounds: usize) -> Vec<Figure> {
+    let mut samples = vec![Vec::with_capacity(rounds); contestants.len()];
+    for round in 0..=rounds {
+        for (contestant, samples) in contestants.iter_mut().zip(&mut samples) {
+            let before = thread_time();
+            let operations = (contestant.work)();
+            let spent = thread_time() - before;
+            if round > 0 && operations > 0 {
+                samples.push(spent.as_nanos() as f64 / operations as f64);
+            }
+        }
+    }
+    contestants
+        .iter()
+        .zip(samples)
+        .map(|(contestant, samples)| figure(&contestant.name, samples))
+        .collect()
+}
+
+/// The median and quartiles of `samples`; not-a-number when there are none.
+pub fn figure(name: &str, mut samples: Vec<f64>) -> Figure {
+    samples.sort_by(f64::total_cmp);
+    let at = |part: f64| {
+        let index = (samples.len() as f64 * part) as usize;
+        samples.get(index.min(samples.len().wrapping_sub(1))).copied().unwrap_or(f64::NAN)
+    };
+    Figure { name: name.to_owned(), median: at(0.5), quartiles: (at(0.25), at(0.75)) }
+}
+
+/// A reproducible source of numbers (xorshift64*, Vigna 2016).
+pub struct Numbers(u64);
+
+impl Numbers {
+    /// The sequence of this seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    /// The next number.
+    #[inline]
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// The next number below `limit`.
+    #[inline]
+    pub fn below(&mut self, limit: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
+    }
+}
