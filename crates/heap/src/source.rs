@@ -21,8 +21,8 @@ pub struct OutOfPages;
 /// array over it (a thousandth of RAM; virtual memory that is backed where RAM is will do) and
 /// answers [`tag`](Self::tag) through [`PageTags`].
 ///
-/// Methods are called without any lock of the heap held, so a source may reclaim, and may even come
-/// back to the heap to do so.
+/// All methods but `tag` are called without any lock of the heap held, so a source may reclaim, and
+/// may even come back to the heap to do so.
 ///
 /// # Safety
 /// - A successful allocation returns memory of the promised size that nobody else uses until it is

@@ -1,0 +1,130 @@
+//! Test equipment: a page source over a host allocation, with a budget and a grudge.
+#![allow(unsafe_code)] // implements the unsafe trait `PageSource`
+
+use core::alloc::Layout;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::alloc;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::vec::Vec;
+
+use pagoda_addr::{Order, PAGE_SIZE};
+
+use crate::{Misuse, MisuseKind, OutOfPages, PageSource, PageTags, Report};
+
+/// Pages of one aligned host allocation. First fit; checks that what comes back is exactly what was
+/// given, and fills it with junk.
+pub(crate) struct Arena {
+    memory: NonNull<u8>,
+    layout: Layout,
+    tags: Vec<AtomicU8>,
+    /// Start offset in pages, and order, of what is out.
+    out: Mutex<BTreeMap<usize, Order>>,
+    /// Allocations until one fails; huge: never.
+    fuse: AtomicUsize,
+}
+
+// SAFETY: the memory is only handed out, under the lock.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+const NEVER: usize = usize::MAX / 2;
+
+impl Arena {
+    pub(crate) fn new(pages: usize) -> Self {
+        let bytes = pages * PAGE_SIZE as usize;
+        let layout =
+            Layout::from_size_align(bytes, bytes.next_power_of_two().min(1 << 22)).unwrap();
+        // SAFETY: the size is not zero.
+        let memory = NonNull::new(unsafe { alloc::alloc(layout) }).unwrap();
+        memory.as_ptr().expose_provenance();
+        let tags = (0..PageTags::required(bytes)).map(|_| AtomicU8::new(0)).collect();
+        Self { memory, layout, tags, out: Mutex::default(), fuse: AtomicUsize::new(NEVER) }
+    }
+
+    /// Lets allocation number `nth` (from 0) from now on fail, once.
+    pub(crate) fn fail_at(&self, nth: usize) {
+        self.fuse.store(nth, Ordering::SeqCst);
+    }
+
+    /// Has the failure asked for not happened yet?
+    pub(crate) fn fuse_is_burning(&self) -> bool {
+        self.fuse.swap(NEVER, Ordering::SeqCst) < NEVER / 2
+    }
+
+    /// Pages that are out.
+    pub(crate) fn pages_out(&self) -> usize {
+        self.out.lock().unwrap().values().map(|order| order.count() as usize).sum()
+    }
+}
+
+// SAFETY: blocks are aligned pieces of the allocation, out once at a time; one tag for each KiB.
+unsafe impl PageSource for Arena {
+    fn alloc_pages(&self, order: Order) -> Result<NonNull<u8>, OutOfPages> {
+        if self.fuse.fetch_sub(1, Ordering::SeqCst) == 0 {
+            self.fuse.store(NEVER, Ordering::SeqCst);
+            return Err(OutOfPages);
+        }
+        let mut out = self.out.lock().unwrap();
+        let (count, pages) = (order.count() as usize, self.layout.size() / PAGE_SIZE as usize);
+        let align = (count * PAGE_SIZE as usize).min(self.layout.align()) / PAGE_SIZE as usize;
+        let mut start = 0;
+        for (&taken, taken_order) in out.iter() {
+            if start + count <= taken {
+                break;
+            }
+            start = start.max((taken + taken_order.count() as usize).next_multiple_of(align));
+        }
+        if start + count > pages || count * PAGE_SIZE as usize > self.layout.align() {
+            return Err(OutOfPages);
+        }
+        out.insert(start, order);
+        // SAFETY: inside the allocation.
+        Ok(unsafe { self.memory.add(start * PAGE_SIZE as usize) })
+    }
+
+    unsafe fn free_pages(&self, start: NonNull<u8>, order: Order) {
+        let offset = start.as_ptr() as usize - self.memory.as_ptr() as usize;
+        let page = offset / PAGE_SIZE as usize;
+        let mut out = self.out.lock().unwrap();
+        assert_eq!(out.remove(&page), Some(order), "pages came back that were not out");
+        // SAFETY: inside the allocation, and nobody's.
+        unsafe { start.write_bytes(0xdd, order.bytes() as usize) };
+    }
+
+    fn tag(&self, address: usize) -> Option<&AtomicU8> {
+        PageTags::new(self.memory.as_ptr() as usize, &self.tags).get(address)
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout.
+        unsafe { alloc::dealloc(self.memory.as_ptr(), self.layout) };
+    }
+}
+
+/// Collects misuses.
+#[derive(Default)]
+pub(crate) struct Ledger(Mutex<Vec<Misuse>>);
+
+impl Ledger {
+    /// The only misuse since the last call.
+    pub(crate) fn one(&self) -> Misuse {
+        let list = core::mem::take(&mut *self.0.lock().unwrap());
+        assert_eq!(list.len(), 1, "{list:?}");
+        list[0]
+    }
+
+    pub(crate) fn kind(&self) -> MisuseKind {
+        self.one().kind
+    }
+}
+
+impl Report for Ledger {
+    fn misuse(&self, misuse: &Misuse) {
+        self.0.lock().unwrap().push(*misuse);
+    }
+}

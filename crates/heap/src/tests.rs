@@ -1,0 +1,427 @@
+//! The heap against a model, with failures, and under misuse.
+#![allow(unsafe_code)] // frees blocks, also wrongly
+
+use core::alloc::Layout;
+use core::ptr::NonNull;
+use std::format;
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use pagoda_sync::RawSpin;
+use pagoda_sync::host::{ThreadCpus, ThreadRanks};
+use proptest::prelude::*;
+
+use crate::testing::{Arena, Ledger};
+use crate::{Heap, HeapError, MisuseKind, PageSource};
+
+type Lock = pagoda_sync::Ranked<RawSpin, ThreadRanks, { pagoda_sync::rank::HEAP }>;
+pub(crate) type TestHeap<'a> = Heap<&'a Arena, ThreadCpus, Lock, &'a Ledger>;
+
+pub(crate) fn heap<'a>(arena: &'a Arena, ledger: &'a Ledger) -> TestHeap<'a> {
+    Heap::with_report(arena, ThreadCpus, ledger)
+}
+
+pub(crate) fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).unwrap()
+}
+
+/// A live block as the model knows it: every byte is derived from the seed.
+#[derive(Clone, Copy)]
+struct Block {
+    ptr: NonNull<u8>,
+    layout: Layout,
+    seed: u8,
+}
+
+impl Block {
+    fn byte(&self, index: usize) -> u8 {
+        self.seed.wrapping_mul(31).wrapping_add((index ^ (index >> 8)) as u8)
+    }
+
+    fn fill(&self) {
+        for index in 0..self.layout.size() {
+            // SAFETY: the block is live and this large.
+            unsafe { self.ptr.add(index).write(self.byte(index)) };
+        }
+    }
+
+    fn check(&self, upto: usize) {
+        for index in 0..upto {
+            // SAFETY: the block is live and this large.
+            assert_eq!(unsafe { self.ptr.add(index).read() }, self.byte(index), "byte {index}");
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Alloc { size: usize, shift: u32, zeroed: bool },
+    Free { which: usize, sized: bool },
+    Resize { which: usize, size: usize },
+    Shrink,
+}
+
+fn size() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        4 => 0..=64usize,
+        4 => 0..=1100usize,
+        3 => 1000..=9000usize,
+        1 => 9000..=70_000usize,
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let shift = prop_oneof![8 => 0..=4u32, 2 => 5..=10u32, 1 => 11..=14u32];
+    prop_oneof![
+        5 => (size(), shift, any::<bool>())
+            .prop_map(|(size, shift, zeroed)| Step::Alloc { size, shift, zeroed }),
+        4 => (any::<usize>(), any::<bool>()).prop_map(|(which, sized)| Step::Free { which, sized }),
+        2 => (any::<usize>(), size()).prop_map(|(which, size)| Step::Resize { which, size }),
+        1 => Just(Step::Shrink),
+    ]
+}
+
+/// The naive model: a list of live blocks.
+struct Model<'a> {
+    arena: &'a Arena,
+    heap: TestHeap<'a>,
+    live: Vec<Block>,
+    seed: u8,
+}
+
+impl<'a> Model<'a> {
+    fn new(arena: &'a Arena, ledger: &'a Ledger) -> Self {
+        Self { arena, heap: heap(arena, ledger), live: Vec::new(), seed: 0 }
+    }
+
+    fn adopt(&mut self, ptr: NonNull<u8>, layout: Layout) {
+        let (start, end) = (ptr.as_ptr() as usize, ptr.as_ptr() as usize + layout.size().max(1));
+        assert_eq!(start % layout.align(), 0);
+        for other in &self.live {
+            let from = other.ptr.as_ptr() as usize;
+            assert!(end <= from || from + other.layout.size().max(1) <= start, "blocks overlap");
+        }
+        self.seed = self.seed.wrapping_add(1);
+        let block = Block { ptr, layout, seed: self.seed };
+        block.fill();
+        self.live.push(block);
+    }
+
+    fn apply(&mut self, step: &Step) -> Result<(), HeapError> {
+        match *step {
+            Step::Alloc { size, shift, zeroed } => {
+                let layout = layout(size, 1 << shift);
+                let ptr = match zeroed {
+                    true => self.heap.kalloc_zeroed(layout)?,
+                    false => self.heap.kalloc(layout)?,
+                };
+                // SAFETY: live and this large.
+                let byte = |index| unsafe { ptr.add(index).read() };
+                assert!(!zeroed || (0..size).all(|index| byte(index) == 0));
+                assert!(self.heap.usable_size(ptr).unwrap() >= size);
+                self.adopt(ptr, layout);
+            }
+            Step::Free { which, sized } if !self.live.is_empty() => {
+                let block = self.live.swap_remove(which % self.live.len());
+                block.check(block.layout.size());
+                // SAFETY: live, and forgotten by the model.
+                let freed = unsafe {
+                    match sized {
+                        true => self.heap.kfree_sized(block.ptr, block.layout),
+                        false => self.heap.kfree(block.ptr),
+                    }
+                };
+                freed.unwrap();
+            }
+            Step::Resize { which, size } if !self.live.is_empty() => {
+                let which = which % self.live.len();
+                let old = self.live[which];
+                // SAFETY: live, with this layout.
+                let ptr = unsafe { self.heap.krealloc(old.ptr, old.layout, size)? };
+                self.live.swap_remove(which);
+                Block { ptr, ..old }.check(size.min(old.layout.size()));
+                self.adopt(ptr, layout(size, old.layout.align()));
+            }
+            Step::Shrink => {
+                let before = self.arena.pages_out();
+                let pages = self.heap.shrink();
+                assert_eq!(before - pages, self.arena.pages_out());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// heap-conservation, and nothing of the model's is lost.
+    fn check(&self) {
+        let stats = self.heap.check().unwrap();
+        assert_eq!(stats.accounted(), stats.taken, "{stats:?}");
+        assert_eq!(stats.taken, self.arena.pages_out() * 4096);
+        let wanted: usize = self.live.iter().map(|block| block.layout.size()).sum();
+        assert!(stats.live + stats.runs >= wanted);
+    }
+
+    fn finish(mut self) {
+        for block in core::mem::take(&mut self.live) {
+            block.check(block.layout.size());
+            // SAFETY: live, and forgotten by the model.
+            unsafe { self.heap.kfree(block.ptr) }.unwrap();
+        }
+        self.check();
+        self.heap.shrink();
+        assert_eq!(self.arena.pages_out(), 0, "{:?}", self.heap.stats());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn any_sequence_keeps_contents_and_conserves_bytes(
+        steps in prop::collection::vec(step(), 1..120),
+    ) {
+        let (arena, ledger) = (Arena::new(1024), Ledger::default());
+        let mut model = Model::new(&arena, &ledger);
+        for step in &steps {
+            let _ = model.apply(step);
+            model.check();
+        }
+        model.finish();
+    }
+
+    #[test]
+    fn after_each_page_source_failure_nothing_is_lost(
+        steps in prop::collection::vec(step(), 1..25),
+    ) {
+        for nth in 0.. {
+            let (arena, ledger) = (Arena::new(1024), Ledger::default());
+            let mut model = Model::new(&arena, &ledger);
+            arena.fail_at(nth);
+            for step in &steps {
+                if model.apply(step) == Err(HeapError::OutOfPages) {
+                    model.check();
+                }
+            }
+            let all_tried = arena.fuse_is_burning();
+            model.check();
+            model.finish();
+            if all_tried {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn an_exhausted_source_is_an_error_and_the_heap_goes_on() {
+    let (arena, ledger) = (Arena::new(64), Ledger::default());
+    let mut model = Model::new(&arena, &ledger);
+    let mut served = 0;
+    while model.apply(&Step::Alloc { size: 700, shift: 3, zeroed: false }).is_ok() {
+        served += 1;
+    }
+    assert!(served * 700 > 64 * 4096 * 8 / 10, "{served}");
+    model.apply(&Step::Free { which: 0, sized: true }).unwrap();
+    model.apply(&Step::Alloc { size: 700, shift: 3, zeroed: true }).unwrap();
+    model.check();
+    model.finish();
+}
+
+#[test]
+fn absurd_sizes_are_the_callers_mistake_and_zero_is_a_block() {
+    let (arena, ledger) = (Arena::new(64), Ledger::default());
+    let heap = heap(&arena, &ledger);
+    assert_eq!(heap.kalloc(layout(isize::MAX as usize, 1)), Err(HeapError::TooLarge));
+    assert_eq!(heap.kalloc(layout(0, 1 << 40)), Err(HeapError::TooLarge));
+    assert_eq!(heap.kalloc_zeroed(layout(1 << 30, 1)), Err(HeapError::OutOfPages));
+    let (a, b) = (heap.kalloc(layout(0, 1)).unwrap(), heap.kalloc(layout(0, 1)).unwrap());
+    assert_ne!(a, b);
+    // SAFETY: live; the sizes that cannot be leave the block alone.
+    unsafe {
+        assert_eq!(heap.krealloc(a, layout(0, 1), usize::MAX), Err(HeapError::TooLarge));
+        heap.kfree(a).unwrap();
+        heap.kfree_sized(b, layout(0, 1)).unwrap();
+    }
+}
+
+#[test]
+fn misuse_is_named_and_changes_nothing() {
+    let (arena, ledger) = (Arena::new(256), Ledger::default());
+    let heap = heap(&arena, &ledger);
+    let small = heap.kalloc(layout(100, 8)).unwrap();
+    let other = heap.kalloc(layout(100, 8)).unwrap();
+    let run = heap.kalloc(layout(30_000, 8)).unwrap();
+    let mut local = 0u64;
+    // SAFETY: the one block that is really freed is not used again; the rest is refused.
+    unsafe {
+        heap.kfree(small).unwrap();
+        assert!(heap.kfree(small).is_err());
+        assert_eq!(ledger.kind(), MisuseKind::DoubleFree);
+        assert!(heap.kfree(other.add(8)).is_err());
+        let misuse = ledger.one();
+        assert_eq!((misuse.kind, misuse.block), (MisuseKind::Interior, other.as_ptr() as usize));
+        assert_eq!(
+            misuse.to_string(),
+            format!(
+                "heap: free of an interior pointer: {:p} is byte 8 of the 112-byte block at {:p} \
+                 of kmalloc-112",
+                other.add(8),
+                other
+            )
+        );
+        assert!(heap.kfree(NonNull::from(&mut local).cast()).is_err());
+        assert_eq!(ledger.kind(), MisuseKind::Foreign);
+        for offset in [1, 1024, 1025, 5000, 32_767] {
+            assert!(heap.kfree(run.add(offset)).is_err());
+            let misuse = ledger.one();
+            assert_eq!((misuse.kind, misuse.block), (MisuseKind::Interior, run.as_ptr() as usize));
+        }
+        assert!(heap.kfree_sized(other, layout(300, 8)).is_err());
+        assert_eq!(ledger.kind(), MisuseKind::WrongLayout);
+        assert!(heap.kfree_sized(run, layout(300, 8)).is_err());
+        assert_eq!(ledger.kind(), MisuseKind::WrongLayout);
+        // The header of a slab, and the room behind it, are nobody's block.
+        let base = other.as_ptr() as usize & !0x3fff;
+        let header = NonNull::new(core::ptr::with_exposed_provenance_mut(base + 64)).unwrap();
+        assert!(heap.kfree(header).is_err());
+        assert_eq!(ledger.kind(), MisuseKind::Interior);
+        heap.kfree(run).unwrap();
+        assert!(heap.kfree(run).is_err());
+        assert_eq!(ledger.kind(), MisuseKind::DoubleFree);
+        assert!(heap.krealloc(run, layout(30_000, 8), 31_000).is_err());
+        assert_eq!(ledger.kind(), MisuseKind::DoubleFree);
+        // Whoever writes over the records is found out.
+        header.sub(64).write_bytes(0x41, 16);
+        assert!(heap.kfree(other).is_err());
+        assert_eq!(ledger.kind(), MisuseKind::Damaged);
+    }
+    let _ = local;
+}
+
+#[test]
+#[should_panic(expected = "heap: double free")]
+fn without_a_hook_misuse_stops_loudly() {
+    let arena = Arena::new(64);
+    let heap: Heap<_, _, Lock> = Heap::new(&arena, ThreadCpus);
+    let block = heap.kalloc(layout(8, 8)).unwrap();
+    // SAFETY: not used again; the second is refused.
+    unsafe {
+        let _ = heap.kfree(block);
+        let _ = heap.kfree(block);
+    }
+}
+
+#[test]
+fn a_cache_keeps_its_objects_constructed() {
+    let (arena, ledger) = (Arena::new(256), Ledger::default());
+    let heap = heap(&arena, &ledger);
+    {
+        let cache = heap.cache::<String>("names", || String::from("fresh")).unwrap();
+        let mut first = cache.alloc().unwrap();
+        assert_eq!(*first, "fresh");
+        first.push_str(", used");
+        drop(first);
+        assert_eq!(*cache.alloc().unwrap(), "fresh, used");
+        let many: Vec<_> = (0..1000).map(|_| cache.alloc().unwrap()).collect();
+        assert_eq!(cache.live(), 1000);
+        let mut text = String::new();
+        heap.slabinfo(&mut text).unwrap();
+        let line = text.lines().find(|line| line.starts_with("names ")).unwrap();
+        assert_eq!(line.split_whitespace().nth(1), Some("1000"));
+        let raw = many.into_iter().next().unwrap().into_raw();
+        // SAFETY: the raw object is given back once.
+        unsafe {
+            assert!(heap.kfree(raw.cast()).is_err());
+            assert_eq!(ledger.kind(), MisuseKind::WrongCache);
+            let other = heap.cache::<String>("others", String::new).unwrap();
+            assert!(other.free_raw(raw).is_err());
+            assert_eq!(ledger.kind(), MisuseKind::WrongCache);
+            cache.free_raw(raw).unwrap();
+            assert!(cache.free_raw(raw).is_err());
+            assert_eq!(ledger.kind(), MisuseKind::DoubleFree);
+        }
+        heap.check().unwrap();
+    }
+    heap.shrink();
+    assert_eq!(arena.pages_out(), 0);
+}
+
+#[test]
+fn a_cache_dropped_with_live_objects_names_the_leak() {
+    let (arena, ledger) = (Arena::new(256), Ledger::default());
+    let heap = heap(&arena, &ledger);
+    let cache = heap.cache::<[u64; 9]>("nines", || [0; 9]).unwrap();
+    let object = cache.alloc_raw().unwrap();
+    drop(cache);
+    assert_eq!(ledger.one().to_string(), "heap: leaked objects: 1 objects of nines are still live");
+    // SAFETY: the object was leaked, not given back.
+    assert_eq!(unsafe { object.read() }, [0; 9]);
+    assert!(heap.check().is_ok());
+}
+
+#[test]
+fn objects_larger_than_a_page_and_aligned_to_one_have_caches_too() {
+    #[repr(align(4096))]
+    struct Large([u8; 5000]);
+    let (arena, ledger) = (Arena::new(1024), Ledger::default());
+    let heap = heap(&arena, &ledger);
+    let cache = heap.cache::<Large>("large", || Large([7; 5000])).unwrap();
+    let objects: Vec<_> = (0..20).map(|_| cache.alloc().unwrap()).collect();
+    for object in &objects {
+        assert_eq!(&raw const **object as usize % 4096, 0);
+        assert!(object.0.iter().all(|&byte| byte == 7));
+    }
+    let stats = heap.check().unwrap();
+    assert_eq!(stats.accounted(), stats.taken);
+}
+
+#[test]
+fn slabinfo_has_linuxs_columns() {
+    let (arena, ledger) = (Arena::new(64), Ledger::default());
+    let heap = heap(&arena, &ledger);
+    let _block = heap.kalloc(layout(64, 8)).unwrap();
+    let mut text = String::new();
+    heap.slabinfo(&mut text).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "slabinfo - version: 2.1");
+    let line = lines.iter().find(|line| line.starts_with("kmalloc-64 ")).unwrap();
+    let words: Vec<_> = line.split_whitespace().collect();
+    assert_eq!((words[1], words[3], words[5]), ("1", "64", "4"));
+    assert_eq!((words[6], words[7], words[11], words[12]), (":", "tunables", ":", "slabdata"));
+    assert_eq!(words.len(), 16);
+}
+
+#[test]
+fn two_threads_that_free_each_others_blocks_lose_nothing() {
+    let (arena, ledger) = (Arena::new(4096), Ledger::default());
+    let heap = heap(&arena, &ledger);
+    std::thread::scope(|scope| {
+        let (to_b, from_a) = std::sync::mpsc::channel::<(usize, Layout)>();
+        let (to_a, from_b) = std::sync::mpsc::channel::<(usize, Layout)>();
+        for (seed, to, from) in [(1u64, to_b, from_b), (2, to_a, from_a)] {
+            let heap = &heap;
+            scope.spawn(move || {
+                let mut random = seed;
+                let free = |(address, layout): (usize, Layout)| {
+                    let ptr = core::ptr::with_exposed_provenance_mut(address);
+                    // SAFETY: the other thread gave the block away.
+                    unsafe { heap.kfree_sized(NonNull::new(ptr).unwrap(), layout) }.unwrap();
+                };
+                for _ in 0..5000 {
+                    random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+                    let layout = layout((random >> 33) as usize % 3000, 8);
+                    let block = heap.kalloc(layout).unwrap();
+                    to.send((block.as_ptr().expose_provenance(), layout)).unwrap();
+                    from.try_iter().for_each(free);
+                }
+                drop(to);
+                from.iter().for_each(free);
+            });
+        }
+    });
+    let stats = heap.check().unwrap();
+    assert_eq!((stats.live, stats.runs), (0, 0));
+    heap.shrink();
+    assert_eq!(arena.pages_out(), 0);
+    assert!(arena.tag(0).is_none());
+}
