@@ -1,0 +1,80 @@
+//! The two interrupt controllers (8259) and who is served on which line.
+//!
+//! Handlers run with interrupts off, on the stack of whoever was interrupted: user mode or idle
+//! (*kernel-quiet*). They touch devices and their rings, and never allocate.
+//!
+//! Left out: the local APIC and the I/O APIC, which a second CPU will need.
+#![allow(unsafe_code)] // I/O ports
+
+use x86_64::instructions::port::Port;
+
+use super::trap::FIRST_IRQ;
+use super::{serial, time};
+
+const COMMAND: [u16; 2] = [0x20, 0xa0];
+const DATA: [u16; 2] = [0x21, 0xa1];
+const END_OF_INTERRUPT: u8 = 0x20;
+const READ_IN_SERVICE: u8 = 0x0b;
+
+const TIMER: u64 = 0;
+const CASCADE: u64 = 2;
+const SERIAL_2: u64 = 3;
+const SERIAL_1_3: u64 = 4;
+
+fn out(port: u16, value: u8) {
+    // SAFETY: only called with the controllers' ports; they select which interrupts arrive, all of
+    // which have gates, and never touch memory.
+    unsafe { Port::new(port).write(value) }
+}
+
+fn input(port: u16) -> u8 {
+    // SAFETY: as in `out`.
+    unsafe { Port::new(port).read() }
+}
+
+/// Points the 16 lines at our gates and lets through those that are served.
+pub(crate) fn init() {
+    for (controller, first, wiring) in [(0, FIRST_IRQ, 1 << CASCADE), (1, FIRST_IRQ + 8, CASCADE)] {
+        out(COMMAND[controller], 0x11); // begin: edges, cascaded, four words
+        out(DATA[controller], first);
+        out(DATA[controller], wiring as u8);
+        out(DATA[controller], 0x01); // 8086 mode, explicit end of interrupt
+    }
+    let open: u16 = 1 << TIMER | 1 << CASCADE | 1 << SERIAL_2 | 1 << SERIAL_1_3;
+    let [low, high] = (!open).to_le_bytes();
+    out(DATA[0], low);
+    out(DATA[1], high);
+}
+
+/// A line's last request may vanish before it is asked for; the controller then reports its lowest
+/// line, without having it in service.
+fn spurious(line: u64) -> bool {
+    let controller = match line {
+        7 => 0,
+        15 => 1,
+        _ => return false,
+    };
+    out(COMMAND[controller], READ_IN_SERVICE);
+    let in_service = input(COMMAND[controller]) & 0x80 != 0;
+    if !in_service && controller == 1 {
+        out(COMMAND[0], END_OF_INTERRUPT); // the first controller did see the second one
+    }
+    !in_service
+}
+
+/// Serves the interrupt that came in by `vector`.
+pub(crate) fn serve(vector: u64) {
+    let line = vector.wrapping_sub(u64::from(FIRST_IRQ));
+    if spurious(line) {
+        return;
+    }
+    match line {
+        TIMER => time::tick(),
+        SERIAL_2 | SERIAL_1_3 => serial::interrupt(),
+        _ => {}
+    }
+    if line >= 8 {
+        out(COMMAND[1], END_OF_INTERRUPT);
+    }
+    out(COMMAND[0], END_OF_INTERRUPT);
+}

@@ -1,0 +1,183 @@
+//! Exceptions and interrupts that arrive in the kernel, and the frame they come with.
+//!
+//! An exception in the kernel is a bug: it is reported with registers and a backtrace, and the
+//! machine ends. Two are special: a fault in a guard page is named a stack overflow (it arrives as
+//! a double fault, since the CPU finds no stack to push the page fault on), and an NMI is a request
+//! to say where the kernel is, after which it goes on.
+#![allow(unsafe_code)] // the entry is assembly
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+
+use pagoda_addr::VirtAddr;
+use pagoda_kernel_core::machine::UserRegs;
+
+use super::console::say;
+use super::exit::{Exit, exit};
+use super::percpu::{self, Area};
+use super::{backtrace, console, guard, irq, user};
+
+/// The vector of the first of the 16 interrupt lines; exceptions end below it.
+pub(crate) const FIRST_IRQ: u8 = 32;
+/// Interrupt lines.
+pub(crate) const IRQS: u8 = 16;
+
+const DOUBLE_FAULT: u64 = 8;
+const NMI: u64 = 2;
+const PAGE_FAULT: u64 = 14;
+
+global_asm!(
+    include_str!("trap.s"),
+    include_str!("user.s"),
+    EXCEPTION = sym exception,
+    INTERRUPT = sym interrupt,
+    BOOT_AREA = sym percpu::BOOT,
+    SCRATCH = const offset_of!(Area, scratch),
+    KERNEL_RSP = const offset_of!(Area, kernel_rsp),
+    USER_REGS = const offset_of!(Area, user_regs),
+    VECTOR = const offset_of!(Area, vector),
+    CODE = const offset_of!(Area, code),
+    CR2 = const offset_of!(Area, cr2),
+    FSGSBASE = const offset_of!(Area, fsgsbase),
+    TSS_RSP0 = const offset_of!(Area, tss) + 4, // its second field, after four reserved bytes
+    SYSCALL = const user::SYSCALL,
+    USER_DATA = const super::tables::USER_DATA,
+    USER_CODE = const super::tables::USER_CODE,
+    RAX = const offset_of!(UserRegs, rax),
+    RBX = const offset_of!(UserRegs, rbx),
+    RCX = const offset_of!(UserRegs, rcx),
+    RDX = const offset_of!(UserRegs, rdx),
+    RSI = const offset_of!(UserRegs, rsi),
+    RDI = const offset_of!(UserRegs, rdi),
+    RBP = const offset_of!(UserRegs, rbp),
+    RSP = const offset_of!(UserRegs, rsp),
+    R8 = const offset_of!(UserRegs, r8),
+    R9 = const offset_of!(UserRegs, r9),
+    R10 = const offset_of!(UserRegs, r10),
+    R11 = const offset_of!(UserRegs, r11),
+    R12 = const offset_of!(UserRegs, r12),
+    R13 = const offset_of!(UserRegs, r13),
+    R14 = const offset_of!(UserRegs, r14),
+    R15 = const offset_of!(UserRegs, r15),
+    RIP = const offset_of!(UserRegs, rip),
+    RFLAGS = const offset_of!(UserRegs, rflags),
+    FS_BASE = const offset_of!(UserRegs, fs_base),
+    GS_BASE = const offset_of!(UserRegs, gs_base),
+);
+
+unsafe extern "C" {
+    /// The first of the stubs in `trap.s`, 16 bytes each.
+    static trap_stubs: u8;
+}
+
+/// The address of the stub for `vector` (below 48).
+pub(crate) fn stub(vector: u8) -> u64 {
+    &raw const trap_stubs as u64 + 16 * u64::from(vector)
+}
+
+/// What the stubs and `from_kernel` leave on the stack, lowest address first.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+#[allow(missing_docs)] // the architecture's own names
+pub(crate) struct Frame {
+    pub(crate) r15: u64,
+    pub(crate) r14: u64,
+    pub(crate) r13: u64,
+    pub(crate) r12: u64,
+    pub(crate) r11: u64,
+    pub(crate) r10: u64,
+    pub(crate) r9: u64,
+    pub(crate) r8: u64,
+    pub(crate) rbp: u64,
+    pub(crate) rdi: u64,
+    pub(crate) rsi: u64,
+    pub(crate) rdx: u64,
+    pub(crate) rcx: u64,
+    pub(crate) rbx: u64,
+    pub(crate) rax: u64,
+    pub(crate) vector: u64,
+    pub(crate) code: u64,
+    pub(crate) rip: u64,
+    pub(crate) cs: u64,
+    pub(crate) rflags: u64,
+    pub(crate) rsp: u64,
+    pub(crate) ss: u64,
+}
+
+/// The name of an exception.
+pub(crate) fn name(vector: u64) -> &'static str {
+    match vector {
+        0 => "divide error",
+        1 => "debug exception",
+        NMI => "non-maskable interrupt",
+        3 => "breakpoint",
+        4 => "overflow",
+        5 => "bound range exceeded",
+        6 => "invalid opcode",
+        7 => "no floating-point unit",
+        DOUBLE_FAULT => "double fault",
+        10 => "invalid task state",
+        11 => "segment not present",
+        12 => "stack segment fault",
+        13 => "general protection fault",
+        PAGE_FAULT => "page fault",
+        16 => "floating-point error",
+        17 => "alignment check",
+        18 => "machine check",
+        19 => "vector floating-point error",
+        20 => "virtualization exception",
+        21 => "control protection exception",
+        _ => "unknown exception",
+    }
+}
+
+/// An exception while the kernel ran. Called by `trap.s`.
+extern "C" fn exception(frame: &Frame, cr2: u64) {
+    console::urgent();
+    if frame.vector == NMI {
+        say!("NMI: the kernel is here, and goes on:");
+        report(frame);
+        console::calm();
+        return;
+    }
+    let fault = VirtAddr::new(cr2);
+    let on_stack = frame.vector == DOUBLE_FAULT || frame.vector == PAGE_FAULT;
+    match guard::owner(fault).filter(|_| on_stack) {
+        Some(stack) => {
+            say!("kernel panic: kernel stack overflow: {fault} is in the guard page of {stack}");
+        }
+        None if frame.vector == PAGE_FAULT => {
+            let access = match frame.code {
+                code if code & 1 << 4 != 0 => "execution",
+                code if code & 1 << 1 != 0 => "write",
+                _ => "read",
+            };
+            let why = if frame.code & 1 != 0 { "not allowed" } else { "nothing is mapped" };
+            say!("kernel panic: page fault: {access} at {fault}: {why}{}", guard::place(fault));
+        }
+        None => {
+            say!(
+                "kernel panic: {} in the kernel, error code {:#x}",
+                name(frame.vector),
+                frame.code
+            );
+        }
+    }
+    report(frame);
+    exit(Exit::Panic)
+}
+
+/// Registers and backtrace.
+fn report(f: &Frame) {
+    say!("  rip {:016x}  rsp {:016x}  rflags {:08x}  cs {:x}", f.rip, f.rsp, f.rflags, f.cs);
+    say!("  rax {:016x}  rbx {:016x}  rcx {:016x}  rdx {:016x}", f.rax, f.rbx, f.rcx, f.rdx);
+    say!("  rsi {:016x}  rdi {:016x}  rbp {:016x}  r8  {:016x}", f.rsi, f.rdi, f.rbp, f.r8);
+    say!("  r9  {:016x}  r10 {:016x}  r11 {:016x}  r12 {:016x}", f.r9, f.r10, f.r11, f.r12);
+    say!("  r13 {:016x}  r14 {:016x}  r15 {:016x}", f.r13, f.r14, f.r15);
+    backtrace::print(f.rip, f.rbp);
+}
+
+/// An interrupt while the kernel was idle. Called by `trap.s`.
+extern "C" fn interrupt(vector: u64) {
+    irq::serve(vector);
+}

@@ -1,0 +1,161 @@
+//! Running programs: [`run`] enters user mode and returns when the program has trapped.
+//!
+//! What a program could do to the kernel on this border, and why it cannot:
+//!
+//! - a return address that is not canonical would make `sysret` fault in kernel mode on the user's
+//!   stack: `sysret` is only used for addresses below [`USER_END`], and `iret` only for canonical
+//!   ones; anything else is answered with the fault itself;
+//! - flags that open SMAP (AC), run string instructions backwards (DF), single-step the kernel
+//!   (TF), let interrupts in (IF) or nest tasks (NT): cleared by SFMASK on `syscall`, and by
+//!   `leave_user` on every other way in; I/O privilege is never given;
+//! - a GS base that looks like the kernel's: the kernel never asks which of the two it has, it
+//!   knows (*kernel-gs*); the entries for NMI and machine check set their own.
+#![allow(unsafe_code)] // enters user mode
+
+use core::sync::atomic::Ordering;
+
+use pagoda_addr::VirtAddr;
+use pagoda_kernel_core::machine::{Trap, UserRegs};
+use x86_64::registers::model_specific::{Efer, FsBase, KernelGsBase, LStar, Msr, SFMask, Star};
+use x86_64::registers::rflags::RFlags;
+
+use super::layout::USER_END;
+use super::trap::{FIRST_IRQ, IRQS};
+use super::{console, exit, irq, percpu, tables, trap};
+
+/// What the system call entry leaves in place of a vector.
+pub(crate) const SYSCALL: u64 = 0x100;
+
+const GENERAL_PROTECTION: u8 = 13;
+const PAGE_FAULT: u64 = 14;
+const NMI: u64 = 2;
+const MACHINE_CHECK: u64 = 18;
+const DOUBLE_FAULT: u64 = 8;
+
+/// Flags that are the program's own business: arithmetic, TF, DF, RF, AC, ID.
+const PROGRAMS_FLAGS: u64 = 0x0025_0dd5;
+/// Flags that are always set in user mode: interrupts on, and the bit that is always 1.
+const USER_FLAGS: u64 = 0x202;
+/// Flags that `sysret` and the trap that follows would treat differently from `iret`: TF, RF.
+const NEEDS_IRET: u64 = 1 << 8 | 1 << 16;
+
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
+
+unsafe extern "C" {
+    fn enter_user(registers: *mut UserRegs, by_sysret: u32);
+    fn syscall_entry();
+}
+
+/// Sets up `syscall` and `sysret` on the executing CPU.
+pub(crate) fn init() {
+    let entry: unsafe extern "C" fn() = syscall_entry;
+    LStar::write(x86_64::VirtAddr::new(entry as usize as u64));
+    SFMask::write(
+        RFlags::INTERRUPT_FLAG
+            | RFlags::DIRECTION_FLAG
+            | RFlags::ALIGNMENT_CHECK
+            | RFlags::TRAP_FLAG
+            | RFlags::NESTED_TASK
+            | RFlags::RESUME_FLAG
+            | RFlags::IOPL_LOW
+            | RFlags::IOPL_HIGH
+            | RFlags::CARRY_FLAG
+            | RFlags::PARITY_FLAG
+            | RFlags::AUXILIARY_CARRY_FLAG
+            | RFlags::ZERO_FLAG
+            | RFlags::SIGN_FLAG
+            | RFlags::OVERFLOW_FLAG,
+    );
+    // SAFETY: the selectors are those of the table that is loaded (see tables.rs): after `syscall`
+    // kernel code and data, after `sysret` user code and data. The other entry, `sysenter`, stays
+    // closed: a null code selector makes it fault.
+    unsafe {
+        Star::write_raw(tables::SYSRET_BASE, tables::KERNEL_CODE);
+        Msr::new(0x174).write(0);
+    }
+    debug_assert!(
+        Efer::read().contains(x86_64::registers::model_specific::EferFlags::SYSTEM_CALL_EXTENSIONS)
+    );
+}
+
+/// Runs the program whose registers these are until it traps. See the trait `Machine`.
+pub(crate) fn run(regs: &mut UserRegs) -> Trap {
+    let canonical = |addr| VirtAddr::new(addr).is_canonical(48);
+    if !(canonical(regs.rip) && canonical(regs.fs_base) && canonical(regs.gs_base)) {
+        return Trap::Exception { vector: GENERAL_PROTECTION, code: 0 };
+    }
+    regs.rflags = regs.rflags & PROGRAMS_FLAGS | USER_FLAGS;
+    let by_sysret = regs.rcx == regs.rip
+        && regs.r11 == regs.rflags
+        && regs.rip < USER_END
+        && regs.rflags & NEEDS_IRET == 0;
+    load_bases(regs);
+    percpu::assert_unpinned();
+    // SAFETY: the address is canonical and the flags are a program's, so leaving cannot fault; by
+    // `sysret` only with an address in the lower half. `regs` is exclusively borrowed until the
+    // trap entries have filled it and come back here. The active page table maps the kernel like
+    // all others do. Interrupts are off.
+    unsafe { enter_user(regs, u32::from(by_sysret)) };
+    classify()
+}
+
+/// Loads the FS and GS bases where programs cannot write them, if they changed. Where programs can
+/// (FSGSBASE), `enter_user` does it.
+fn load_bases(regs: &UserRegs) {
+    let area = percpu::this();
+    if area.fsgsbase.load(Ordering::Relaxed) {
+        return;
+    }
+    if area.fs_base.load(Ordering::Relaxed) != regs.fs_base {
+        FsBase::write(x86_64::VirtAddr::new_truncate(regs.fs_base));
+        area.fs_base.store(regs.fs_base, Ordering::Relaxed);
+    }
+    if area.gs_base.load(Ordering::Relaxed) != regs.gs_base {
+        // SAFETY: the register that `swapgs` exchanges: in the kernel it holds the program's base.
+        // The value is canonical.
+        unsafe { Msr::new(KERNEL_GS_BASE).write(regs.gs_base) };
+        area.gs_base.store(regs.gs_base, Ordering::Relaxed);
+    }
+}
+
+/// What the entry left in the CPU's area, in the portable half's words.
+fn classify() -> Trap {
+    let area = percpu::this();
+    let vector = area.vector.load(Ordering::Relaxed);
+    let code = area.code.load(Ordering::Relaxed);
+    match vector {
+        SYSCALL => Trap::Syscall,
+        PAGE_FAULT => Trap::PageFault {
+            addr: VirtAddr::new(area.cr2.load(Ordering::Relaxed)),
+            write: code & 1 << 1 != 0,
+            exec: code & 1 << 4 != 0,
+            present: code & 1 != 0,
+        },
+        NMI => {
+            log::warn!("NMI while a program ran");
+            Trap::Interrupt
+        }
+        DOUBLE_FAULT | MACHINE_CHECK => {
+            console::urgent();
+            console::say!("kernel panic: {} while a program ran", trap::name(vector));
+            exit::exit(exit::Exit::Panic)
+        }
+        _ => match u8::try_from(vector) {
+            Ok(line) if (FIRST_IRQ..FIRST_IRQ + IRQS).contains(&line) => {
+                irq::serve(vector);
+                Trap::Interrupt
+            }
+            Ok(vector) => Trap::Exception { vector, code },
+            Err(_) => unreachable!("the stubs push vectors below 48"),
+        },
+    }
+}
+
+/// Nothing of an earlier program is left in the registers that [`load_bases`] remembers.
+pub(crate) fn forget_bases() {
+    FsBase::write(x86_64::VirtAddr::zero());
+    KernelGsBase::write(x86_64::VirtAddr::zero());
+    let area = percpu::this();
+    area.fs_base.store(0, Ordering::Relaxed);
+    area.gs_base.store(0, Ordering::Relaxed);
+}
