@@ -80,6 +80,8 @@ pub fn programs() -> Result<Vec<PathBuf>> {
     setup::for_boot()?;
     let mut arguments =
         vec!["build", "--quiet", "--release", "--target", "x86_64-unknown-linux-musl"];
+    // The initramfs must fit into a small machine.
+    arguments.extend(["--config", "profile.release.strip=true"]);
     for name in &names {
         arguments.extend(["--package", name]);
     }
