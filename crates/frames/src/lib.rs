@@ -1,2 +1,57 @@
-//! Physical frame allocator: every order from 4 KiB to 1 GiB, and the frame table
+//! # Which 4 KiB of RAM are free, and who owns the others?
+//!
+//! The nouns:
+//!
+//! - [`FrameAllocator`]: hands out [`OwnedFrames`], any order from 4 KiB to 1 GiB or any contiguous
+//!   count, and takes them back.
+//! - [`Request`]: what is wanted: how many, how aligned, below which address, zeroed, how urgent.
+//! - [`FrameTable`]: one [`FrameInfo`] of 16 bytes for each frame; the truth about ownership.
+//! - *chunk*: 512 frames, 2 MiB: one 64-byte line of the bitmap. *gig*: 512 chunks, 1 GiB.
+//!   Frames are looked up through a directory of gigs, so holes between them cost four bytes per
+//!   GiB and nothing else.
+//!
+//! # Invariants
+//!
+//! - *conservation*: `free + cached + used = total`, always; see [`Stats`].
+//! - *bit-truth*: a frame's bit in the bitmap is set exactly if the core may hand it out.
+//! - *head-truth*: an entry of the frame table says "head" exactly if an allocation that is in
+//!   somebody's hands begins at that frame.
+//! - *one-owner*: a frame is inside at most one allocation. Follows from the two before; checked at
+//!   each hand-out.
+//!
+//! Placement: single frames and small blocks come from the lowest address, out of chunks that are
+//! already broken; entirely free chunks are broken last; 2 MiB and more come from the other end.
+//! Zones are tried from the top down, so that the low memory that old devices need goes last.
+//!
+//! Left out: per-CPU caches (every call takes the lock), NUMA nodes, keeping movable and unmovable
+//! allocations apart ([`Mobility`] is recorded nowhere yet), a pool of zeroed frames, poisoning.
 #![no_std]
+#![deny(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+mod allocator;
+mod bitmap;
+mod error;
+mod line;
+mod owned;
+mod places;
+mod request;
+mod runs;
+mod stats;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use allocator::{FrameAllocator, Setup, required};
+pub use error::{AllocError, Blame, Corruption, FreeError, SetupError, TableError};
+pub use owned::OwnedFrames;
+pub use request::{Class, Kind, Mobility, Request};
+pub use stats::{BlockCounts, Stats, Zone};
+pub use table::{Allocation, FrameInfo, FrameTable, backing};
+
+/// The README's example is a test.
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

@@ -1,0 +1,439 @@
+//! The allocator that a kernel holds: the core behind a lock, and the frame table beside it.
+//!
+//! Lock order: one lock, of the rank that the host gives it (`pagoda_sync::rank::FRAMES`); nothing
+//! is called while it is held but the core and the table. Frames are zeroed after it was let go.
+#![allow(unsafe_code)] // writes zeroes through the `PhysMap`; the constructor trusts the caller
+
+use core::alloc::Layout;
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use lock_api::{Mutex, RawMutex};
+use pagoda_addr::{Frame, FrameRange, Order, PAGE_SHIFT, PhysMap};
+use pagoda_sync::Cpus;
+
+use crate::bitmap::{Core, Window};
+use crate::places::{Places, Plan};
+use crate::runs::Run;
+use crate::table::{FrameInfo, FrameTable};
+use crate::{
+    AllocError, BlockCounts, Class, Corruption, FreeError, Kind, OwnedFrames, Request, SetupError,
+    Stats, TableError, Zone,
+};
+
+/// Bytes of metadata storage that an allocator for these ranges and this many CPUs
+/// ([`Cpus::limit`]) needs. The ranges are sorted and disjoint.
+///
+/// # Errors
+/// What [`FrameAllocator::new`] would complain about too.
+pub fn required(ranges: &[FrameRange], cpus: usize) -> Result<Layout, SetupError> {
+    let _ = cpus; // No part of the storage depends on the CPUs so far.
+    Plan::new(ranges)?.layout()
+}
+
+/// What [`FrameAllocator::new`] starts from.
+#[derive(Debug)]
+pub struct Setup<'a, 'm> {
+    /// The free memory, sorted and disjoint. Copied; none of it is touched.
+    pub ranges: &'a [FrameRange],
+    /// As much as [`required`] says, so aligned; its content does not matter.
+    pub storage: &'m mut [MaybeUninit<u8>],
+    /// The frame table's array: entry 0 belongs to frame 0. None: no table, and ownership is checked
+    /// by the bitmap alone.
+    pub table: Option<NonNull<FrameInfo>>,
+    /// Frames that only [`Class::Reserve`] may have.
+    pub reserve: u64,
+}
+
+/// The physical frame allocator. See the crate's head.
+pub struct FrameAllocator<'m, C, M, R> {
+    core: Mutex<R, Core<'m>>,
+    table: FrameTable<'m>,
+    /// Index at which each zone ends.
+    zone_ends: [usize; Zone::ALL.len()],
+    reserve: AtomicU64,
+    cpus: C,
+    map: M,
+}
+
+impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
+    /// An allocator for which every frame of `setup.ranges` is free.
+    ///
+    /// # Safety
+    /// - The frames of `setup.ranges` are RAM that nobody else uses, managed memory in the sense of
+    ///   `map`'s contract.
+    /// - Of the array at `setup.table`, the parts that [`backing`](crate::backing) names for these
+    ///   ranges are mapped, writable, used by nobody else, and stay so for `'m`. Their content does
+    ///   not matter.
+    ///
+    /// # Errors
+    /// [`SetupError`]: ranges that are not sorted, or too little storage.
+    pub unsafe fn new(setup: Setup<'_, 'm>, cpus: C, map: M) -> Result<Self, SetupError> {
+        let places = Places::carve(setup.ranges, setup.storage)?;
+        let directory = places.directory;
+        let table = FrameTable::new(setup.table, directory, places.started);
+        let core = Core::new(places);
+        let zone_ends = Zone::ALL.map(|zone| directory.index_from(zone.end()));
+        let reserve = AtomicU64::new(setup.reserve);
+        Ok(Self { core: Mutex::new(core), table, zone_ends, reserve, cpus, map })
+    }
+
+    /// The frame table.
+    #[inline]
+    pub fn table(&self) -> &FrameTable<'m> {
+        &self.table
+    }
+
+    /// The host's CPUs.
+    #[inline]
+    pub fn cpus(&self) -> &C {
+        &self.cpus
+    }
+
+    /// The host's way to memory.
+    #[inline]
+    pub fn map(&self) -> &M {
+        &self.map
+    }
+
+    /// From now on, leave this many frames to [`Class::Reserve`].
+    pub fn set_reserve(&self, frames: u64) {
+        self.reserve.store(frames, Ordering::Relaxed);
+    }
+
+    /// Frames as `request` says.
+    ///
+    /// # Errors
+    /// [`AllocError`]; nothing has changed then.
+    pub fn alloc(&self, request: Request) -> Result<OwnedFrames, AllocError> {
+        let owned = self.take(&mut self.core.lock(), &request)?;
+        if request.zeroed {
+            self.zero(owned.range());
+        }
+        Ok(owned)
+    }
+
+    /// As many allocations, each as `request` says, as `into` has empty places for and memory has
+    /// room for; returns how many were made. Cheaper than one by one.
+    ///
+    /// # Errors
+    /// The reason why there were not more; those that were made stay in `into`.
+    pub fn alloc_bulk(
+        &self,
+        request: Request,
+        into: &mut [Option<OwnedFrames>],
+    ) -> (usize, Result<(), AllocError>) {
+        let mut made = 0;
+        let mut core = self.core.lock();
+        for slot in into.iter_mut().filter(|slot| slot.is_none()) {
+            match self.take(&mut core, &request) {
+                Ok(owned) => *slot = Some(owned),
+                Err(error) => return (made, Err(error)),
+            }
+            made += 1;
+            if let (true, Some(owned)) = (request.zeroed, slot.as_ref()) {
+                self.zero(owned.range());
+            }
+        }
+        (made, Ok(()))
+    }
+
+    /// Exactly the frames of `range`, whatever the reserve.
+    ///
+    /// # Errors
+    /// [`AllocError::NotManaged`] or [`AllocError::Busy`] with the first frame that is not to be
+    /// had.
+    pub fn alloc_at(&self, range: FrameRange, kind: Kind) -> Result<OwnedFrames, AllocError> {
+        if range.is_empty() || range.count() > u64::from(u32::MAX) {
+            return Err(AllocError::BadRequest);
+        }
+        let mut core = self.core.lock();
+        if let Some(frame) = core.directory.first_foreign(range) {
+            return Err(AllocError::NotManaged(frame));
+        }
+        let first = range.start();
+        let index = core.directory.index(first.number()).ok_or(AllocError::NotManaged(first))?;
+        if let Some(busy) = core.first_other(index, index + range.count() as usize, true) {
+            return Err(AllocError::Busy(frame_at(&core, busy)));
+        }
+        self.table.claim(range, FrameTable::traits(kind, 0)).map_err(AllocError::Corrupt)?;
+        core.take(index, range.count() as usize);
+        Ok(OwnedFrames::new(range))
+    }
+
+    fn take(&self, core: &mut Core<'m>, request: &Request) -> Result<OwnedFrames, AllocError> {
+        let Request { count, align, boundary, .. } = *request;
+        let crossing = boundary.is_some_and(|boundary| boundary.count() < count);
+        if count == 0 || count > u64::from(u32::MAX) || crossing {
+            return Err(AllocError::BadRequest);
+        }
+        let left = core.free_frames().checked_sub(count).ok_or(AllocError::NoMemory)?;
+        if request.class == Class::Normal && left < self.reserve.load(Ordering::Relaxed) {
+            return Err(AllocError::Reserved);
+        }
+        let run = Run { count, align, boundary };
+        let index = self.find(core, &run, request).ok_or(AllocError::Fragmented)?;
+        let range = FrameRange::new(frame_at(core, index), count).ok_or(AllocError::Fragmented)?;
+        let traits = FrameTable::traits(request.kind, 0);
+        self.table.claim(range, traits).map_err(AllocError::Corrupt)?;
+        core.take(index, count as usize);
+        Ok(OwnedFrames::new(range))
+    }
+
+    /// Zone by zone from the top, at last across their borders.
+    fn find(&self, core: &Core<'m>, run: &Run, request: &Request) -> Option<usize> {
+        let limit = match request.below {
+            Some(below) => core.directory.index_from(below.as_u64() >> PAGE_SHIFT),
+            None => core.end(),
+        };
+        let windows = (0..self.zone_ends.len()).rev().map(|zone| self.window(zone, limit));
+        let filled = |window: &Window| !window.is_empty();
+        windows.clone().filter(filled).find_map(|window| core.find_run(run, window)).or_else(|| {
+            let split = run.count > 1 && windows.filter(filled).count() > 1;
+            split.then(|| core.find_run(run, Window::new(0, limit))).flatten()
+        })
+    }
+
+    /// The part of a zone below an index.
+    fn window(&self, zone: usize, limit: usize) -> Window {
+        let start = if zone == 0 { 0 } else { self.zone_ends[zone - 1] };
+        Window::new(start, self.zone_ends[zone].min(limit))
+    }
+
+    fn zero(&self, range: FrameRange) {
+        let first = self.map.ptr(range.start().start());
+        // SAFETY: the frames are managed memory that was taken from the core just now, so nobody
+        // else uses them; `PhysMap` gives consecutive pointers for consecutive managed frames.
+        unsafe { ptr::write_bytes(first, 0, range.bytes() as usize) };
+    }
+
+    /// Takes back what an allocation returned.
+    ///
+    /// # Errors
+    /// As [`free_range`](Self::free_range); the frames stay as they are then.
+    pub fn free(&self, owned: OwnedFrames) -> Result<(), FreeError> {
+        self.free_range(owned.into_range())
+    }
+
+    /// Takes back every allocation in `places`; cheaper than one by one.
+    ///
+    /// # Errors
+    /// The first error; that allocation's place is empty, those after it are untouched.
+    pub fn free_bulk(&self, places: &mut [Option<OwnedFrames>]) -> Result<(), FreeError> {
+        let mut core = self.core.lock();
+        places
+            .iter_mut()
+            .filter_map(Option::take)
+            .try_for_each(|owned| self.give(&mut core, owned.into_range()))
+    }
+
+    /// Takes back the frames of one or several adjacent whole allocations. For owners that remember
+    /// frames by number; the range is checked against bitmap and table.
+    ///
+    /// # Errors
+    /// [`FreeError`], which names the first frame that is wrong and why; nothing has changed then.
+    pub fn free_range(&self, range: FrameRange) -> Result<(), FreeError> {
+        self.give(&mut self.core.lock(), range)
+    }
+
+    /// Takes back some frames of an allocation; the rest stays with its owner, as one or two
+    /// allocations that know the same owner, kind and flags.
+    ///
+    /// # Errors
+    /// As [`free_range`](Self::free_range).
+    pub fn free_part(&self, range: FrameRange) -> Result<(), FreeError> {
+        let mut core = self.core.lock();
+        if range.is_empty() {
+            return Err(FreeError::Empty);
+        }
+        if self.table.is_present() {
+            self.carve_out(&core, range)?;
+        }
+        self.give(&mut core, range)
+    }
+
+    /// Makes `range`, which lies in one allocation, an allocation of its own.
+    fn carve_out(&self, core: &Core<'m>, range: FrameRange) -> Result<(), FreeError> {
+        let found = self.table.find(range.start());
+        let mut block = found.ok_or_else(|| self.explain(core, range.start()))?;
+        if range.end_number() > block.range.end_number() {
+            return Err(FreeError::PartOf { frame: range.start(), block: block.range });
+        }
+        if let Some(Err(error)) = self.table.check_free(block.range.start()) {
+            return Err(error);
+        }
+        if block.range.start() < range.start() {
+            let before = range.start().number() - block.range.start().number();
+            self.table.cut(&block, before).map_err(FreeError::Corrupt)?;
+            let second = self.table.begins(range.start());
+            block = second.ok_or_else(|| self.explain(core, range.start()))?;
+        }
+        if range.count() < block.range.count() {
+            self.table.cut(&block, range.count()).map_err(FreeError::Corrupt)?;
+        }
+        Ok(())
+    }
+
+    /// Cuts an allocation in two: the first `at` frames, and the rest.
+    ///
+    /// # Errors
+    /// The allocation itself, unchanged, when one part would be empty.
+    pub fn split(
+        &self,
+        owned: OwnedFrames,
+        at: u64,
+    ) -> Result<(OwnedFrames, OwnedFrames), OwnedFrames> {
+        let range = owned.range();
+        let low = FrameRange::new(range.start(), at);
+        let high = range.start().checked_add(at);
+        let high = high.and_then(|start| FrameRange::new(start, range.count().checked_sub(at)?));
+        let (Some(low), Some(high)) = (low, high) else { return Err(owned) };
+        if low.is_empty() || high.is_empty() {
+            return Err(owned);
+        }
+        let _core = self.core.lock();
+        if let Some(block) = self.table.begins(range.start()) {
+            if self.table.cut(&block, at).is_err() {
+                return Err(owned);
+            }
+        }
+        let _ = owned.into_range();
+        Ok((OwnedFrames::new(low), OwnedFrames::new(high)))
+    }
+
+    /// One owner less for the allocation that begins at `frame`; frees it when that was the last
+    /// one, and says whether it did.
+    ///
+    /// # Errors
+    /// [`FreeError`]; nothing has changed then, except that the last owner of an allocation that is
+    /// still mapped is gone.
+    pub fn release(&self, frame: Frame) -> Result<bool, FreeError> {
+        match self.table.release(frame) {
+            Ok(false) => Ok(false),
+            Ok(true) => match self.table.begins(frame) {
+                Some(block) => self.free_range(block.range).map(|()| true),
+                None => Err(FreeError::DoubleFree(frame)),
+            },
+            Err(TableError::NotManaged(frame)) => Err(FreeError::NotManaged(frame)),
+            Err(TableError::NoTable) => self.free_range(FrameRange::single(frame)).map(|()| true),
+            Err(_) => Err(self.explain(&self.core.lock(), frame)),
+        }
+    }
+
+    fn give(&self, core: &mut Core<'m>, range: FrameRange) -> Result<(), FreeError> {
+        if range.is_empty() {
+            return Err(FreeError::Empty);
+        }
+        let frame = range.start();
+        let index = core.directory.index(frame.number()).ok_or(FreeError::NotManaged(frame))?;
+        let count = range.count() as usize;
+        if self.table.is_present() {
+            self.each_head(core, range, |_| ())?;
+            if let Some(free) = core.first_other(index, index + count, false) {
+                let frame = frame_at(core, free);
+                return Err(FreeError::Corrupt(Corruption::OwnedButFree { frame }));
+            }
+            self.each_head(core, range, |head| self.table.unclaim(head))?;
+        } else {
+            if let Some(frame) = core.directory.first_foreign(range) {
+                return Err(FreeError::NotManaged(frame));
+            }
+            if let Some(free) = core.first_other(index, index + count, false) {
+                return Err(FreeError::DoubleFree(frame_at(core, free)));
+            }
+        }
+        core.give(index, count);
+        Ok(())
+    }
+
+    /// Calls `each` for the head of every allocation in `range`, which must be made of whole ones
+    /// that may be given back.
+    fn each_head(
+        &self,
+        core: &Core<'m>,
+        range: FrameRange,
+        mut each: impl FnMut(Frame),
+    ) -> Result<(), FreeError> {
+        let mut next = range.start();
+        loop {
+            let block = match self.table.check_free(next) {
+                Some(block) => block?.range,
+                None => return Err(self.explain(core, next)),
+            };
+            if block.end_number() > range.end_number() {
+                return Err(FreeError::PartOf { frame: next, block });
+            }
+            each(next);
+            match Frame::new(block.end_number()) {
+                Some(after) if after.number() < range.end_number() => next = after,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Why no allocation begins at `frame`.
+    #[cold]
+    fn explain(&self, core: &Core<'m>, frame: Frame) -> FreeError {
+        if core.directory.first_foreign(FrameRange::single(frame)).is_some() {
+            return FreeError::NotManaged(frame);
+        }
+        match self.table.find(frame) {
+            Some(block) => FreeError::PartOf { frame, block: block.range },
+            None => FreeError::DoubleFree(frame),
+        }
+    }
+
+    /// How many frames are where.
+    pub fn stats(&self) -> Stats {
+        let core = self.core.lock();
+        let (total, free) = (core.total_frames(), core.free_frames());
+        let reserve = self.reserve.load(Ordering::Relaxed).min(free);
+        Stats { total, free, cached: 0, used: total - free, reserve }
+    }
+
+    /// The free blocks of a zone, or of all memory. O(chunks).
+    pub fn block_counts(&self, zone: Option<Zone>) -> BlockCounts {
+        let core = self.core.lock();
+        let mut counts = BlockCounts::default();
+        let window = match zone {
+            Some(zone) => self.window(zone as usize, core.end()),
+            None => Window::new(0, core.end()),
+        };
+        core.count_blocks(window, &mut counts.blocks);
+        counts
+    }
+
+    /// Free blocks of `order` that could be allocated one after the other. O(chunks).
+    pub fn available(&self, order: Order) -> u64 {
+        let counts = self.block_counts(None).blocks;
+        (order.get()..=Order::MAX.get())
+            .map(|larger| counts[usize::from(larger)] << (larger - order.get()))
+            .sum()
+    }
+
+    /// Makes the bitmap say that owned frames are free.
+    #[cfg(test)]
+    pub(crate) fn corrupt_for_test(&self, range: FrameRange) {
+        let mut core = self.core.lock();
+        let index = core.directory.index(range.start().number()).unwrap_or(0);
+        core.give(index, range.count() as usize);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn audit(&self) {
+        self.core.lock().audit();
+    }
+}
+
+fn frame_at(core: &Core<'_>, index: usize) -> Frame {
+    // Indices stand for frame numbers below 2^40.
+    Frame::new(core.directory.frame(index)).unwrap_or_default()
+}
+
+impl<C, M, R> fmt::Debug for FrameAllocator<'_, C, M, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameAllocator").finish_non_exhaustive()
+    }
+}

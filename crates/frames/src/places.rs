@@ -1,0 +1,234 @@
+//! Where things are: the directory of gigs, and the metadata carved out of the caller's storage.
+//!
+//! Only gigs that contain managed memory have metadata. They are numbered densely, lowest first; a
+//! frame's *index* is its gig's dense number times 2^18 plus its place in the gig. Indices therefore
+//! rise with addresses, and frames that follow each other physically have indices that do so too
+//! (the reverse is not true: see [`Directory::joined`]).
+#![allow(unsafe_code)] // turns the caller's bytes into slices of plain integers
+
+use core::alloc::Layout;
+use core::mem::{self, MaybeUninit};
+use core::slice;
+use core::sync::atomic::AtomicU64;
+
+use pagoda_addr::{Frame, FrameRange};
+
+use crate::SetupError;
+use crate::line::{LINE_BITS, Line};
+
+/// log2 of the frames in a chunk.
+pub(crate) const CHUNK_SHIFT: u32 = 9;
+/// Frames in a chunk.
+pub(crate) const CHUNK: usize = 1 << CHUNK_SHIFT;
+/// log2 of the frames in a gig.
+pub(crate) const GIG_SHIFT: u32 = 18;
+/// Chunks in a gig.
+pub(crate) const GIG_CHUNKS: usize = LINE_BITS;
+/// Orders that have a summary, 0 to 18.
+pub(crate) const ORDERS: usize = 19;
+/// Frame numbers end here: 52 bits of physical address.
+const FRAME_LIMIT: u64 = 1 << 40;
+const NO_GIG: u32 = u32::MAX;
+
+/// How many of everything the ranges need.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) ranges: usize,
+    pub(crate) directory: usize,
+    pub(crate) gigs: usize,
+}
+
+impl Plan {
+    pub(crate) fn new(ranges: &[FrameRange]) -> Result<Self, SetupError> {
+        let mut plan = Self { ranges: ranges.len(), directory: 0, gigs: 0 };
+        let mut end = 0;
+        for range in ranges {
+            if range.start().number() < end {
+                return Err(SetupError::Unsorted(*range));
+            }
+            if range.end_number() > FRAME_LIMIT {
+                return Err(SetupError::TooHigh(*range));
+            }
+            if range.is_empty() {
+                continue;
+            }
+            end = range.end_number();
+            let first = (range.start().number() >> GIG_SHIFT) as usize;
+            let after = ((end - 1) >> GIG_SHIFT) as usize + 1;
+            plan.gigs += after - first.max(plan.directory);
+            plan.directory = after;
+        }
+        Ok(plan)
+    }
+
+    /// 64-bit words that hold one bit for each gig.
+    pub(crate) fn summary_words(&self) -> usize {
+        self.gigs.div_ceil(64)
+    }
+
+    pub(crate) fn layout(&self) -> Result<Layout, SetupError> {
+        let mut layout = Layout::new::<Line>();
+        self.extend(&mut layout).ok_or(SetupError::TooLarge)?;
+        Ok(layout.pad_to_align())
+    }
+
+    /// The same order as in [`Places::carve`].
+    fn extend(&self, layout: &mut Layout) -> Option<()> {
+        let chunks = self.gigs.checked_mul(GIG_CHUNKS)?;
+        let arrays = [
+            Layout::array::<Line>(chunks),
+            Layout::array::<[Line; 10]>(self.gigs),
+            Layout::array::<AtomicU64>(chunks / 64),
+            Layout::array::<u64>(ORDERS.checked_mul(self.summary_words())?),
+            Layout::array::<FrameRange>(self.ranges),
+            Layout::array::<u32>(self.directory),
+            Layout::array::<u32>(self.gigs),
+            Layout::array::<u16>(chunks),
+            Layout::array::<u8>(chunks),
+        ];
+        for array in arrays {
+            *layout = layout.extend(array.ok()?).ok()?.0;
+        }
+        Some(())
+    }
+}
+
+/// Frame numbers to dense indices and back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Directory<'m> {
+    /// Dense number by gig, or `NO_GIG`.
+    dense: &'m [u32],
+    /// Gig by dense number.
+    gigs: &'m [u32],
+    ranges: &'m [FrameRange],
+}
+
+impl<'m> Directory<'m> {
+    /// The index of a frame in a gig that has metadata.
+    #[inline]
+    pub(crate) fn index(&self, frame: u64) -> Option<usize> {
+        match self.dense.get((frame >> GIG_SHIFT) as usize) {
+            Some(&dense) if dense != NO_GIG => {
+                Some(((dense as usize) << GIG_SHIFT) | (frame as usize & ((1 << GIG_SHIFT) - 1)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The index of the first frame at or above `frame` that has one, or the end of all.
+    pub(crate) fn index_from(&self, frame: u64) -> usize {
+        if let Some(index) = self.index(frame) {
+            return index;
+        }
+        let gig = frame >> GIG_SHIFT;
+        self.gigs.partition_point(|&has| u64::from(has) < gig) << GIG_SHIFT
+    }
+
+    /// The number of the frame with this index.
+    #[inline]
+    pub(crate) fn frame(&self, index: usize) -> u64 {
+        let gig = self.gigs.get(index >> GIG_SHIFT).copied().unwrap_or(NO_GIG);
+        (u64::from(gig) << GIG_SHIFT) | (index as u64 & ((1 << GIG_SHIFT) - 1))
+    }
+
+    /// Does the gig with this dense number follow the one before it without a gap?
+    pub(crate) fn joined(&self, dense: usize) -> bool {
+        dense > 0
+            && matches!((self.gigs.get(dense - 1), self.gigs.get(dense)), (Some(a), Some(b)) if a + 1 == *b)
+    }
+
+    pub(crate) fn ranges(&self) -> &'m [FrameRange] {
+        self.ranges
+    }
+
+    /// The first frame of `range` that is not managed.
+    pub(crate) fn first_foreign(&self, range: FrameRange) -> Option<Frame> {
+        let mut next = range.start().number();
+        while next < range.end_number() {
+            let after = self.ranges.partition_point(|has| has.end_number() <= next);
+            match self.ranges.get(after) {
+                Some(has) if has.start().number() <= next => next = has.end_number(),
+                _ => return Frame::new(next),
+            }
+        }
+        None
+    }
+}
+
+/// All metadata of the core, in the caller's storage.
+pub(crate) struct Places<'m> {
+    pub(crate) directory: Directory<'m>,
+    /// The bitmap: uninitialised until a chunk is first broken.
+    pub(crate) lines: &'m mut [MaybeUninit<Line>],
+    pub(crate) has: &'m mut [[Line; 10]],
+    pub(crate) started: &'m [AtomicU64],
+    pub(crate) sums: &'m mut [u64],
+    pub(crate) free: &'m mut [u16],
+    pub(crate) tall: &'m mut [u8],
+}
+
+impl<'m> Places<'m> {
+    /// Lays the arrays out in `storage` and fills in the directory. O(chunks), three bytes each,
+    /// plus one line for every ten orders and gig.
+    pub(crate) fn carve(
+        ranges: &[FrameRange],
+        storage: &'m mut [MaybeUninit<u8>],
+    ) -> Result<Self, SetupError> {
+        let plan = Plan::new(ranges)?;
+        let layout = plan.layout()?;
+        if storage.len() < layout.size() || storage.as_ptr().align_offset(layout.align()) != 0 {
+            return Err(SetupError::Storage(layout));
+        }
+        let chunks = plan.gigs * GIG_CHUNKS;
+        // The line at the front only gives the layout its alignment.
+        let mut cut = Cut(storage);
+        cut.take::<Line>(1);
+        let lines = cut.take::<Line>(chunks);
+        let has = fill(cut.take(plan.gigs), |_| [Line::EMPTY; 10]);
+        let started = fill(cut.take(chunks / 64), |_| AtomicU64::new(0));
+        let sums = fill(cut.take(ORDERS * plan.summary_words()), |_| 0);
+        let kept = fill(cut.take(plan.ranges), |place| ranges[place]);
+        let dense = fill(cut.take(plan.directory), |_| NO_GIG);
+        let gigs = fill(cut.take(plan.gigs), |_| NO_GIG);
+        let free = fill(cut.take(chunks), |_| 0);
+        let tall = fill(cut.take(chunks), |_| 0);
+        let mut next = 0;
+        for range in kept.iter().filter(|range| !range.is_empty()) {
+            let last = (range.end_number() - 1) >> GIG_SHIFT;
+            for gig in range.start().number() >> GIG_SHIFT..=last {
+                if dense[gig as usize] == NO_GIG {
+                    dense[gig as usize] = next;
+                    gigs[next as usize] = gig as u32;
+                    next += 1;
+                }
+            }
+        }
+        let directory = Directory { dense, gigs, ranges: kept };
+        Ok(Self { directory, lines, has, started, sums, free, tall })
+    }
+}
+
+/// The rest of the storage.
+struct Cut<'m>(&'m mut [MaybeUninit<u8>]);
+
+impl<'m> Cut<'m> {
+    /// The next `len` places for a `T`. The storage was measured before, so there is room.
+    fn take<T>(&mut self, len: usize) -> &'m mut [MaybeUninit<T>] {
+        let rest = mem::take(&mut self.0);
+        let skip = rest.as_ptr().align_offset(mem::align_of::<T>());
+        let (_, rest) = rest.split_at_mut(skip);
+        let (bytes, rest) = rest.split_at_mut(len * mem::size_of::<T>());
+        self.0 = rest;
+        // SAFETY: the bytes are exclusively borrowed for `'m`, as many as `len` values take, and
+        // aligned for them by the skip above; uninitialised values may stand anywhere.
+        unsafe { slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), len) }
+    }
+}
+
+fn fill<T>(places: &mut [MaybeUninit<T>], mut value: impl FnMut(usize) -> T) -> &mut [T] {
+    for (place, slot) in places.iter_mut().enumerate() {
+        slot.write(value(place));
+    }
+    // SAFETY: every element was written just now.
+    unsafe { &mut *(places as *mut [MaybeUninit<T>] as *mut [T]) }
+}

@@ -1,0 +1,111 @@
+//! What a caller wants.
+
+use pagoda_addr::{Order, PhysAddr};
+
+/// What the owner uses frames for: one byte of the owner's choosing, kept in the frame table and
+/// named when frames are listed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Kind(pub u8);
+
+/// How much an allocation matters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Class {
+    /// Refused when no more than the reserve is left.
+    #[default]
+    Normal,
+    /// May use the reserve: for what is needed to free memory.
+    Reserve,
+}
+
+/// Can the owner give up these frames for others with the same content?
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mobility {
+    /// No: the kernel's own structures.
+    #[default]
+    Unmovable,
+    /// Yes: pages of programs.
+    Movable,
+}
+
+/// A wish for contiguous frames. Build one with [`frame`](Self::frame), [`order`](Self::order) or
+/// [`count`](Self::count) and refine it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub struct Request {
+    pub(crate) count: u64,
+    pub(crate) align: Order,
+    pub(crate) boundary: Option<Order>,
+    pub(crate) below: Option<PhysAddr>,
+    pub(crate) zeroed: bool,
+    pub(crate) class: Class,
+    pub(crate) mobility: Mobility,
+    pub(crate) kind: Kind,
+}
+
+impl Request {
+    /// One frame.
+    pub const fn frame() -> Self {
+        Self::count(1)
+    }
+
+    /// 2^`order` frames, aligned to their own size.
+    pub const fn order(order: Order) -> Self {
+        Self::count(order.count()).align(order)
+    }
+
+    /// `count` frames in one piece, aligned to one frame.
+    pub const fn count(count: u64) -> Self {
+        Self {
+            count,
+            align: Order::PAGE,
+            boundary: None,
+            below: None,
+            zeroed: false,
+            class: Class::Normal,
+            mobility: Mobility::Unmovable,
+            kind: Kind(0),
+        }
+    }
+
+    /// The first frame's number is a multiple of 2^`align`.
+    pub const fn align(mut self, align: Order) -> Self {
+        self.align = align;
+        self
+    }
+
+    /// The range does not cross a multiple of 2^`boundary` frames.
+    pub const fn within(mut self, boundary: Order) -> Self {
+        self.boundary = Some(boundary);
+        self
+    }
+
+    /// Every byte lies below `limit`.
+    pub const fn below(mut self, limit: PhysAddr) -> Self {
+        self.below = Some(limit);
+        self
+    }
+
+    /// Every byte is zero.
+    pub const fn zeroed(mut self) -> Self {
+        self.zeroed = true;
+        self
+    }
+
+    /// How much it matters.
+    pub const fn class(mut self, class: Class) -> Self {
+        self.class = class;
+        self
+    }
+
+    /// Whether the frames may be moved later. A hint: see [`Mobility`].
+    pub const fn mobility(mut self, mobility: Mobility) -> Self {
+        self.mobility = mobility;
+        self
+    }
+
+    /// What the frame table says about the frames.
+    pub const fn kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
+    }
+}

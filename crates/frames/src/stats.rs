@@ -1,0 +1,57 @@
+//! What there is to see.
+
+use pagoda_addr::Order;
+
+/// Counts of frames. *conservation*: `free + cached + used == total`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Frames under management.
+    pub total: u64,
+    /// Frames in the shared core, ready to be handed out.
+    pub free: u64,
+    /// Frames in the caches of CPUs: free as well, but not in one piece.
+    pub cached: u64,
+    /// Frames in somebody's hands.
+    pub used: u64,
+    /// Frames of `free` that only [`Class::Reserve`](crate::Class::Reserve) may have.
+    pub reserve: u64,
+}
+
+/// A part of physical memory by what can reach it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Zone {
+    /// Below 16 MiB: devices with 24 address lines.
+    Dma,
+    /// Below 4 GiB: devices with 32 address lines.
+    Dma32,
+    /// The rest.
+    Normal,
+}
+
+impl Zone {
+    /// All zones, lowest first.
+    pub const ALL: [Self; 3] = [Self::Dma, Self::Dma32, Self::Normal];
+
+    /// The first frame number above the zone; `u64::MAX` for the last one.
+    pub const fn end(self) -> u64 {
+        match self {
+            Self::Dma => 1 << 12,
+            Self::Dma32 => 1 << 20,
+            Self::Normal => u64::MAX,
+        }
+    }
+}
+
+/// Free memory as the largest naturally aligned blocks: what Linux prints as `/proc/buddyinfo`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BlockCounts {
+    /// How many free blocks of each order are not part of a larger one.
+    pub blocks: [u64; Order::MAX.get() as usize + 1],
+}
+
+impl BlockCounts {
+    /// All frames counted.
+    pub fn frames(&self) -> u64 {
+        self.blocks.iter().enumerate().map(|(order, count)| count << order).sum()
+    }
+}

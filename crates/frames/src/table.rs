@@ -1,0 +1,421 @@
+//! The frame table: 16 bytes for each frame, the truth about who owns it.
+//!
+//! One virtual array, indexed by frame number, that the host backs with memory only where RAM is
+//! ([`backing`]); the entries of a chunk are initialised when an allocation first begins in it, and
+//! a bit per chunk says so. An allocation is described by the entry of its first frame, the *head*;
+//! *head-truth*: an entry says `HEAD` exactly if an allocation begins there. The entries in between
+//! say nothing, so a block of any size is taken, given back or cut in two in O(1).
+//!
+//! A head knows its length as an order, or, for other lengths than powers of two, in the entry that
+//! follows it (there is one: such an allocation has at least three frames).
+//!
+//! Who writes what: heads are made and unmade under the allocator's lock, or by the CPU that
+//! owns the frame. Counts, flags and links may be changed by any CPU that owns a reference.
+#![allow(unsafe_code)] // indexes an array that the host backs only in part
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+
+use pagoda_addr::{Frame, FrameRange, Order};
+
+use crate::places::{CHUNK, CHUNK_SHIFT, Directory, GIG_CHUNKS, GIG_SHIFT};
+use crate::{Corruption, FreeError, Kind, TableError};
+
+/// What the table knows about one frame.
+///
+/// | field | bytes | meaning in a head |
+/// |---|---|---|
+/// | `refs` | 4 | owners; 1 after allocation, 0 when the last one has let go |
+/// | `maps` | 4 | page-table entries that show the allocation |
+/// | `state` | 4 | status, order, the owner's kind and flags |
+/// | `link` | 4 | the owner's, for a list or an index |
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub struct FrameInfo {
+    refs: AtomicU32,
+    maps: AtomicU32,
+    state: AtomicU32,
+    link: AtomicU32,
+}
+
+const _: () = assert!(size_of::<FrameInfo>() == 16);
+
+/// An allocation begins here.
+const HEAD: u32 = 1 << 31;
+/// The length is not a power of two and stands in the `refs` of the next entry.
+const ODD: u32 = 1 << 30;
+const ORDER_SHIFT: u32 = 16;
+const FLAGS_SHIFT: u32 = 8;
+/// No count may exceed this: an attacker who takes references gets an error, not a wrap.
+const MAX_COUNT: u32 = 1 << 31;
+
+impl FrameInfo {
+    const fn unused() -> Self {
+        Self {
+            refs: AtomicU32::new(0),
+            maps: AtomicU32::new(0),
+            state: AtomicU32::new(0),
+            link: AtomicU32::new(0),
+        }
+    }
+}
+
+/// An allocation, as the table knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Allocation {
+    /// Its frames.
+    pub range: FrameRange,
+    /// What the owner uses it for.
+    pub kind: Kind,
+    /// The owner's flags.
+    pub flags: u8,
+    /// Owners.
+    pub refs: u32,
+    /// Page-table entries that show it.
+    pub maps: u32,
+}
+
+/// The parts of the table's array that must be backed by memory for these ranges: byte offsets from
+/// its start, as (offset, length), multiples of 8 KiB, in rising order and not touching.
+pub fn backing(ranges: &[FrameRange]) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let mut rest = ranges.iter().filter(|range| !range.is_empty()).peekable();
+    core::iter::from_fn(move || {
+        let chunks = |range: &FrameRange| {
+            (range.start().number() >> CHUNK_SHIFT, ((range.end_number() - 1) >> CHUNK_SHIFT) + 1)
+        };
+        let (first, mut after) = chunks(rest.next()?);
+        while let Some(next) = rest.next_if(|next| chunks(next).0 <= after) {
+            after = chunks(next).1;
+        }
+        let bytes = (CHUNK * size_of::<FrameInfo>()) as u64;
+        Some((first * bytes, (after - first) * bytes))
+    })
+}
+
+/// One [`FrameInfo`] for each frame of managed memory.
+#[derive(Debug)]
+pub struct FrameTable<'m> {
+    base: Option<NonNull<FrameInfo>>,
+    directory: Directory<'m>,
+    /// One bit for each chunk: its entries are initialised.
+    started: &'m [AtomicU64],
+}
+
+// SAFETY: the array behind `base` is given to the table alone (`FrameAllocator::new`), and its
+// entries are atomics.
+unsafe impl Send for FrameTable<'_> {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for FrameTable<'_> {}
+
+impl<'m> FrameTable<'m> {
+    pub(crate) fn new(
+        base: Option<NonNull<FrameInfo>>,
+        directory: Directory<'m>,
+        started: &'m [AtomicU64],
+    ) -> Self {
+        Self { base, directory, started }
+    }
+
+    /// Is there a table at all?
+    #[inline]
+    pub fn is_present(&self) -> bool {
+        self.base.is_some()
+    }
+
+    /// The entry of a frame, if there is one and it is initialised.
+    #[inline]
+    fn entry(&self, frame: u64) -> Option<&FrameInfo> {
+        let base = self.base?;
+        let chunk = self.directory.index(frame)? >> CHUNK_SHIFT;
+        if self.started.get(chunk / 64)?.load(Acquire) & (1 << (chunk % 64)) == 0 {
+            return None;
+        }
+        // SAFETY: the chunk's bit says that its entries were written once (*started*), which
+        // happens only for chunks with managed memory, whose part of the array the host backs.
+        Some(unsafe { &*base.as_ptr().wrapping_add(frame as usize) })
+    }
+
+    /// Like [`entry`](Self::entry), initialising the chunk's entries before. Only under the
+    /// allocator's lock, and only for managed frames.
+    #[inline]
+    fn start(&self, frame: u64) -> Option<&FrameInfo> {
+        match self.entry(frame) {
+            Some(entry) => Some(entry),
+            None => self.start_chunk(frame),
+        }
+    }
+
+    #[cold]
+    fn start_chunk(&self, frame: u64) -> Option<&FrameInfo> {
+        let base = self.base?;
+        let chunk = self.directory.index(frame)? >> CHUNK_SHIFT;
+        let first = base.as_ptr().wrapping_add(frame as usize & !(CHUNK - 1));
+        for place in 0..CHUNK {
+            // SAFETY: the chunk has managed memory, so the host backs its entries; nobody reads
+            // them before the bit below is set, and the lock keeps others from initialising too.
+            unsafe { first.add(place).write(FrameInfo::unused()) };
+        }
+        self.started.get(chunk / 64)?.fetch_or(1 << (chunk % 64), Release);
+        self.entry(frame)
+    }
+
+    /// Frames of the allocation whose head holds this state.
+    #[inline]
+    fn length(&self, frame: u64, state: u32) -> u64 {
+        if state & ODD == 0 {
+            return 1 << ((state >> ORDER_SHIFT) & 31);
+        }
+        // An odd allocation reaches beyond the entry that follows.
+        self.entry(frame + 1).map_or(1, |next| u64::from(next.refs.load(Relaxed)))
+    }
+
+    /// Makes `range` an allocation. Only by whoever has just taken the frames from the core (under
+    /// its lock), or cuts an allocation that it owns.
+    #[inline]
+    pub(crate) fn claim(&self, range: FrameRange, traits: u32) -> Result<(), Corruption> {
+        if self.base.is_none() {
+            return Ok(());
+        }
+        let frame = range.start();
+        let Some(head) = self.start(frame.number()) else { return Ok(()) };
+        if head.state.load(Relaxed) & HEAD != 0 {
+            return Err(Corruption::HandedOutTwice { frame });
+        }
+        let state = HEAD | traits | self.put_length(range);
+        head.refs.store(1, Relaxed);
+        head.maps.store(0, Relaxed);
+        head.link.store(0, Relaxed);
+        head.state.store(state, Release);
+        Ok(())
+    }
+
+    fn put_length(&self, range: FrameRange) -> u32 {
+        let count = range.count();
+        if count.is_power_of_two() {
+            return count.trailing_zeros() << ORDER_SHIFT;
+        }
+        if let Some(next) = self.start(range.start().number() + 1) {
+            next.refs.store(count as u32, Relaxed);
+        }
+        ODD
+    }
+
+    /// What [`claim`](Self::claim) wants to know besides the range.
+    #[inline]
+    pub(crate) const fn traits(kind: Kind, flags: u8) -> u32 {
+        kind.0 as u32 | ((flags as u32) << FLAGS_SHIFT)
+    }
+
+    /// No allocation begins at `frame` any more.
+    #[inline]
+    pub(crate) fn unclaim(&self, frame: Frame) {
+        if let Some(head) = self.entry(frame.number()) {
+            head.state.store(0, Release);
+        }
+    }
+
+    /// The allocation that begins at `frame`, if there is one.
+    #[inline]
+    pub fn begins(&self, frame: Frame) -> Option<Allocation> {
+        let head = self.entry(frame.number())?;
+        let state = head.state.load(Acquire);
+        if state & HEAD == 0 {
+            return None;
+        }
+        Some(Allocation {
+            range: FrameRange::new(frame, self.length(frame.number(), state))?,
+            kind: Kind(state as u8),
+            flags: (state >> FLAGS_SHIFT) as u8,
+            refs: head.refs.load(Relaxed),
+            maps: head.maps.load(Relaxed),
+        })
+    }
+
+    /// The allocation that `frame` is part of, if there is one. O(1) for the head itself and for
+    /// frames of aligned blocks; otherwise a walk back over the entries, chunk by chunk.
+    pub fn find(&self, frame: Frame) -> Option<Allocation> {
+        let covering = |head: Frame| self.begins(head).filter(|block| block.range.contains(frame));
+        if let Some(block) = Order::all().find_map(|order| covering(frame.align_down(order))) {
+            return Some(block);
+        }
+        let lowest =
+            self.directory.ranges().partition_point(|has| has.end_number() <= frame.number());
+        let mut lowest = self.directory.ranges().get(lowest)?.start().number();
+        // Ranges that touch may carry one allocation across.
+        for range in self.directory.ranges().iter().rev() {
+            if range.end_number() == lowest {
+                lowest = range.start().number();
+            }
+        }
+        let mut next = frame.number();
+        while next > lowest {
+            if self.entry(next - 1).is_none() {
+                next = (next - 1) & !(CHUNK as u64 - 1);
+                continue;
+            }
+            next -= 1;
+            if let Some(block) = self.begins(Frame::new(next)?) {
+                return Some(block).filter(|block| block.range.contains(frame));
+            }
+        }
+        None
+    }
+
+    /// Calls `each` for every allocation, lowest first. What others allocate or free meanwhile may
+    /// or may not be seen. O(allocations + chunks in which one ever began).
+    pub fn for_each_allocated(&self, mut each: impl FnMut(Allocation)) {
+        for (word, bits) in self.started.iter().enumerate() {
+            let mut bits = bits.load(Acquire);
+            while bits != 0 {
+                let chunk = word * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                let first = self.directory.frame(chunk << CHUNK_SHIFT);
+                let mut next = first;
+                while next < first + CHUNK as u64 {
+                    let block = Frame::new(next).and_then(|frame| self.begins(frame));
+                    next += block.map_or(1, |block| block.range.count());
+                    if let Some(block) = block {
+                        each(block);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn head(&self, frame: Frame) -> Result<&FrameInfo, TableError> {
+        match self.entry(frame.number()) {
+            Some(entry) if entry.state.load(Relaxed) & HEAD != 0 => Ok(entry),
+            _ => Err(self.no_head(frame)),
+        }
+    }
+
+    #[cold]
+    fn no_head(&self, frame: Frame) -> TableError {
+        if self.base.is_none() {
+            TableError::NoTable
+        } else if self.directory.first_foreign(FrameRange::single(frame)).is_some() {
+            TableError::NotManaged(frame)
+        } else {
+            TableError::NotAHead(frame)
+        }
+    }
+
+    /// One more owner for the allocation that begins at `frame`; returns how many there are now.
+    /// Only for somebody who is an owner already.
+    #[inline]
+    pub fn share(&self, frame: Frame) -> Result<u32, TableError> {
+        raise(&self.head(frame)?.refs, frame, 1)
+    }
+
+    /// One owner less; true when that was the last one, who must now
+    /// [`free_range`](crate::FrameAllocator::free_range) the allocation.
+    #[inline]
+    pub fn release(&self, frame: Frame) -> Result<bool, TableError> {
+        lower(&self.head(frame)?.refs, frame).map(|left| left == 0)
+    }
+
+    /// How many owners the allocation that begins at `frame` has.
+    #[inline]
+    pub fn refs(&self, frame: Frame) -> Result<u32, TableError> {
+        // Acquire: who sees that it is the only owner sees what the others did before they left.
+        Ok(self.head(frame)?.refs.load(Acquire))
+    }
+
+    /// One more page-table entry shows the allocation; returns how many do now.
+    #[inline]
+    pub fn add_map(&self, frame: Frame) -> Result<u32, TableError> {
+        raise(&self.head(frame)?.maps, frame, 0)
+    }
+
+    /// One page-table entry less; returns how many are left.
+    #[inline]
+    pub fn remove_map(&self, frame: Frame) -> Result<u32, TableError> {
+        lower(&self.head(frame)?.maps, frame)
+    }
+
+    /// Changes what the owner uses the allocation for.
+    pub fn set_kind(&self, frame: Frame, kind: Kind) -> Result<(), TableError> {
+        let state = &self.head(frame)?.state;
+        let _ = state.fetch_update(AcqRel, Relaxed, |old| Some(old & !0xff | u32::from(kind.0)));
+        Ok(())
+    }
+
+    /// Sets and clears flags of the owner; returns what they were.
+    pub fn change_flags(&self, frame: Frame, set: u8, clear: u8) -> Result<u8, TableError> {
+        let state = &self.head(frame)?.state;
+        let change = |old: u32| {
+            let (set, clear) = (u32::from(set) << FLAGS_SHIFT, u32::from(clear) << FLAGS_SHIFT);
+            Some(old & !clear | set)
+        };
+        let old = state.fetch_update(AcqRel, Relaxed, change).unwrap_or_else(|same| same);
+        Ok((old >> FLAGS_SHIFT) as u8)
+    }
+
+    /// The owner's word.
+    #[inline]
+    pub fn link(&self, frame: Frame) -> Result<u32, TableError> {
+        Ok(self.head(frame)?.link.load(Acquire))
+    }
+
+    /// Changes the owner's word.
+    #[inline]
+    pub fn set_link(&self, frame: Frame, link: u32) -> Result<(), TableError> {
+        self.head(frame)?.link.store(link, Release);
+        Ok(())
+    }
+
+    /// May the allocation that begins at `frame` be given back?
+    #[inline]
+    pub(crate) fn check_free(&self, frame: Frame) -> Option<Result<Allocation, FreeError>> {
+        let block = self.begins(frame)?;
+        if block.refs > 1 {
+            return Some(Err(FreeError::Shared { frame, refs: block.refs }));
+        }
+        if block.maps > 0 {
+            return Some(Err(FreeError::Mapped { frame, maps: block.maps }));
+        }
+        Some(Ok(block))
+    }
+
+    /// Cuts the allocation at `head` in two, `at` frames from its start. The new one inherits
+    /// everything but the link. The caller owns the allocation and holds the allocator's lock.
+    pub(crate) fn cut(&self, block: &Allocation, at: u64) -> Result<(), Corruption> {
+        let start = block.range.start();
+        let (Some(low), Some(middle)) = (FrameRange::new(start, at), start.checked_add(at)) else {
+            return Ok(());
+        };
+        let Some(high) = FrameRange::new(middle, block.range.count() - at) else { return Ok(()) };
+        self.claim(high, Self::traits(block.kind, block.flags))?;
+        if let Some(entry) = self.entry(middle.number()) {
+            entry.refs.store(block.refs, Relaxed);
+            entry.maps.store(block.maps, Relaxed);
+        }
+        if let Some(head) = self.entry(start.number()) {
+            let traits = Self::traits(block.kind, block.flags);
+            // The length of a short allocation would stand in the new head: but a part of one or
+            // two frames is a power of two.
+            head.state.store(HEAD | traits | self.put_length(low), Release);
+        }
+        Ok(())
+    }
+}
+
+fn raise(count: &AtomicU32, frame: Frame, least: u32) -> Result<u32, TableError> {
+    let raised = |old: u32| (least..MAX_COUNT).contains(&old).then(|| old + 1);
+    match count.fetch_update(Relaxed, Relaxed, raised) {
+        Ok(old) => Ok(old + 1),
+        Err(old) if old < least => Err(TableError::NotAHead(frame)),
+        Err(_) => Err(TableError::TooMany(frame)),
+    }
+}
+
+fn lower(count: &AtomicU32, frame: Frame) -> Result<u32, TableError> {
+    // Release what this owner did, acquire what the others did before they left.
+    match count.fetch_update(AcqRel, Relaxed, |old| old.checked_sub(1)) {
+        Ok(old) => Ok(old - 1),
+        Err(_) => Err(TableError::Underflow(frame)),
+    }
+}
+
+const _: () = assert!(GIG_CHUNKS << CHUNK_SHIFT == 1 << GIG_SHIFT);

@@ -1,0 +1,112 @@
+//! An allocator on the host, with a frame table whose memory starts out as garbage.
+#![allow(unsafe_code)] // hands raw memory to the allocator
+
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
+use std::alloc::{Layout, alloc, dealloc};
+use std::vec::Vec;
+
+use pagoda_addr::{Frame, FrameRange, PhysAddr, PhysMap};
+use pagoda_sync::RawSpin;
+use pagoda_sync::host::ThreadCpus;
+
+use crate::{FrameAllocator, FrameInfo, Setup, backing, required};
+
+/// Memory that is given back at the end.
+pub(crate) struct Raw {
+    pub(crate) start: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Raw {
+    pub(crate) fn new(layout: Layout) -> Self {
+        let layout = Layout::from_size_align(layout.size().max(1), layout.align()).unwrap();
+        // SAFETY: not empty.
+        let start = NonNull::new(unsafe { alloc(layout) }).expect("host memory");
+        Self { start, layout }
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // SAFETY: from `alloc` with the same layout.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+/// Memory for the lowest frames only.
+pub(crate) struct Arena {
+    first: u64,
+    memory: Raw,
+}
+
+// SAFETY: tests ask only for frames that the arena has, which is memory of its own.
+unsafe impl PhysMap for Arena {
+    fn ptr(&self, addr: PhysAddr) -> *mut u8 {
+        let offset = addr.as_u64() - self.first;
+        assert!(offset < self.memory.layout.size() as u64);
+        self.memory.start.as_ptr().wrapping_add(offset as usize)
+    }
+}
+
+/// What the allocator stands on; lives longer than it.
+pub(crate) struct Ground {
+    pub(crate) ranges: Vec<FrameRange>,
+    storage: Raw,
+    table: Option<Raw>,
+    table_base: Option<NonNull<FrameInfo>>,
+}
+
+pub(crate) type Frames<'g> = FrameAllocator<'g, ThreadCpus, Arena, RawSpin>;
+
+pub(crate) fn frame(number: u64) -> Frame {
+    Frame::from_number(number)
+}
+
+pub(crate) fn frames(start: u64, count: u64) -> FrameRange {
+    FrameRange::new(frame(start), count).unwrap()
+}
+
+impl Ground {
+    pub(crate) fn new(ranges: &[(u64, u64)], with_table: bool) -> Self {
+        let ranges: Vec<_> = ranges.iter().map(|&(start, count)| frames(start, count)).collect();
+        let storage = Raw::new(required(&ranges, 1).unwrap());
+        // Only what is backed exists: the base lies far below it.
+        let parts: Vec<_> = backing(&ranges).collect();
+        let (first, last) = (parts[0], parts[parts.len() - 1]);
+        let bytes = (last.0 + last.1 - first.0) as usize;
+        let table = with_table.then(|| Raw::new(Layout::from_size_align(bytes, 64).unwrap()));
+        let mut table_base = None;
+        if let Some(raw) = &table {
+            for (offset, len) in parts {
+                let start = raw.start.as_ptr().wrapping_add((offset - first.0) as usize);
+                // Of huge tables only the ends: the rest is whatever the host gave us.
+                let end = (len as usize).min(1 << 20);
+                // SAFETY: inside the memory made above.
+                unsafe {
+                    start.write_bytes(0xa5, end);
+                    start.wrapping_add(len as usize - end).write_bytes(0xa5, end);
+                }
+            }
+            table_base = NonNull::new(raw.start.as_ptr().wrapping_sub(first.0 as usize).cast());
+        }
+        Self { ranges, storage, table, table_base }
+    }
+
+    pub(crate) fn allocator(&mut self, reserve: u64, arena_frames: usize) -> Frames<'_> {
+        let arena = Layout::from_size_align(arena_frames * 4096, 4096).unwrap();
+        let first = self.ranges[0].start().start().as_u64();
+        let arena = Arena { first, memory: Raw::new(arena) };
+        // SAFETY: the storage is ours, and borrowed as long as `self` is.
+        let storage = unsafe {
+            let start = self.storage.start.as_ptr().cast::<MaybeUninit<u8>>();
+            core::slice::from_raw_parts_mut(start, self.storage.layout.size())
+        };
+        let end = storage.len().min(1 << 20);
+        storage[..end].fill(MaybeUninit::new(0x5a));
+        assert_eq!(self.table.is_some(), self.table_base.is_some());
+        let setup = Setup { ranges: &self.ranges, storage, table: self.table_base, reserve };
+        // SAFETY: frames are only numbers here, and the table's parts were made by `new`.
+        unsafe { FrameAllocator::new(setup, ThreadCpus, arena) }.unwrap()
+    }
+}

@@ -1,0 +1,307 @@
+//! One thing at a time.
+#![allow(unsafe_code)] // looks at zeroed memory
+
+use std::vec::Vec;
+
+use pagoda_addr::{FrameRange, Order, PhysAddr, PhysMap};
+
+use super::rig::{Ground, frame, frames};
+use crate::*;
+
+const GIB: u64 = 1 << 18;
+
+fn order(order: u8) -> Request {
+    Request::order(Order::new(order).unwrap())
+}
+
+#[test]
+fn every_order_from_4_kib_to_1_gib_can_be_had_and_comes_back() {
+    let mut ground = Ground::new(&[(0x100, 3 * GIB)], true);
+    let frames = ground.allocator(0, 0);
+    for size in 0..=18 {
+        let block = frames.alloc(order(size)).unwrap();
+        assert!(block.start().is_aligned(Order::new(size).unwrap()));
+        assert_eq!(block.count(), 1 << size);
+        assert_eq!(frames.stats().used, 1 << size);
+        frames.free(block).unwrap();
+        frames.audit();
+    }
+    assert_eq!(frames.stats().used, 0);
+    assert_eq!(frames.available(Order::HUGE), 2);
+}
+
+#[test]
+fn small_blocks_come_from_the_lowest_address_and_large_ones_from_the_highest() {
+    let mut ground = Ground::new(&[(1 << 20, 2 * GIB)], true);
+    let frames = ground.allocator(0, 0);
+    let low = frames.alloc(Request::frame()).unwrap();
+    let next = frames.alloc(order(3)).unwrap();
+    let high = frames.alloc(order(9)).unwrap();
+    assert_eq!(low.start(), frame(1 << 20));
+    assert_eq!(next.start(), frame((1 << 20) + 8));
+    // Highest, but in the gig that is broken already.
+    assert_eq!(high.range().end_number(), (1 << 20) + GIB);
+    for block in [low, next, high] {
+        frames.free(block).unwrap();
+    }
+}
+
+#[test]
+fn whole_chunks_are_broken_last() {
+    let mut ground = Ground::new(&[(1 << 20, 4096)], true);
+    let allocator = ground.allocator(0, 0);
+    let all: Vec<_> = (0..4096).map(|_| allocator.alloc(Request::frame()).unwrap()).collect();
+    for block in all {
+        let place = block.start().number() - (1 << 20);
+        // Chunk 0 becomes entirely free, chunk 5 gets a hole.
+        if place < 512 || place == 5 * 512 + 7 {
+            allocator.free(block).unwrap();
+        } else {
+            let _ = block.into_range();
+        }
+    }
+    let got = allocator.alloc(Request::frame()).unwrap().into_range();
+    assert_eq!(got, frames((1 << 20) + 5 * 512 + 7, 1));
+    let got = allocator.alloc(Request::frame()).unwrap().into_range();
+    assert_eq!(got, frames(1 << 20, 1));
+}
+
+#[test]
+fn low_zones_are_used_last() {
+    let mut ground = Ground::new(&[(16, 8192), ((1 << 20) - 4, 8)], true);
+    let frames = ground.allocator(0, 0);
+    let starts: Vec<_> =
+        (0..9).map(|_| frames.alloc(Request::frame()).unwrap().into_range().start()).collect();
+    let (high, middle): (Vec<_>, Vec<_>) =
+        starts.into_iter().partition(|start| start.number() >= 1 << 20);
+    assert_eq!(high.len(), 4);
+    assert!(middle.iter().all(|start| start.number() >= 1 << 12));
+    let low = frames.alloc(Request::frame().below(PhysAddr::new(16 << 20))).unwrap().into_range();
+    assert_eq!(low.start(), frame(16));
+}
+
+#[test]
+fn double_foreign_and_partial_frees_are_named() {
+    for with_table in [false, true] {
+        let mut ground = Ground::new(&[(0x100, 0x1000), (1 << 28, 100)], with_table);
+        let allocator = ground.allocator(0, 0);
+        let block = allocator.alloc(order(4)).unwrap().into_range();
+        let (first, last) = (block.start(), frame(block.end_number() - 1));
+        if with_table {
+            let part = FreeError::PartOf { frame: last, block };
+            assert_eq!(allocator.free_range(FrameRange::single(last)), Err(part));
+            let part = FreeError::PartOf { frame: first, block };
+            assert_eq!(allocator.free_range(FrameRange::single(first)), Err(part));
+        }
+        assert_eq!(allocator.free_range(block), Ok(()));
+        assert_eq!(allocator.free_range(block), Err(FreeError::DoubleFree(first)));
+        let foreign = FreeError::NotManaged(frame(3));
+        assert_eq!(allocator.free_range(frames(3, 1)), Err(foreign));
+        let foreign = FreeError::NotManaged(frame((1 << 28) + 100));
+        assert_eq!(allocator.free_range(frames((1 << 28) + 100, 1)), Err(foreign));
+        assert_eq!(allocator.free_range(frames(3, 0)), Err(FreeError::Empty));
+        assert_eq!(allocator.stats().used, 0);
+        assert!(FreeError::Empty.blame() == Blame::Caller);
+    }
+}
+
+#[test]
+fn a_double_hand_out_is_noticed() {
+    let mut ground = Ground::new(&[(1 << 20, 1024)], true);
+    let allocator = ground.allocator(0, 0);
+    let block = allocator.alloc(Request::frame()).unwrap().into_range();
+    allocator.corrupt_for_test(block);
+    let evidence = Corruption::HandedOutTwice { frame: block.start() };
+    assert_eq!(allocator.alloc(Request::frame()), Err(AllocError::Corrupt(evidence)));
+    let evidence = Corruption::OwnedButFree { frame: block.start() };
+    assert_eq!(allocator.free_range(block), Err(FreeError::Corrupt(evidence)));
+}
+
+#[test]
+fn part_of_a_1_gib_block_can_be_freed_without_touching_the_rest() {
+    let mut ground = Ground::new(&[(1 << 20, 2 * GIB)], true);
+    let allocator = ground.allocator(0, 0);
+    let block = allocator.alloc(order(18).kind(Kind(7))).unwrap().into_range();
+    let hole = frames(block.start().number() + 1000, 3);
+    allocator.free_part(hole).unwrap();
+    allocator.audit();
+    let mut seen = Vec::new();
+    allocator.table().for_each_allocated(|allocation| {
+        assert_eq!((allocation.kind, allocation.refs), (Kind(7), 1));
+        seen.push(allocation.range);
+    });
+    let rest = frames(hole.end_number(), block.end_number() - hole.end_number());
+    assert_eq!(seen, [frames(block.start().number(), 1000), rest]);
+    assert_eq!(allocator.free_part(hole), Err(FreeError::DoubleFree(hole.start())));
+    for range in seen {
+        allocator.free_range(range).unwrap();
+    }
+    allocator.audit();
+    assert_eq!(allocator.available(Order::HUGE), 2);
+}
+
+#[test]
+fn normal_requests_leave_the_reserve() {
+    let mut ground = Ground::new(&[(1 << 20, 64)], true);
+    let allocator = ground.allocator(10, 0);
+    let mut normal = 0;
+    while let Ok(block) = allocator.alloc(Request::frame()) {
+        let _ = block.into_range();
+        normal += 1;
+    }
+    assert_eq!(normal, 54);
+    assert_eq!(allocator.alloc(Request::frame()), Err(AllocError::Reserved));
+    for _ in 0..10 {
+        let _ = allocator.alloc(Request::frame().class(Class::Reserve)).unwrap().into_range();
+    }
+    let last = allocator.alloc(Request::frame().class(Class::Reserve));
+    assert_eq!(last, Err(AllocError::NoMemory));
+}
+
+#[test]
+fn zeroed_means_zeroed() {
+    let mut ground = Ground::new(&[(1 << 20, 64)], true);
+    let allocator = ground.allocator(0, 64);
+    let dirty = allocator.alloc(Request::count(64)).unwrap();
+    let start = allocator.map().ptr(dirty.start().start());
+    // SAFETY: the arena has 64 frames, which are ours now.
+    unsafe { start.write_bytes(0xff, 64 * 4096) };
+    allocator.free(dirty).unwrap();
+    let clean = allocator.alloc(Request::count(5).zeroed()).unwrap();
+    let start = allocator.map().ptr(clean.start().start());
+    // SAFETY: five frames of the arena, written before.
+    let bytes = unsafe { core::slice::from_raw_parts(start, 5 * 4096) };
+    assert!(bytes.iter().all(|&byte| byte == 0));
+    allocator.free(clean).unwrap();
+}
+
+#[test]
+fn shared_or_mapped_frames_are_not_freed() {
+    let mut ground = Ground::new(&[(1 << 20, 64)], true);
+    let allocator = ground.allocator(0, 0);
+    let table = allocator.table();
+    let block = allocator.alloc(Request::frame()).unwrap().into_range();
+    let start = block.start();
+    assert_eq!(table.share(start), Ok(2));
+    let shared = FreeError::Shared { frame: start, refs: 2 };
+    assert_eq!(allocator.free_range(block), Err(shared));
+    assert_eq!(allocator.release(start), Ok(false));
+    assert_eq!(table.add_map(start), Ok(1));
+    assert_eq!(allocator.free_range(block), Err(FreeError::Mapped { frame: start, maps: 1 }));
+    assert_eq!(table.remove_map(start), Ok(0));
+    assert_eq!(table.remove_map(start), Err(TableError::Underflow(start)));
+    assert_eq!(allocator.release(start), Ok(true));
+    assert_eq!(table.share(start), Err(TableError::NotAHead(start)));
+    assert_eq!(table.share(frame(5)), Err(TableError::NotManaged(frame(5))));
+    assert_eq!(allocator.release(start), Err(FreeError::DoubleFree(start)));
+}
+
+#[test]
+fn the_owner_finds_its_kind_flags_and_link_again() {
+    let mut ground = Ground::new(&[(1 << 20, 64)], true);
+    let allocator = ground.allocator(0, 0);
+    let table = allocator.table();
+    let block = allocator.alloc(Request::count(3).kind(Kind(9))).unwrap().into_range();
+    let start = block.start();
+    table.set_link(start, 77).unwrap();
+    assert_eq!(table.change_flags(start, 0b101, 0), Ok(0));
+    assert_eq!(table.change_flags(start, 0, 0b001), Ok(0b101));
+    table.set_kind(start, Kind(3)).unwrap();
+    let found = table.find(frame(start.number() + 2)).unwrap();
+    assert_eq!((found.range, found.kind, found.flags), (block, Kind(3), 0b100));
+    assert_eq!(table.link(start), Ok(77));
+    assert_eq!(table.find(frame(start.number() + 3)), None);
+    allocator.free_range(block).unwrap();
+}
+
+#[test]
+fn bulk_fills_and_empties_a_list() {
+    let mut ground = Ground::new(&[(1 << 20, 100)], true);
+    let allocator = ground.allocator(0, 0);
+    let mut list: Vec<_> = (0..120).map(|_| None).collect();
+    let (made, why) = allocator.alloc_bulk(Request::frame(), &mut list);
+    assert_eq!((made, why), (100, Err(AllocError::NoMemory)));
+    allocator.free_bulk(&mut list).unwrap();
+    assert!(list.iter().all(Option::is_none));
+    assert_eq!(allocator.stats().used, 0);
+}
+
+#[test]
+fn hostile_requests_are_refused() {
+    let mut ground = Ground::new(&[(1 << 20, 1000)], true);
+    let allocator = ground.allocator(0, 0);
+    let two = Order::new(1).unwrap();
+    assert_eq!(allocator.alloc(Request::count(0)), Err(AllocError::BadRequest));
+    assert_eq!(allocator.alloc(Request::count(u64::MAX)), Err(AllocError::BadRequest));
+    assert_eq!(allocator.alloc(Request::count(3).within(two)), Err(AllocError::BadRequest));
+    assert_eq!(allocator.alloc(Request::count(1 << 31)), Err(AllocError::NoMemory));
+    assert_eq!(allocator.alloc(order(10)), Err(AllocError::NoMemory));
+    assert_eq!(allocator.alloc(order(9).below(PhysAddr::ZERO)), Err(AllocError::Fragmented));
+    let outside = allocator.alloc_at(frames((1 << 20) + 999, 2), Kind(0));
+    assert_eq!(outside, Err(AllocError::NotManaged(frame((1 << 20) + 1000))));
+    let given = allocator.alloc_at(frames((1 << 20) + 5, 2), Kind(0)).unwrap();
+    let again = allocator.alloc_at(frames((1 << 20) + 4, 2), Kind(0));
+    assert_eq!(again, Err(AllocError::Busy(frame((1 << 20) + 5))));
+    let given = allocator.split(given, 2).unwrap_err();
+    let (low, high) = allocator.split(given, 1).unwrap();
+    assert_eq!((low.range(), high.range()), (frames((1 << 20) + 5, 1), frames((1 << 20) + 6, 1)));
+    allocator.free(high).unwrap();
+    allocator.free(low).unwrap();
+}
+
+#[test]
+fn bad_setups_are_refused() {
+    let unsorted = [frames(100, 10), frames(105, 10)];
+    assert_eq!(required(&unsorted, 1), Err(SetupError::Unsorted(unsorted[1])));
+    let high = [frames(1 << 40, 1)];
+    assert_eq!(required(&high, 1), Err(SetupError::TooHigh(high[0])));
+    let layout = required(&[frames(0, 10)], 1).unwrap();
+    let setup = Setup { ranges: &[frames(0, 10)], storage: &mut [], table: None, reserve: 0 };
+    // SAFETY: nothing is set up at all.
+    let made = unsafe {
+        FrameAllocator::<_, _, pagoda_sync::RawSpin>::new(
+            setup,
+            pagoda_sync::host::ThreadCpus,
+            NoMap,
+        )
+    };
+    assert_eq!(made.map(|_| ()).unwrap_err(), SetupError::Storage(layout));
+    assert_eq!(required(&[], 1).map(|layout| layout.size() < 4096), Ok(true));
+}
+
+struct NoMap;
+// SAFETY: never asked.
+unsafe impl PhysMap for NoMap {
+    fn ptr(&self, _: PhysAddr) -> *mut u8 {
+        core::ptr::null_mut()
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore)] // half a gigabyte of metadata
+fn four_tib_with_a_hole_start_at_once_and_end_as_they_began() {
+    // 3 GiB low, the rest from 1 TiB up, as on machines with the AMD window.
+    let tib = 1 << 28;
+    let mut ground = Ground::new(&[(0x100, 3 * GIB - 0x100), (tib, 4 * tib - 3 * GIB)], true);
+    let begun = std::time::Instant::now();
+    let allocator = ground.allocator(0, 0);
+    let block = allocator.alloc(order(18)).unwrap();
+    assert_eq!(block.range().end_number(), 5 * tib - 3 * GIB);
+    let one = allocator.alloc(Request::frame()).unwrap();
+    assert_eq!(one.start(), frame(tib));
+    let huge = allocator.alloc(Request::count(1 << 29)).unwrap();
+    allocator.free(huge).unwrap();
+    allocator.free(one).unwrap();
+    allocator.free(block).unwrap();
+    assert_eq!(allocator.stats().used, 0);
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn metadata_stays_below_36_kib_per_gib() {
+    for gib in [1, 16, 4096] {
+        let layout = required(&[frames(0, gib * GIB)], 1).unwrap();
+        assert!(layout.size() as u64 <= gib * 36 * 1024, "{} for {gib} GiB", layout.size());
+    }
+    assert!(required(&[frames(0, 4096)], 1).unwrap().size() <= 36 * 1024);
+}
