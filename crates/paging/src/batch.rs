@@ -1,8 +1,17 @@
 //! The duty to flush, and then to release.
+//!
+//! Nouns: a *span* is a run of pages to flush; an *item* is something to release afterwards.
+//! Spans that touch are merged; when there are more than [`SPANS`] the batch flushes the whole
+//! space instead, which on real machines is cheaper by then. When there are [`ITEMS`] items, the
+//! batch flushes and releases early (*flush-before-release* holds at every moment).
 
-use pagoda_addr::PageRange;
+use pagoda_addr::{Page, PageRange};
 
-use crate::{Platform, Released, SpaceTlb};
+use crate::stack::StackVec;
+use crate::{FlushRange, Platform, Released, SpaceTlb};
+
+const SPANS: usize = 16;
+const ITEMS: usize = 64;
 
 /// Remembers which pages have to be flushed and what may be released afterwards.
 ///
@@ -14,31 +23,152 @@ use crate::{Platform, Released, SpaceTlb};
 pub struct FlushBatch<'a, P: Platform> {
     platform: &'a P,
     space: &'a SpaceTlb,
+    spans: StackVec<PageRange, SPANS>,
+    items: StackVec<Released, ITEMS>,
+    everything: bool,
+    tables: bool,
+    global: bool,
 }
 
 impl<'a, P: Platform> FlushBatch<'a, P> {
     pub(crate) fn new(platform: &'a P, space: &'a SpaceTlb) -> Self {
-        Self { platform, space }
+        Self {
+            platform,
+            space,
+            spans: StackVec::new(),
+            items: StackVec::new(),
+            everything: false,
+            tables: false,
+            global: false,
+        }
+    }
+
+    /// Does the batch belong to this space?
+    pub(crate) fn is_for(&self, space: &SpaceTlb) -> bool {
+        core::ptr::eq(self.space, space)
     }
 
     /// Flushes, then releases.
-    pub fn finish(self) {
-        let _ = (self.platform, self.space);
-        todo!()
+    pub fn finish(mut self) {
+        self.work();
+    }
+
+    /// Flushes and releases what there is so far; the batch goes on.
+    pub fn flush_now(&mut self) {
+        self.work();
     }
 
     /// Nothing to flush and nothing to release?
     pub fn is_empty(&self) -> bool {
-        todo!()
+        !self.must_flush() && self.items.as_slice().is_empty()
     }
 
-    /// Adds pages to flush: for callers that changed what hardware may remember by other means.
-    pub fn flush_also(&mut self, _range: PageRange) {
-        todo!()
+    /// Adds pages to flush. Every changed entry is added by the cursor that changes it; this is for
+    /// callers that changed what hardware may remember by other means.
+    #[inline]
+    pub fn flush_also(&mut self, range: PageRange) {
+        if self.everything || range.is_empty() {
+            return;
+        }
+        if let Some(last) = self.spans.last_mut() {
+            if let Some(merged) = merge(*last, range) {
+                *last = merged;
+                return;
+            }
+        }
+        if !self.spans.push(range) {
+            self.everything = true;
+        }
     }
 
-    /// Releases `item` after the next flush.
-    pub fn release_also(&mut self, _item: Released) {
-        todo!()
+    /// Releases `item` after a flush that begins later than this call.
+    #[inline]
+    pub fn release_also(&mut self, item: Released) {
+        if self.items.is_full() {
+            self.work();
+        }
+        // There is room now: `work` empties the list.
+        let _ = self.items.push(item);
+    }
+
+    /// The leaf behind `range` changed.
+    #[inline]
+    pub(crate) fn changed(&mut self, range: PageRange, global: bool) {
+        self.global |= global;
+        self.flush_also(range);
+    }
+
+    /// A table was unlinked on the way to `page`.
+    pub(crate) fn unlinked(&mut self, page: Page, item: Released) {
+        self.tables = true;
+        self.flush_also(PageRange::single(page));
+        self.release_also(item);
+    }
+
+    fn must_flush(&self) -> bool {
+        self.everything || !self.spans.as_slice().is_empty()
+    }
+
+    fn work(&mut self) {
+        if self.must_flush() {
+            let generation = self.space.advance();
+            let what = FlushRange {
+                spans: self.spans.as_slice(),
+                everything: self.everything,
+                tables: self.tables,
+                global: self.global,
+                generation,
+            };
+            self.platform.flush(self.space, what);
+        }
+        self.spans.clear();
+        (self.everything, self.tables, self.global) = (false, false, false);
+        for &item in self.items.as_slice() {
+            self.platform.release(item);
+        }
+        self.items.clear();
+    }
+}
+
+impl<P: Platform> Drop for FlushBatch<'_, P> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.is_empty() {
+            forgotten(self);
+        }
+    }
+}
+
+#[cold]
+fn forgotten<P: Platform>(batch: &mut FlushBatch<'_, P>) {
+    batch.work();
+    debug_assert!(batch.platform.unwinding(), "a flush batch was dropped without `finish`");
+}
+
+/// The union of two spans that touch or overlap.
+#[inline]
+fn merge(a: PageRange, b: PageRange) -> Option<PageRange> {
+    if b.start().number() > a.end_number() || a.start().number() > b.end_number() {
+        return None;
+    }
+    let start = a.start().min(b.start());
+    PageRange::new(start, a.end_number().max(b.end_number()) - start.number())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, count: u64) -> PageRange {
+        PageRange::new(Page::from_number(start), count).unwrap()
+    }
+
+    #[test]
+    fn spans_merge_when_they_touch() {
+        assert_eq!(merge(range(4, 2), range(6, 1)), Some(range(4, 3)));
+        assert_eq!(merge(range(4, 2), range(3, 1)), Some(range(3, 3)));
+        assert_eq!(merge(range(4, 9), range(5, 1)), Some(range(4, 9)));
+        assert_eq!(merge(range(4, 2), range(7, 1)), None);
+        assert_eq!(merge(range(4, 2), range(2, 1)), None);
     }
 }

@@ -20,6 +20,12 @@ impl AbsentWord {
         if value >> Self::BITS == 0 { Some(Self(value)) } else { None }
     }
 
+    /// The word in the lowest [`BITS`](Self::BITS) of `bits`; for formats that decode one.
+    #[inline]
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits & (u64::MAX >> (64 - Self::BITS)))
+    }
+
     /// The value.
     #[inline]
     pub const fn get(self) -> u64 {

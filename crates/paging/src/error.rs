@@ -24,8 +24,6 @@ pub enum MapError {
     Occupied,
     /// Caller: nothing is mapped there.
     NotMapped,
-    /// Caller: the absent word has more bits than the format keeps, or the flags contradict.
-    Unencodable,
     /// Caller: a new top-level entry in the kernel half after other tables share it.
     Sealed,
     /// Caller: the batch belongs to another table.
@@ -54,7 +52,6 @@ impl fmt::Display for MapError {
             Self::FrameTooHigh => "the frame lies beyond the physical address width",
             Self::Occupied => "something is mapped there already",
             Self::NotMapped => "nothing is mapped there",
-            Self::Unencodable => "the entry cannot be written in this format",
             Self::Sealed => "the kernel half is shared and can have no new top-level entry",
             Self::WrongBatch => "the flush batch belongs to another page table",
         })

@@ -34,6 +34,8 @@ pub trait Format: Copy {
     fn covers(&self, page: Page) -> bool;
     /// Does the page belong to the half that every address space shares?
     fn upper_half(&self, page: Page) -> bool;
+    /// The first index of the root that belongs to the upper half; 512 where there is none.
+    fn upper_index(&self) -> usize;
     /// Does a leaf of `size` at `frame` lie within the physical address width?
     fn frame_fits(&self, frame: Frame, size: PageSize) -> bool;
     /// What a leaf with `flags` really has: at least the rights asked for, and every flag that the

@@ -57,6 +57,9 @@ mod flags;
 mod format;
 mod platform;
 mod size;
+mod slot;
+mod spare;
+mod stack;
 mod table;
 mod x86_64;
 

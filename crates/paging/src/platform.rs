@@ -1,7 +1,7 @@
 //! What the host kernel supplies.
 #![allow(unsafe_code)] // declares an unsafe trait; contains no unsafe block
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use pagoda_addr::{Frame, Page, PageRange, PhysMap};
 use pagoda_sync::{CpuId, CpuSet};
@@ -94,9 +94,13 @@ impl SpaceTlb {
     }
 
     /// Between writing entries and reading the set: the new generation.
-    #[allow(dead_code)]
     pub(crate) fn advance(&self) -> u64 {
-        self.generation.fetch_add(1, Ordering::SeqCst) + 1
+        // The entries were written before this; the set is read after it. The fence says so to
+        // models in which a sequentially consistent exchange alone does not order other locations.
+        fence(Ordering::SeqCst);
+        let generation = self.generation.fetch_add(1, Ordering::SeqCst) + 1;
+        fence(Ordering::SeqCst);
+        generation
     }
 }
 

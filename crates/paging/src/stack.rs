@@ -1,0 +1,52 @@
+//! A short list without initialisation: a batch stands on the stack of every unmap, and clearing a
+//! kilobyte there would cost more than the unmap.
+#![allow(unsafe_code)] // keeps uninitialised memory
+
+use core::mem::MaybeUninit;
+
+/// Up to `N` values.
+///
+/// Invariant *filled*: the first `len` slots are initialised.
+pub(crate) struct StackVec<T: Copy, const N: usize> {
+    slots: [MaybeUninit<T>; N],
+    len: usize,
+}
+
+impl<T: Copy, const N: usize> StackVec<T, N> {
+    #[inline]
+    pub(crate) const fn new() -> Self {
+        Self { slots: [const { MaybeUninit::uninit() }; N], len: 0 }
+    }
+
+    /// Adds a value; false when there is no room.
+    #[inline]
+    pub(crate) fn push(&mut self, value: T) -> bool {
+        let Some(slot) = self.slots.get_mut(self.len) else { return false };
+        slot.write(value);
+        self.len += 1;
+        true
+    }
+
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.len == N
+    }
+
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    #[inline]
+    pub(crate) fn as_slice(&self) -> &[T] {
+        // SAFETY: *filled*.
+        unsafe { core::slice::from_raw_parts(self.slots.as_ptr().cast(), self.len) }
+    }
+
+    #[inline]
+    pub(crate) fn last_mut(&mut self) -> Option<&mut T> {
+        let last = self.len.checked_sub(1)?;
+        // SAFETY: *filled*, and `last` is below `len`.
+        Some(unsafe { self.slots[last].assume_init_mut() })
+    }
+}
