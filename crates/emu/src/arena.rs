@@ -212,7 +212,8 @@ mod tests {
         let (a, b) = (arena.alloc(true).unwrap(), arena.alloc(false).unwrap());
         assert_eq!((a.number(), b.number()), (0x1ff, 0x200));
         // SAFETY: a frame of ours.
-        assert_eq!(unsafe { (arena.ptr(a.start()).read(), arena.ptr(b.start()).read()) }, (0, JUNK));
+        let first = |frame: Frame| unsafe { arena.ptr(frame.start()).read() };
+        assert_eq!((first(a), first(b)), (0, JUNK));
         let large = arena.alloc_block(PageSize::M2, false).unwrap();
         assert_eq!(large.number(), 0x400);
         assert_eq!(arena.used(), 514);

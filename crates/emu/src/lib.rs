@@ -18,6 +18,8 @@
 
 mod arena;
 mod machine;
+mod tlb;
+mod walk;
 
 pub use arena::PhysArena;
 pub use machine::{Access, Config, Counters, Machine, Mode, PageFault};

@@ -125,12 +125,13 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
 
 /// May a CPU that remembers `old` do what `new` forbids, or do it wrongly?
 fn must_flush(old: PageFlags, new: PageFlags) -> bool {
-    const KIND: PageFlags = PageFlags::UNCACHED.union(PageFlags::WRITE_COMBINE);
-    const LOST: PageFlags =
-        PageFlags::ACCESS.union(PageFlags::USER).union(PageFlags::GLOBAL).union(PageFlags::DIRTY);
+    // A page that becomes a program's is no longer the kernel's to touch: a change both ways.
+    const EITHER: PageFlags =
+        PageFlags::UNCACHED.union(PageFlags::WRITE_COMBINE).union(PageFlags::USER);
+    const LOST: PageFlags = PageFlags::ACCESS.union(PageFlags::GLOBAL).union(PageFlags::DIRTY);
     // Nobody remembers a parked leaf.
     old.intersects(PageFlags::ACCESS)
-        && ((old - new).intersects(LOST) || (old ^ new).intersects(KIND))
+        && ((old - new).intersects(LOST) || (old ^ new).intersects(EITHER))
 }
 
 /// A CPU may remember `leaf`, which began at page `at` until now.

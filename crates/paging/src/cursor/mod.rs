@@ -8,8 +8,6 @@ mod change;
 mod place;
 mod split;
 mod take;
-#[cfg(test)]
-mod tests;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

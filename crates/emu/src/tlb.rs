@@ -1,0 +1,117 @@
+//! What one CPU remembers: translations, and the way to them.
+
+use std::collections::BTreeMap;
+
+use pagoda_addr::{Frame, PageRange};
+use pagoda_paging::{FlushRange, PageSize};
+use pagoda_sync::CpuId;
+
+use crate::walk::{Found, Walk, Way};
+
+/// A CPU: the root that it has loaded and what it remembers of it. Forgets only when told, or by
+/// chance when there is no room.
+pub(crate) struct Cpu {
+    pub(crate) id: CpuId,
+    pub(crate) root: Option<Frame>,
+    /// By size and first page.
+    leaves: BTreeMap<(PageSize, u64), Found>,
+    /// By level of the table and first page behind it.
+    ways: BTreeMap<(u32, u64), Way>,
+    capacity: usize,
+    random: u64,
+}
+
+impl Cpu {
+    pub(crate) fn new(id: CpuId, capacity: usize, seed: u64) -> Self {
+        let random = (seed ^ (id.index() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
+        let (leaves, ways) = (BTreeMap::new(), BTreeMap::new());
+        Self { id, root: None, leaves, ways, capacity, random }
+    }
+
+    /// Loads a root: everything but global pages is forgotten.
+    pub(crate) fn load(&mut self, root: Option<Frame>) {
+        self.root = root;
+        self.ways.clear();
+        self.leaves.retain(|_, leaf| leaf.global);
+    }
+
+    /// Everything that is remembered about `page`: of several sizes at once, perhaps.
+    pub(crate) fn leaves_of(&self, page: u64) -> impl Iterator<Item = Found> + '_ {
+        PageSize::ALL
+            .into_iter()
+            .filter_map(move |size| self.leaves.get(&(size, page & !(size.pages() - 1))).copied())
+    }
+
+    /// Every remembered table on the way to `page`.
+    pub(crate) fn ways_of(&self, page: u64) -> impl Iterator<Item = Way> + '_ {
+        (1..5).filter_map(move |level| self.ways.get(&(level, first(page, level))).copied())
+    }
+
+    /// All that is remembered, by first page.
+    pub(crate) fn leaves(&self) -> impl Iterator<Item = (u64, Found)> + '_ {
+        self.leaves.iter().map(|(&(_, page), &leaf)| (page, leaf))
+    }
+
+    /// All remembered tables, by the first page behind each.
+    pub(crate) fn ways(&self) -> impl Iterator<Item = (u64, Way)> + '_ {
+        self.ways.iter().map(|(&(_, page), &way)| (page, way))
+    }
+
+    /// Forgets one page, as a fault on it does.
+    pub(crate) fn forget(&mut self, page: u64) {
+        for size in PageSize::ALL {
+            self.leaves.remove(&(size, page & !(size.pages() - 1)));
+        }
+    }
+
+    /// Remembers a walk to `page` that found a leaf.
+    pub(crate) fn remember(&mut self, page: u64, walk: &Walk) {
+        let Some(found) = walk.found else { return };
+        self.leaves.insert((found.size, page & !(found.size.pages() - 1)), found);
+        for way in &walk.ways {
+            self.ways.insert((way.level, first(page, way.level)), *way);
+        }
+        while self.leaves.len() > self.capacity {
+            let victim = self.draw() as usize % self.leaves.len();
+            let Some(&key) = self.leaves.keys().nth(victim) else { return };
+            self.leaves.remove(&key);
+        }
+    }
+
+    /// Does what a host does at least when it is asked for `what`, and nothing beyond it: global
+    /// pages stay unless they are mentioned, and so does the way unless tables are.
+    pub(crate) fn flush(&mut self, what: &FlushRange<'_>) {
+        let concerned = |start: u64, count: u64| {
+            what.everything
+                || what.spans.iter().any(|span| overlaps(span, start, start.saturating_add(count)))
+        };
+        self.leaves.retain(|&(size, page), leaf| {
+            (leaf.global && !what.global) || !concerned(page, size.pages())
+        });
+        if what.tables || what.everything {
+            self.ways.retain(|&(level, page), _| !concerned(page, covered(level)));
+        }
+    }
+
+    /// xorshift64.
+    fn draw(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+}
+
+/// Pages behind a table of `level`.
+fn covered(level: u32) -> u64 {
+    1 << (9 * level)
+}
+
+/// The first page behind the table of `level` on the way to `page`.
+fn first(page: u64, level: u32) -> u64 {
+    page & !(covered(level) - 1)
+}
+
+fn overlaps(span: &PageRange, start: u64, end: u64) -> bool {
+    span.start().number() < end && start < span.end_number()
+}
