@@ -6,6 +6,10 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod content;
+mod device;
+mod directory;
+mod event;
 pub mod fallible;
 mod fdtable;
 mod file;
@@ -13,9 +17,17 @@ mod flags;
 mod generated;
 mod host;
 mod inode;
+mod listing;
 mod meta;
+mod names;
+mod open;
+pub mod pack;
+mod pipe;
+mod rename;
 pub mod tty;
 mod vfs;
+mod volume;
+mod walk;
 
 pub use fdtable::{DEFAULT_FD_LIMIT, FdTable};
 pub use file::{CustomFile, OpenFile};
@@ -25,7 +37,9 @@ pub use host::{Host, IoctlMemory, Ready, Waiters};
 pub use inode::Inode;
 pub use meta::{Caller, DeviceNumber, FileType, Stat, StatFs, Time, Viewpoint};
 pub use pagoda_linux::Errno;
+pub use pipe::{PIPE_BUF, PIPE_CAPACITY};
 pub use vfs::{Follow, Vfs};
+pub use walk::{NAME_MAX, PATH_MAX};
 
 /// A spinning lock. Nothing in this crate sleeps.
 pub(crate) type Lock<T> = lock_api::Mutex<pagoda_sync::RawSpin, T>;

@@ -70,6 +70,19 @@ impl Terminal {
     /// The line is closed: reads see the end, writes fail.
     pub fn hang_up(&self) {}
     /// Reads a line, or in raw mode what MIN and TIME ask for. `expired`: do not wait any more.
+    pub(crate) fn read_mode(
+        &self,
+        into: &mut [u8],
+        expired: bool,
+        nonblocking: bool,
+    ) -> Result<usize> {
+        Err(Errno::ENOSYS)
+    }
+    /// See [`OpenFile::read_wait_limit_ms`](crate::OpenFile::read_wait_limit_ms).
+    pub fn read_wait_limit_ms(&self) -> Option<u64> {
+        None
+    }
+    /// Reads.
     pub fn read(&self, into: &mut [u8], expired: bool) -> Result<usize> {
         Err(Errno::ENOSYS)
     }

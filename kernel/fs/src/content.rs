@@ -1,0 +1,283 @@
+//! The bytes of a regular file.
+//!
+//! A file is a *base* (bytes that lie elsewhere for ever, such as an initramfs entry, used in
+//! place) under *pages* of its own. Where there is a page it counts; else the base; else zeros.
+//! A write to a page that lies in the base copies that page first. Pages are kept in *chunks* of
+//! 64, sorted, so that a file may be huge and sparse.
+//!
+//! Invariants: `base.len() <= size`; bytes of a page at or beyond `size` are zero; `owned` is the
+//! number of pages, all charged to the volume.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::volume::Volume;
+use crate::{Errno, Result, fallible};
+
+/// Bytes in a page.
+pub(crate) const PAGE: u64 = 4096;
+const CHUNK: u64 = 64;
+/// The longest file: offsets are signed.
+pub(crate) const MAX_SIZE: u64 = i64::MAX as u64;
+
+type Page = Box<[u8; PAGE as usize]>;
+
+struct Chunk {
+    /// Page index divided by `CHUNK`.
+    number: u64,
+    /// At most `CHUNK` slots, as many as the highest page needs.
+    pages: Vec<Option<Page>>,
+}
+
+/// See the module.
+pub(crate) struct Content {
+    volume: Arc<Volume>,
+    size: u64,
+    base: &'static [u8],
+    chunks: Vec<Chunk>,
+    owned: u64,
+}
+
+impl Content {
+    pub(crate) fn new(volume: Arc<Volume>, base: &'static [u8]) -> Self {
+        Self { volume, size: base.len() as u64, base, chunks: Vec::new(), owned: 0 }
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Pages that hold something, the base's included.
+    pub(crate) fn pages(&self) -> u64 {
+        let base_pages = (self.base.len() as u64).div_ceil(PAGE);
+        let count = |chunk: &Chunk| {
+            let first = chunk.number * CHUNK;
+            let slots = chunk.pages.iter().zip(first..);
+            slots.filter(|(slot, index)| slot.is_some() && *index < base_pages).count() as u64
+        };
+        let covered = self.chunks.iter().take_while(|chunk| chunk.number * CHUNK < base_pages);
+        self.owned + base_pages - covered.map(count).sum::<u64>()
+    }
+
+    /// Reads at `offset`; fewer bytes than asked only at the end of the file.
+    pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> usize {
+        let there = self.size.saturating_sub(offset);
+        let len = into.len().min(usize::try_from(there).unwrap_or(usize::MAX));
+        let mut done = 0;
+        while done < len {
+            let at = offset + done as u64;
+            let within = (at % PAGE) as usize;
+            let step = (PAGE as usize - within).min(len - done);
+            self.read_in_page(at / PAGE, within, &mut into[done..done + step]);
+            done += step;
+        }
+        len
+    }
+
+    /// Fills `into` from page `index`, byte `within` onwards; zeros where there is nothing.
+    fn read_in_page(&self, index: u64, within: usize, into: &mut [u8]) {
+        if let Some(page) = self.page(index) {
+            into.copy_from_slice(&page[within..within + into.len()]);
+            return;
+        }
+        let start = (index * PAGE).saturating_add(within as u64);
+        let start = usize::try_from(start).unwrap_or(usize::MAX).min(self.base.len());
+        let from_base = &self.base[start..];
+        let copied = from_base.len().min(into.len());
+        into[..copied].copy_from_slice(&from_base[..copied]);
+        into[copied..].fill(0);
+    }
+
+    /// Writes at `offset`. Fewer bytes than asked when space or memory ends on the way.
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        if offset >= MAX_SIZE {
+            return Err(Errno::EFBIG);
+        }
+        let room = usize::try_from(MAX_SIZE - offset).unwrap_or(usize::MAX);
+        let len = bytes.len().min(room);
+        let mut done = 0;
+        while done < len {
+            let at = offset + done as u64;
+            let within = (at % PAGE) as usize;
+            let step = (PAGE as usize - within).min(len - done);
+            match self.page_for_writing(at / PAGE) {
+                Ok(page) => page[within..within + step].copy_from_slice(&bytes[done..done + step]),
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+            done += step;
+            self.size = self.size.max(at + step as u64);
+        }
+        Ok(done)
+    }
+
+    /// Sets the length. Cannot fail for want of memory.
+    pub(crate) fn truncate(&mut self, len: u64) -> Result<()> {
+        if len > MAX_SIZE {
+            return Err(Errno::EFBIG);
+        }
+        // Downwards even when `len` is not below `size`: pages may have been allocated beyond it.
+        if len <= self.size {
+            let keep = usize::try_from(len).unwrap_or(usize::MAX).min(self.base.len());
+            self.base = &self.base[..keep];
+            self.drop_pages(len.div_ceil(PAGE), u64::MAX);
+            self.zero_owned(len / PAGE, (len % PAGE) as usize, PAGE as usize);
+        }
+        self.size = len;
+        Ok(())
+    }
+
+    /// Makes sure that every page of the range is there (`fallocate`). All or an error; what was
+    /// allocated before the error stays allocated, which nobody can read.
+    pub(crate) fn reserve(&mut self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let end = range_end(offset, len)?;
+        self.volume.could_hold(len)?;
+        for index in offset / PAGE..end.div_ceil(PAGE) {
+            if self.page(index).is_none() && index * PAGE >= self.base.len() as u64 {
+                self.page_for_writing(index)?;
+            }
+        }
+        if !keep_size {
+            self.size = self.size.max(end);
+        }
+        Ok(())
+    }
+
+    /// Makes the range read as zeros, giving whole pages back where possible.
+    pub(crate) fn punch(&mut self, offset: u64, len: u64) -> Result<()> {
+        let end = range_end(offset, len)?.min(self.size);
+        let mut at = offset;
+        while at < end {
+            let index = at / PAGE;
+            let next = ((index + 1) * PAGE).min(end);
+            if index * PAGE < self.base.len() as u64 {
+                // The base would shine through: this page needs zeros of its own.
+                let within = (at % PAGE) as usize;
+                self.page_for_writing(index)?[within..within + (next - at) as usize].fill(0);
+            } else if at % PAGE == 0 && next % PAGE == 0 {
+                let last = end / PAGE;
+                self.drop_pages(index, last);
+                at = last * PAGE;
+                continue;
+            } else {
+                let within = (at % PAGE) as usize;
+                self.zero_owned(index, within, within + (next - at) as usize);
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// The next byte at or after `from` that is data (or, with `hole`, that is in a hole; the end
+    /// of the file is one). `None`: `from` is beyond the end, or no data follows.
+    pub(crate) fn seek_data(&self, from: u64, hole: bool) -> Option<u64> {
+        if from >= self.size {
+            return None;
+        }
+        let mut index = from / PAGE;
+        while index * PAGE < self.size {
+            let data = self.page(index).is_some() || index * PAGE < self.base.len() as u64;
+            if data != hole {
+                return Some(from.max(index * PAGE));
+            }
+            index = if data { index + 1 } else { self.next_owned(index)? };
+        }
+        hole.then_some(self.size)
+    }
+
+    /// The first owned page after the absent page `index`.
+    fn next_owned(&self, index: u64) -> Option<u64> {
+        let start = self.chunks.partition_point(|chunk| chunk.number < index / CHUNK);
+        self.chunks[start..].iter().find_map(|chunk| {
+            let slots = chunk.pages.iter().zip(chunk.number * CHUNK..);
+            slots.filter(|(slot, at)| slot.is_some() && *at > index).map(|(_, at)| at).next()
+        })
+    }
+
+    fn page(&self, index: u64) -> Option<&Page> {
+        let at = self.chunks.binary_search_by_key(&(index / CHUNK), |chunk| chunk.number).ok()?;
+        self.chunks[at].pages.get((index % CHUNK) as usize)?.as_ref()
+    }
+
+    fn page_mut(&mut self, index: u64) -> Option<&mut Page> {
+        let at = self.chunks.binary_search_by_key(&(index / CHUNK), |chunk| chunk.number).ok()?;
+        self.chunks[at].pages.get_mut((index % CHUNK) as usize)?.as_mut()
+    }
+
+    /// Page `index` as an owned page, made from what it reads as now if need be.
+    fn page_for_writing(&mut self, index: u64) -> Result<&mut Page> {
+        let number = index / CHUNK;
+        let at = match self.chunks.binary_search_by_key(&number, |chunk| chunk.number) {
+            Ok(at) => at,
+            Err(at) => {
+                self.chunks.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+                self.chunks.insert(at, Chunk { number, pages: Vec::new() });
+                at
+            }
+        };
+        let slot = (index % CHUNK) as usize;
+        if self.chunks[at].pages.get(slot).is_none_or(Option::is_none) {
+            let page = self.fresh_page(index)?;
+            let pages = &mut self.chunks[at].pages;
+            if pages.len() <= slot {
+                if pages.try_reserve(slot + 1 - pages.len()).is_err() {
+                    self.volume.release(PAGE);
+                    return Err(Errno::ENOMEM);
+                }
+                pages.resize_with(slot + 1, || None);
+            }
+            pages[slot] = Some(page);
+            self.owned += 1;
+        }
+        self.chunks[at].pages[slot].as_mut().ok_or(Errno::EIO)
+    }
+
+    /// A charged page with what `index` reads as now.
+    fn fresh_page(&self, index: u64) -> Result<Page> {
+        let bytes = fallible::try_zeroed(PAGE as usize)?;
+        let mut page: Page = bytes.into_boxed_slice().try_into().map_err(|_| Errno::ENOMEM)?;
+        self.volume.charge(PAGE)?;
+        self.read_in_page(index, 0, &mut page[..]);
+        Ok(page)
+    }
+
+    /// Gives back the owned pages `from..to`.
+    fn drop_pages(&mut self, from: u64, to: u64) {
+        let (volume, owned) = (&self.volume, &mut self.owned);
+        let start = self.chunks.partition_point(|chunk| chunk.number < from / CHUNK);
+        for chunk in &mut self.chunks[start..] {
+            let first = chunk.number * CHUNK;
+            if first >= to {
+                break;
+            }
+            for (slot, index) in chunk.pages.iter_mut().zip(first..) {
+                if (from..to).contains(&index) && slot.take().is_some() {
+                    volume.release(PAGE);
+                    *owned -= 1;
+                }
+            }
+        }
+        self.chunks.retain(|chunk| chunk.pages.iter().any(Option::is_some));
+    }
+
+    /// Zeroes bytes `from..to` of page `index` if it is owned.
+    fn zero_owned(&mut self, index: u64, from: usize, to: usize) {
+        if let Some(page) = self.page_mut(index) {
+            page[from..to].fill(0);
+        }
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        self.volume.release(self.owned * PAGE);
+    }
+}
+
+fn range_end(offset: u64, len: u64) -> Result<u64> {
+    offset.checked_add(len).filter(|&end| end <= MAX_SIZE).ok_or(Errno::EFBIG)
+}
