@@ -11,7 +11,9 @@ pub mod fallible;
 mod object;
 mod platform;
 mod request;
+mod slots;
 mod space;
+mod tree;
 
 pub use error::{CStrError, CopyError, FaultError, VmError};
 pub use object::{FileIdentity, FileObject, ReadError, SharedObject};

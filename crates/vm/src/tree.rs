@@ -1,0 +1,523 @@
+//! Disjoint intervals of pages in order, with values: a B+tree whose nodes know their longest gap.
+//!
+//! Nouns: an *entry* is an interval with its value; a *leaf* holds up to [`CAP`] entries, an *inner*
+//! node up to [`CAP`] children, each beside the [`Summary`] of what is below it. All leaves have the
+//! same depth.
+//!
+//! Invariants (checked by `Tree::check` in tests):
+//! - *ordered*: entries are not empty, ascend and do not overlap;
+//! - *summaries*: what stands beside a child is what its entries add up to;
+//! - *no-empty-node*: only the tree as a whole may be empty.
+//!
+//! A *hole* is a run of pages that no entry covers and no entry guards: an entry may keep a number
+//! of pages below itself free ([`Value::guard`]). The search for the highest or lowest hole of a length
+//! walks down only where the summaries promise one: O(log n), but for the two paths along the edges
+//! of the window.
+//!
+//! Allocation happens in [`Tree::reserve`] alone. It walks to where entries will be inserted and puts
+//! aside a node for each one on the way up that could overflow. Removal may merge nodes meanwhile,
+//! but leaves [`SLACK`] places free in the merged one, so that what was reserved stays enough.
+//!
+//! Left out: borrowing between neighbours (two neighbours that do not fit into one node stay as they
+//! are), bulk operations.
+//!
+//! After Bayer and McCreight, "Organization and maintenance of large ordered indices", 1972; the
+//! summaries are those of an interval tree with maximum gaps.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::fallible::{NoMemory, try_box, try_push};
+pub(crate) use crate::slots::PageNumber;
+use crate::slots::{CAP, Piece, Slots, Summary};
+
+/// Free places that a merge leaves, and the most inserts that one `reserve` prepares at one place.
+pub(crate) const SLACK: usize = 4;
+
+/// What an interval carries.
+pub(crate) trait Value: Clone {
+    /// Pages to keep free below the interval.
+    fn guard(&self) -> u64;
+}
+
+/// An interval with its value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Entry<V> {
+    pub(crate) start: PageNumber,
+    pub(crate) end: PageNumber,
+    pub(crate) value: V,
+}
+
+impl<V> Entry<V> {
+    pub(crate) fn pages(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+impl<V: Value> Piece for Entry<V> {
+    #[inline]
+    fn start(&self) -> PageNumber {
+        self.start
+    }
+    #[inline]
+    fn low(&self) -> PageNumber {
+        self.start.saturating_sub(self.value.guard())
+    }
+    #[inline]
+    fn end(&self) -> PageNumber {
+        self.end
+    }
+    #[inline]
+    fn gap(&self) -> u64 {
+        0
+    }
+}
+
+type Leaf<V> = Box<Slots<Entry<V>>>;
+type Inner<V> = Box<Slots<Child<V>>>;
+
+enum Node<V> {
+    Leaf(Leaf<V>),
+    Inner(Inner<V>),
+}
+
+struct Child<V> {
+    sum: Summary,
+    node: Node<V>,
+}
+
+impl<V> Piece for Child<V> {
+    #[inline]
+    fn start(&self) -> PageNumber {
+        self.sum.start
+    }
+    #[inline]
+    fn low(&self) -> PageNumber {
+        self.sum.low
+    }
+    #[inline]
+    fn end(&self) -> PageNumber {
+        self.sum.end
+    }
+    #[inline]
+    fn gap(&self) -> u64 {
+        self.sum.gap
+    }
+}
+
+/// The tree.
+pub(crate) struct Tree<V> {
+    root: Option<Child<V>>,
+    len: usize,
+    spare: Spare<V>,
+}
+
+/// Nodes put aside by `reserve`.
+struct Spare<V> {
+    leaves: Vec<Leaf<V>>,
+    inners: Vec<Inner<V>>,
+}
+
+impl<V> Spare<V> {
+    fn leaf(&mut self) -> Leaf<V> {
+        self.leaves.pop().expect("`reserve` put a leaf aside for every insert")
+    }
+
+    fn inner(&mut self) -> Inner<V> {
+        self.inners.pop().expect("`reserve` put an inner node aside for every insert")
+    }
+}
+
+impl<V: Value> Node<V> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Leaf(slots) => slots.len(),
+            Self::Inner(slots) => slots.len(),
+        }
+    }
+
+    fn child(self) -> Child<V> {
+        let sum = match &self {
+            Self::Leaf(slots) => slots.summary(),
+            Self::Inner(slots) => slots.summary(),
+        };
+        Child { sum, node: self }
+    }
+}
+
+impl<V: Value> Child<V> {
+    fn refresh(&mut self) {
+        self.sum = match &self.node {
+            Node::Leaf(slots) => slots.summary(),
+            Node::Inner(slots) => slots.summary(),
+        };
+    }
+
+    /// Inserts below; returns the new right neighbour if the node had to be split.
+    fn insert(&mut self, entry: Entry<V>, spare: &mut Spare<V>) -> Option<Self> {
+        let page = entry.start;
+        let extra = match &mut self.node {
+            Node::Leaf(slots) => {
+                let at = slots.first_ending_above(page);
+                place(slots, at, entry, || spare.leaf()).map(Node::Leaf)
+            }
+            Node::Inner(slots) => {
+                let at = slots.last_starting_below(page);
+                let extra = slots.get_mut(at)?.insert(entry, spare);
+                extra
+                    .and_then(|child| place(slots, at + 1, child, || spare.inner()))
+                    .map(Node::Inner)
+            }
+        };
+        self.refresh();
+        extra.map(Node::child)
+    }
+
+    /// Removes the entry that covers `page`.
+    fn remove(&mut self, page: PageNumber) -> Option<Entry<V>> {
+        let entry = match &mut self.node {
+            Node::Leaf(slots) => {
+                let at = slots.first_ending_above(page);
+                if slots.get(at)?.start > page {
+                    return None;
+                }
+                slots.remove(at)?
+            }
+            Node::Inner(slots) => {
+                let at = slots.first_ending_above(page);
+                let child = slots.get_mut(at)?;
+                let entry = child.remove(page)?;
+                let left = child.node.len();
+                if left == 0 {
+                    slots.remove(at);
+                } else if left < CAP / 2 && !merge(slots, at) && at > 0 {
+                    merge(slots, at - 1);
+                }
+                entry
+            }
+        };
+        self.refresh();
+        Some(entry)
+    }
+
+    /// Lets `change` alter the entry that covers `page`, including its bounds.
+    fn update(&mut self, page: PageNumber, change: impl FnOnce(&mut Entry<V>)) -> bool {
+        let done = match &mut self.node {
+            Node::Leaf(slots) => {
+                let at = slots.first_ending_above(page);
+                match slots.get_mut(at) {
+                    Some(entry) if entry.start <= page => {
+                        change(entry);
+                        true
+                    }
+                    _ => false,
+                }
+            }
+            Node::Inner(slots) => {
+                let at = slots.first_ending_above(page);
+                slots.get_mut(at).is_some_and(|child| child.update(page, change))
+            }
+        };
+        self.refresh();
+        done
+    }
+}
+
+/// Puts `item` at `at`; splits a full node, the upper half going to a node from `spare`.
+fn place<T: Piece>(
+    slots: &mut Box<Slots<T>>,
+    at: usize,
+    item: T,
+    spare: impl FnOnce() -> Box<Slots<T>>,
+) -> Option<Box<Slots<T>>> {
+    if slots.len() < CAP {
+        slots.insert(at, item);
+        return None;
+    }
+    let mut right = spare();
+    slots.split_into(&mut right);
+    if at <= slots.len() {
+        slots.insert(at, item);
+    } else {
+        right.insert(at - slots.len(), item);
+    }
+    Some(right)
+}
+
+/// Merges child `at` with the one above it if that leaves [`SLACK`] places free.
+fn merge<V: Value>(slots: &mut Slots<Child<V>>, at: usize) -> bool {
+    let fits = match (slots.get(at), slots.get(at + 1)) {
+        (Some(left), Some(right)) => left.node.len() + right.node.len() <= CAP - SLACK,
+        _ => false,
+    };
+    if !fits {
+        return false;
+    }
+    let Some(mut right) = slots.remove(at + 1) else { return false };
+    let Some(left) = slots.get_mut(at) else { return false };
+    match (&mut left.node, &mut right.node) {
+        (Node::Leaf(left), Node::Leaf(right)) => left.append(right),
+        (Node::Inner(left), Node::Inner(right)) => left.append(right),
+        _ => debug_assert!(false, "all leaves have the same depth"),
+    }
+    left.refresh();
+    true
+}
+
+impl<V: Value> Tree<V> {
+    pub(crate) const fn new() -> Self {
+        Self { root: None, len: 0, spare: Spare { leaves: Vec::new(), inners: Vec::new() } }
+    }
+
+    /// The number of entries.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The first entry that ends above `page`: the one that covers it, or else the next one.
+    #[inline]
+    pub(crate) fn find(&self, page: PageNumber) -> Option<&Entry<V>> {
+        let mut node = &self.root.as_ref()?.node;
+        loop {
+            match node {
+                Node::Leaf(slots) => return slots.get(slots.first_ending_above(page)),
+                Node::Inner(slots) => node = &slots.get(slots.first_ending_above(page))?.node,
+            }
+        }
+    }
+
+    /// The entry that covers `page`.
+    #[inline]
+    pub(crate) fn covering(&self, page: PageNumber) -> Option<&Entry<V>> {
+        self.find(page).filter(|entry| entry.start <= page)
+    }
+
+    /// The last entry that starts below `page`.
+    pub(crate) fn before(&self, page: PageNumber) -> Option<&Entry<V>> {
+        let mut node = &self.root.as_ref().filter(|root| root.sum.start < page)?.node;
+        loop {
+            match node {
+                Node::Leaf(slots) => return slots.iter().rev().find(|entry| entry.start < page),
+                Node::Inner(slots) => {
+                    node = &slots.iter().rev().find(|child| child.sum.start < page)?.node;
+                }
+            }
+        }
+    }
+
+    /// Allocates what `inserts` (at most [`SLACK`]) inserts at or next to each of `places` can need.
+    pub(crate) fn reserve(
+        &mut self,
+        places: &[PageNumber],
+        inserts: usize,
+    ) -> Result<(), NoMemory> {
+        debug_assert!(inserts <= SLACK);
+        let (mut leaves, mut inners) = (0, 0);
+        for &page in places {
+            let (leaf, inner) = self.overflowing(page, inserts);
+            leaves += leaf;
+            inners += inner;
+        }
+        while self.spare.leaves.len() < leaves {
+            let leaf = try_box(Slots::default())?;
+            try_push(&mut self.spare.leaves, leaf)?;
+        }
+        while self.spare.inners.len() < inners {
+            let inner = try_box(Slots::default())?;
+            try_push(&mut self.spare.inners, inner)?;
+        }
+        Ok(())
+    }
+
+    /// The leaves and inner nodes that `inserts` inserts at `page` may have to add.
+    ///
+    /// An insert goes to the leaf of the last entry that starts below it. That entry keeps its start
+    /// while a call trims and removes what lies above, so the leaf is the one found now, or a merged
+    /// one with room. Its overflow runs up through the unbroken run of full nodes above it, and may
+    /// need a new root (even below the present one, should that shrink away meanwhile). Where no
+    /// entry starts below, the leaf may change: every level counts.
+    fn overflowing(&self, page: PageNumber, inserts: usize) -> (usize, usize) {
+        let Some(root) = &self.root else { return (1, 0) };
+        let (mut child, mut levels, mut run) = (root, 1, 0);
+        loop {
+            run = if child.node.len() + inserts > CAP { run + 1 } else { 0 };
+            match &child.node {
+                Node::Leaf(_) => break,
+                Node::Inner(slots) => match slots.get(slots.last_starting_below(page)) {
+                    Some(next) => child = next,
+                    None => break,
+                },
+            }
+            levels += 1;
+        }
+        if root.sum.start >= page {
+            (1, levels)
+        } else if run > 0 {
+            (1, run)
+        } else {
+            (0, 0)
+        }
+    }
+
+    /// Inserts an entry that overlaps no other. `reserve` was called for its start.
+    pub(crate) fn insert(&mut self, entry: Entry<V>) {
+        debug_assert!(entry.start < entry.end);
+        self.len += 1;
+        let Some(root) = &mut self.root else {
+            let mut leaf = self.spare.leaf();
+            leaf.insert(0, entry);
+            self.root = Some(Node::Leaf(leaf).child());
+            return;
+        };
+        if let Some(right) = root.insert(entry, &mut self.spare) {
+            let mut top = self.spare.inner();
+            if let Some(left) = self.root.take() {
+                top.insert(0, left);
+            }
+            top.insert(1, right);
+            self.root = Some(Node::Inner(top).child());
+        }
+    }
+
+    /// Removes the entry that covers `page`.
+    pub(crate) fn remove(&mut self, page: PageNumber) -> Option<Entry<V>> {
+        let root = self.root.as_mut()?;
+        let entry = root.remove(page)?;
+        self.len -= 1;
+        loop {
+            match &mut root.node {
+                Node::Inner(slots) if slots.len() == 1 => {
+                    let Some(only) = slots.remove(0) else { break };
+                    *root = only;
+                }
+                node if node.len() == 0 => {
+                    self.root = None;
+                    break;
+                }
+                _ => break,
+            }
+        }
+        Some(entry)
+    }
+
+    /// Lets `change` alter the entry that covers `page`. Its bounds may change as long as the order
+    /// of the entries stays.
+    pub(crate) fn update(&mut self, page: PageNumber, change: impl FnOnce(&mut Entry<V>)) -> bool {
+        self.root.as_mut().is_some_and(|root| root.update(page, change))
+    }
+
+    /// Gives back what `reserve` put aside and was not used.
+    pub(crate) fn shrink(&mut self) {
+        self.spare = Spare { leaves: Vec::new(), inners: Vec::new() };
+    }
+
+    /// The highest hole of `len` pages between `window.0` and `window.1`: its first page.
+    pub(crate) fn highest_hole(
+        &self,
+        window: (PageNumber, PageNumber),
+        len: u64,
+    ) -> Option<PageNumber> {
+        let (low, high) = window;
+        let fit = |from: u64, to: u64| {
+            let (from, to) = (from.max(low), to.min(high));
+            (to.checked_sub(from)? >= len).then(|| to - len)
+        };
+        let Some(root) = &self.root else { return fit(low, high) };
+        fit(root.sum.end, high)
+            .or_else(|| highest_below(&root.node, window, len, &fit))
+            .or_else(|| fit(low, root.sum.low))
+    }
+
+    /// The lowest hole of `len` pages between `window.0` and `window.1`: its first page.
+    pub(crate) fn lowest_hole(
+        &self,
+        window: (PageNumber, PageNumber),
+        len: u64,
+    ) -> Option<PageNumber> {
+        let (low, high) = window;
+        let fit = |from: u64, to: u64| {
+            let (from, to) = (from.max(low), to.min(high));
+            (to.checked_sub(from)? >= len).then_some(from)
+        };
+        let Some(root) = &self.root else { return fit(low, high) };
+        fit(low, root.sum.low)
+            .or_else(|| lowest_below(&root.node, window, len, &fit))
+            .or_else(|| fit(root.sum.end, high))
+    }
+}
+
+type Fit<'f> = &'f dyn Fn(PageNumber, PageNumber) -> Option<PageNumber>;
+
+fn highest_below<V: Value>(
+    node: &Node<V>,
+    window: (PageNumber, PageNumber),
+    len: u64,
+    fit: Fit<'_>,
+) -> Option<PageNumber> {
+    match node {
+        Node::Leaf(slots) => highest_among(slots, window, fit, |_| None),
+        Node::Inner(slots) => highest_among(slots, window, fit, |child| {
+            let worth = child.sum.gap >= len && child.sum.start < window.1;
+            if worth { highest_below(&child.node, window, len, fit) } else { None }
+        }),
+    }
+}
+
+fn highest_among<T: Piece>(
+    slots: &Slots<T>,
+    window: (PageNumber, PageNumber),
+    fit: Fit<'_>,
+    inside: impl Fn(&T) -> Option<PageNumber>,
+) -> Option<PageNumber> {
+    let mut above: Option<&T> = None;
+    for piece in slots.iter().rev() {
+        let between = above.and_then(|above| fit(piece.end(), above.low()));
+        if let Some(hole) = between.or_else(|| inside(piece)) {
+            return Some(hole);
+        }
+        if piece.start() <= window.0 {
+            return None;
+        }
+        above = Some(piece);
+    }
+    None
+}
+
+fn lowest_below<V: Value>(
+    node: &Node<V>,
+    window: (PageNumber, PageNumber),
+    len: u64,
+    fit: Fit<'_>,
+) -> Option<PageNumber> {
+    match node {
+        Node::Leaf(slots) => lowest_among(slots, window, fit, |_| None),
+        Node::Inner(slots) => lowest_among(slots, window, fit, |child| {
+            let worth = child.sum.gap >= len && child.sum.end > window.0;
+            if worth { lowest_below(&child.node, window, len, fit) } else { None }
+        }),
+    }
+}
+
+fn lowest_among<T: Piece>(
+    slots: &Slots<T>,
+    window: (PageNumber, PageNumber),
+    fit: Fit<'_>,
+    inside: impl Fn(&T) -> Option<PageNumber>,
+) -> Option<PageNumber> {
+    let mut below: Option<&T> = None;
+    for piece in slots.iter() {
+        let between = below.and_then(|below| fit(below.end(), piece.low()));
+        if let Some(hole) = between.or_else(|| inside(piece)) {
+            return Some(hole);
+        }
+        if piece.end() >= window.1 {
+            return None;
+        }
+        below = Some(piece);
+    }
+    None
+}
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;
