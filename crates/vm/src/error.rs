@@ -8,8 +8,12 @@ pub enum VmError {
     /// Caller: an address is not page aligned, a length is zero or wraps, an offset is not aligned,
     /// a combination that has no meaning.
     Invalid,
-    /// Caller: the range lies outside the program's half, or below the lowest mappable address.
+    /// Caller: the range lies outside the program's half.
     OutOfRange,
+    /// Caller: the range lies below the lowest address that may be mapped.
+    TooLow,
+    /// Caller: offset and length together leave the range of offsets.
+    Overflow,
     /// Caller: something is mapped where [`Place::FixedNoReplace`](crate::Place) must not replace.
     Exists,
     /// Caller: part of the range is not mapped, and the call needs all of it.
@@ -36,6 +40,8 @@ impl fmt::Display for VmError {
         f.write_str(match self {
             Self::Invalid => "invalid argument",
             Self::OutOfRange => "outside the mappable addresses",
+            Self::TooLow => "below the lowest mappable address",
+            Self::Overflow => "offset and length overflow",
             Self::Exists => "something is mapped there",
             Self::NotMapped => "part of the range is not mapped",
             Self::Denied => "not allowed on this mapping",

@@ -6,19 +6,31 @@ extern crate alloc;
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+mod copy;
 mod error;
 pub mod fallible;
+mod fault;
+mod fork;
+mod map;
+mod memory;
 mod object;
 mod platform;
+mod protect;
+mod region;
+mod remap;
 mod request;
 mod slots;
 mod space;
 mod tree;
 
+pub use copy::FutexKey;
 pub use error::{CStrError, CopyError, FaultError, VmError};
+pub use fault::FaultDone;
 pub use object::{FileIdentity, FileObject, ReadError, SharedObject};
-pub use platform::{OutOfFrames, VmPlatform};
+pub use pagoda_paging::OutOfFrames;
+pub use platform::VmPlatform;
 pub use request::{
     Access, Advice, Backing, Layout, Limits, MapFlags, MapRequest, Place, Prot, RemapPlace,
+    RemapRequest,
 };
-pub use space::{AddressSpace, FaultDone, FutexKey, RegionInfo, SpaceStats};
+pub use space::{AddressSpace, RegionInfo, Residency, SpaceStats};

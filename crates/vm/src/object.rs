@@ -1,12 +1,24 @@
 //! What stands behind regions: files and shared memory.
+//!
+//! A [`FileObject`] is the host's; a region maps it privately, page by page, by copying. A
+//! [`SharedObject`] is ours: zeroed memory that several mappings see at once. It exists from the
+//! moment that the mapping is made, so that a fork before the first touch shares it too. It holds
+//! one reference to each of its frames, and every mapping holds another.
+//!
+//! Left out: a cache of file pages shared between address spaces, write-back, truncation of shared
+//! objects.
 
-use core::fmt;
-use core::marker::PhantomData;
-
+use alloc::boxed::Box;
 use alloc::sync::Arc;
-use pagoda_addr::PAGE_SIZE;
+use core::fmt;
 
-use crate::{VmError, VmPlatform};
+use lock_api::Mutex;
+use pagoda_addr::Frame;
+use pagoda_paging::{PageSize, Released};
+
+use crate::fallible::{NoMemory, try_arc, try_box};
+use crate::memory::PAGE;
+use crate::{FaultError, VmError, VmPlatform};
 
 /// A page of a file could not be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,16 +40,16 @@ pub struct FileIdentity {
     pub inode: u64,
 }
 
-/// A file that may be mapped privately. Called with the regions of one address space locked: an
-/// implementer takes only locks of rank `OBJECT` and above, never touches user memory, never waits
-/// for a program.
+/// A file that may be mapped privately. Called, and dropped, with the regions of one address space
+/// locked: an implementer takes only locks of rank `OBJECT` and above, never touches a program's
+/// memory, never waits for a program.
 pub trait FileObject: Send + Sync {
     /// Bytes in the file now.
     fn size(&self) -> u64;
 
     /// Fills `into` with page `index` of the file. Bytes beyond the end of the file need not be
     /// written: the caller clears them.
-    fn read_page(&self, index: u64, into: &mut [u8; PAGE_SIZE as usize]) -> Result<(), ReadError>;
+    fn read_page(&self, index: u64, into: &mut [u8; PAGE]) -> Result<(), ReadError>;
 
     /// Device and inode.
     fn identity(&self) -> FileIdentity {
@@ -51,15 +63,101 @@ pub trait FileObject: Send + Sync {
     }
 }
 
+const BITS: u32 = 6;
+const FAN: usize = 1 << BITS;
+
+/// One level of the frames by page index: a radix tree of 64 branches.
+type Level = [Slot; FAN];
+
+enum Slot {
+    Empty,
+    Lower(Box<Level>),
+    Page(Frame),
+}
+
+fn empty_level() -> Level {
+    [const { Slot::Empty }; FAN]
+}
+
 /// Zeroed memory that several mappings see at once.
 pub struct SharedObject<P: VmPlatform> {
-    _platform: PhantomData<P>,
+    platform: P,
+    pages: u64,
+    /// Levels below `frames`.
+    height: u32,
+    frames: Mutex<P::ObjectLock, Level>,
 }
 
 impl<P: VmPlatform> SharedObject<P> {
     /// `pages` pages of zeroes, none of which takes memory before it is touched.
     pub fn new(platform: P, pages: u64) -> Result<Arc<Self>, VmError> {
-        let _ = (platform, pages);
-        todo!()
+        let mut height = 0;
+        while height < 8 && pages >> (BITS * (height + 1)) != 0 {
+            height += 1;
+        }
+        Ok(try_arc(Self { platform, pages, height, frames: Mutex::new(empty_level()) })?)
+    }
+
+    /// Its size in pages.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// The frame of page `index`, made if there is none yet, with one more reference for the
+    /// caller.
+    pub(crate) fn frame(&self, index: u64) -> Result<Frame, FaultError> {
+        if index >= self.pages {
+            return Err(FaultError::Bus);
+        }
+        let mut top = self.frames.lock();
+        let slot =
+            Self::slot(&mut top, index, self.height).map_err(|NoMemory| FaultError::OutOfMemory)?;
+        let frame = match slot {
+            Slot::Page(frame) => *frame,
+            _ => {
+                let frame = self.platform.alloc_page(true).map_err(|_| FaultError::OutOfMemory)?;
+                *slot = Slot::Page(frame);
+                frame
+            }
+        };
+        self.platform.share(frame);
+        Ok(frame)
+    }
+
+    /// The slot of page `index`, with the levels above it made where they are missing.
+    fn slot(top: &mut Level, index: u64, height: u32) -> Result<&mut Slot, NoMemory> {
+        let digit = |level: u32| (index >> (BITS * level)) as usize % FAN;
+        let mut level = height;
+        let mut slot = &mut top[digit(level)];
+        while level > 0 {
+            level -= 1;
+            if !matches!(slot, Slot::Lower(_)) {
+                *slot = Slot::Lower(try_box(empty_level())?);
+            }
+            match slot {
+                Slot::Lower(lower) => slot = &mut lower[digit(level)],
+                _ => return Err(NoMemory),
+            }
+        }
+        Ok(slot)
+    }
+
+    fn release_all(platform: &P, level: &Level) {
+        for slot in level {
+            match slot {
+                Slot::Empty => {}
+                Slot::Lower(lower) => Self::release_all(platform, lower),
+                Slot::Page(frame) => {
+                    platform.release(Released::Page { frame: *frame, size: PageSize::K4 });
+                }
+            }
+        }
+    }
+}
+
+impl<P: VmPlatform> Drop for SharedObject<P> {
+    fn drop(&mut self) {
+        // Only the object's own references: mappings keep theirs until after their flush.
+        Self::release_all(&self.platform, self.frames.get_mut());
     }
 }

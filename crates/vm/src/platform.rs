@@ -1,31 +1,68 @@
 //! What a host kernel supplies.
-#![allow(unsafe_code)] // declares an unsafe trait
+#![allow(unsafe_code)] // declares an unsafe trait; contains no unsafe block
 
+use lock_api::RawMutex;
 use pagoda_addr::Frame;
+use pagoda_paging::{OutOfFrames, Platform};
 
-/// There is no frame for a user (or only the reserve is left).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct OutOfFrames;
-
-/// Frames with reference counts, for the pages of programs.
+/// Frames with reference counts for the pages of programs, and two more locks.
+///
+/// A frame comes from [`alloc_page`](Self::alloc_page) with one reference;
+/// [`share`](Self::share) adds one; each `Released::Page` that reaches
+/// [`Platform::release`](pagoda_paging::Platform::release) takes one away, and the last one frees
+/// the frame.
+///
+/// Lock order: [`RegionLock`](Self::RegionLock), then [`ObjectLock`](Self::ObjectLock), then
+/// [`Platform::Lock`](pagoda_paging::Platform::Lock), then the host's allocators. A flush happens
+/// with the region lock held: where a flush waits for other CPUs, whoever spins on any of these
+/// locks has to serve the requests of others meanwhile.
 ///
 /// # Safety
-/// A frame that [`alloc_page`](Self::alloc_page) returns is managed RAM that nobody else uses until
-/// as many releases as references have gone through the page table's `release`.
-pub unsafe trait VmPlatform {
-    /// A frame with one reference; all zero if `zeroed`. Refused at the watermark.
+/// A frame from `alloc_page` is managed RAM of the `PhysMap`, all zero if that was asked for, and
+/// nobody else uses it until its last reference is released. `refs` is exact at one: while it
+/// answers 1 for a frame that the caller holds a reference to, nobody else holds one.
+pub unsafe trait VmPlatform: Platform {
+    /// The lock of one address space's regions.
+    type RegionLock: RawMutex;
+    /// The lock of one shared object.
+    type ObjectLock: RawMutex;
+
+    /// A frame with one reference. The class of programs: refused at the watermark.
     fn alloc_page(&self, zeroed: bool) -> Result<Frame, OutOfFrames>;
 
-    /// One more reference.
+    /// One more reference to a frame that the caller holds a reference to.
     fn share(&self, frame: Frame);
 
-    /// The references now.
+    /// References to the frame now.
     fn refs(&self, frame: Frame) -> u32;
 
-    /// May `pages` more pages of memory be promised? The heuristic of Linux refuses only what
-    /// exceeds all of RAM.
+    /// May `pages` more pages be promised to a program? A good heuristic refuses only what exceeds
+    /// all of RAM, as Linux does by default.
     fn may_commit(&self, pages: u64) -> bool {
         let _ = pages;
         true
+    }
+}
+
+// SAFETY: a reference forwards to an implementer that keeps the contract.
+unsafe impl<P: VmPlatform + ?Sized> VmPlatform for &P {
+    type RegionLock = P::RegionLock;
+    type ObjectLock = P::ObjectLock;
+
+    #[inline]
+    fn alloc_page(&self, zeroed: bool) -> Result<Frame, OutOfFrames> {
+        (**self).alloc_page(zeroed)
+    }
+    #[inline]
+    fn share(&self, frame: Frame) {
+        (**self).share(frame);
+    }
+    #[inline]
+    fn refs(&self, frame: Frame) -> u32 {
+        (**self).refs(frame)
+    }
+    #[inline]
+    fn may_commit(&self, pages: u64) -> bool {
+        (**self).may_commit(pages)
     }
 }

@@ -110,6 +110,21 @@ pub enum RemapPlace {
     Fixed(VirtAddr),
 }
 
+/// A mapping to resize or to move.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RemapRequest {
+    /// Its first page.
+    pub addr: VirtAddr,
+    /// Bytes of it, rounded up to pages. Zero makes a second mapping of shared memory.
+    pub old_len: u64,
+    /// Bytes wanted, rounded up to pages.
+    pub new_len: u64,
+    /// What may be done with the place.
+    pub place: RemapPlace,
+    /// Leave the old mapping behind, empty (private anonymous memory, unchanged length).
+    pub keep_old: bool,
+}
+
 /// An access by a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {

@@ -55,10 +55,6 @@ impl<T> Slots<T> {
         self.items.get_mut(index)?.as_mut()
     }
 
-    pub(crate) fn last(&self) -> Option<&T> {
-        self.get(self.len.checked_sub(1)?)
-    }
-
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
         self.items[..self.len].iter().flatten()
     }

@@ -1,171 +1,382 @@
-//! One program's address space (API skeleton).
-#![allow(unused_variables, missing_docs)]
+//! One program's address space.
+//!
+//! Nouns: the *regions* say what the program was promised; the *page table* says what is there now.
+//! A page that is promised and absent is made present by a *fault*.
+//!
+//! # Invariants
+//!
+//! *table-under-regions*: a leaf stands in the table only under a region that allows at least what
+//! the leaf allows. Both change only with the lock of the regions held.
+//!
+//! *copy-on-write*: a leaf of a private region allows writing only while its frame has one
+//! reference. Such a reference is ours, and only a fork of this space can add another, which needs
+//! the lock; so "one" cannot change under a fault that has seen it.
+//!
+//! *class-marks*: a leaf marked [`ANONYMOUS`] holds memory of this program alone, one marked
+//! [`SHARED`] belongs to a [`SharedObject`](crate::SharedObject), one with neither is an unchanged copy of a file. The
+//! resident sizes are exactly the counts of the three.
+//!
+//! *flushed-before-return*: a call that takes rights away finishes its
+//! [`FlushBatch`](pagoda_paging::FlushBatch) before it gives up the lock, hence before a moved or
+//! copied page can be seen at two values, and before a fork's parent returns.
+//!
+//! *prepare-commit*: a call first checks, then allocates, then changes; an error for exhaustion
+//! leaves regions and contents as they were. (As Linux does, protecting or advising a range with
+//! holes acts on the part before the hole or around it, and then reports the hole.)
+//!
+//! Lock order: the lock of the regions, then an object's, then the page table's.
+//!
+//! Left out: large pages, the zero page, fault-around, file pages shared between spaces, reclaim,
+//! `MADV_FREE` that waits for pressure (it frees at once), guard markers.
 
-use core::marker::PhantomData;
+use lock_api::{Mutex, MutexGuard};
+use pagoda_addr::{Frame, Page, PageRange, UserRange, UserRangeError, VirtAddr, VirtRange};
+use pagoda_paging::{Entry, Fate, FlushBatch, Format, PageFlags, PageTable};
 
-use pagoda_addr::{Frame, UserRange, UserRangeError, VirtAddr, VirtRange};
-use pagoda_paging::Format;
+use crate::region::{Object, Region, Regions, Window};
+use crate::tree::{Entry as Interval, PageNumber};
+use crate::{FileObject, Layout, Limits, MapFlags, Prot, VmError, VmPlatform};
 
-use crate::*;
+/// Mark of a leaf with memory of this program alone.
+pub(crate) const ANONYMOUS: PageFlags = PageFlags::SOFT1;
+/// Mark of a leaf that belongs to a shared object.
+pub(crate) const SHARED: PageFlags = PageFlags::SOFT2;
 
 /// A private address space.
+///
+/// All methods take `&self` and lock inside; threads of one program share it.
 pub struct AddressSpace<F: Format, P: VmPlatform> {
-    _marker: PhantomData<(F, P)>,
+    pub(crate) table: PageTable<F, P>,
+    pub(crate) layout: Layout,
+    pub(crate) inner: Mutex<P::RegionLock, Inner<P>>,
 }
 
-/// What a fault did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FaultDone {
-    /// A page was made present.
-    Mapped,
-    /// A shared page was copied, or reused by its last owner.
-    Copied,
-    /// Nothing was to do: another CPU was faster.
-    Spurious,
+/// What the lock of the regions protects.
+pub(crate) struct Inner<P: VmPlatform> {
+    pub(crate) regions: Regions<P>,
+    pub(crate) limits: Limits,
+    pub(crate) stats: SpaceStats,
+    /// Start and end of the heap, in bytes.
+    pub(crate) brk: (u64, u64),
+    /// A byte of the main stack.
+    pub(crate) stack: u64,
+}
+
+/// Pages of an address space by kind. `rss` counts what is present, the others what is promised.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SpaceStats {
+    /// All pages mapped.
+    pub mapped: u64,
+    /// The most there were.
+    pub mapped_peak: u64,
+    /// Private and writable, not stack.
+    pub data: u64,
+    /// Growing down.
+    pub stack: u64,
+    /// Executable and neither writable nor stack.
+    pub exec: u64,
+    /// Locked in memory.
+    pub locked: u64,
+    /// Present: the program's own memory.
+    pub rss_anonymous: u64,
+    /// Present: unchanged copies of files.
+    pub rss_file: u64,
+    /// Present: shared memory.
+    pub rss_shared: u64,
+    /// The most present at once.
+    pub rss_peak: u64,
+    /// The number of regions.
+    pub regions: usize,
+}
+
+impl SpaceStats {
+    /// Present pages of all kinds.
+    pub fn rss(&self) -> u64 {
+        self.rss_anonymous + self.rss_file + self.rss_shared
+    }
+
+    /// The count that a leaf with these marks belongs to.
+    pub(crate) fn class(&mut self, flags: PageFlags) -> &mut u64 {
+        if flags.contains(ANONYMOUS) {
+            &mut self.rss_anonymous
+        } else if flags.contains(SHARED) {
+            &mut self.rss_shared
+        } else {
+            &mut self.rss_file
+        }
+    }
+
+    pub(crate) fn page_came(&mut self, flags: PageFlags) {
+        *self.class(flags) += 1;
+        self.rss_peak = self.rss_peak.max(self.rss());
+    }
+
+    pub(crate) fn page_went(&mut self, flags: PageFlags) {
+        let count = self.class(flags);
+        debug_assert!(*count > 0, "class-marks");
+        *count = count.saturating_sub(1);
+    }
+
+    /// Counts `pages` of `region` in (or out).
+    pub(crate) fn promise<P: VmPlatform>(&mut self, region: &Region<P>, pages: u64, come: bool) {
+        let add = |count: &mut u64| {
+            *count = if come { *count + pages } else { count.saturating_sub(pages) };
+        };
+        add(&mut self.mapped);
+        self.mapped_peak = self.mapped_peak.max(self.mapped);
+        if region.flags.contains(MapFlags::LOCKED) {
+            add(&mut self.locked);
+        }
+        if region.flags.contains(MapFlags::GROWS_DOWN) {
+            add(&mut self.stack);
+        } else if region.is_data() {
+            add(&mut self.data);
+        } else if region.prot.contains(Prot::EXEC) && !region.prot.contains(Prot::WRITE) {
+            add(&mut self.exec);
+        }
+    }
 }
 
 /// What a region looks like from outside.
 #[derive(Clone)]
 pub struct RegionInfo {
+    /// Its bytes.
     pub range: VirtRange,
+    /// Protection.
     pub prot: Prot,
+    /// Properties.
     pub flags: MapFlags,
+    /// Shared with other address spaces (that forked off).
     pub shared: bool,
-    /// Bytes from the start of the file or object.
+    /// Bytes from the start of the file or object; 0 for private anonymous memory.
     pub offset: u64,
+    /// The file behind it.
     pub file: Option<alloc::sync::Arc<dyn FileObject>>,
-    /// Overlaps the heap made by `set_brk`.
+    /// Overlaps the heap.
     pub heap: bool,
-    /// Is the main stack.
+    /// Holds the main stack.
     pub stack: bool,
 }
 
-/// Pages in use, by kind.
+/// Present pages of one region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct SpaceStats {
-    pub mapped: u64,
-    pub mapped_peak: u64,
-    /// Private writable, not stack.
-    pub data: u64,
-    pub stack: u64,
-    /// Executable.
-    pub exec: u64,
-    pub locked: u64,
-    pub rss_anonymous: u64,
-    pub rss_file: u64,
-    pub rss_shared: u64,
-    pub rss_peak: u64,
-    pub tables: u64,
-    pub regions: usize,
-}
-
-/// What identifies a futex word.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum FutexKey {
-    /// An address in this address space.
-    Private(u64),
-    /// Bytes from the start of an object.
-    Shared { object: usize, offset: u64 },
+pub struct Residency {
+    /// Pages present.
+    pub present: u64,
+    /// Of these, mapped by nobody else.
+    pub sole: u64,
+    /// Of these, written to since they came.
+    pub dirty: u64,
+    /// Of these, dirty and mapped by nobody else.
+    pub sole_dirty: u64,
+    /// Of these, memory of the program alone (not a file's, not shared).
+    pub anonymous: u64,
+    /// Sum over the present pages of 4096 divided by the number of references: bytes.
+    pub proportional: u64,
 }
 
 impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
+    /// An empty address space over an empty page table.
+    pub fn new(table: PageTable<F, P>, layout: Layout) -> Self {
+        let inner = Inner {
+            regions: Regions::new(),
+            limits: Limits::default(),
+            stats: SpaceStats::default(),
+            brk: (0, 0),
+            stack: 0,
+        };
+        Self { table, layout, inner: Mutex::new(inner) }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, P::RegionLock, Inner<P>> {
+        self.inner.lock()
+    }
+
+    pub(crate) fn platform(&self) -> &P {
+        self.table.platform()
+    }
+
+    /// The page table: its root to load, its [`SpaceTlb`](pagoda_paging::SpaceTlb) to join. Whoever
+    /// changes entries of the program's half breaks the space's invariants.
+    pub fn table(&self) -> &PageTable<F, P> {
+        &self.table
+    }
+
+    /// The frame that hardware starts from.
     pub fn root(&self) -> Frame {
-        todo!()
+        self.table.root()
     }
+
+    /// Where things go.
     pub fn layout(&self) -> Layout {
-        todo!()
+        self.layout
     }
+
+    /// The claim of a program about `len` bytes at `addr`, checked against the end of its half.
     pub fn user_range(&self, addr: u64, len: u64) -> Result<UserRange, UserRangeError> {
-        UserRange::new(addr, len, self.layout().limit)
+        UserRange::new(addr, len, self.layout.limit)
     }
-    pub fn map(&self, request: MapRequest<P>) -> Result<VirtAddr, VmError> {
-        todo!()
-    }
-    pub fn unmap(&self, addr: VirtAddr, len: u64) -> Result<(), VmError> {
-        todo!()
-    }
-    pub fn protect(&self, addr: VirtAddr, len: u64, prot: Prot) -> Result<(), VmError> {
-        todo!()
-    }
-    pub fn remap(
-        &self,
-        addr: VirtAddr,
-        old_len: u64,
-        new_len: u64,
-        place: RemapPlace,
-    ) -> Result<VirtAddr, VmError> {
-        todo!()
-    }
-    pub fn advise(&self, addr: VirtAddr, len: u64, advice: Advice) -> Result<(), VmError> {
-        todo!()
-    }
-    /// One call of `each` for each page: is it present?
-    pub fn residency(
-        &self,
-        addr: VirtAddr,
-        len: u64,
-        each: &mut dyn FnMut(bool),
-    ) -> Result<(), VmError> {
-        todo!()
-    }
-    /// Says where the heap begins (the end of the program's data).
-    pub fn start_brk(&self, start: VirtAddr) -> Result<(), VmError> {
-        todo!()
-    }
-    /// Moves the end of the heap; returns where it is afterwards (unchanged on failure).
-    pub fn set_brk(&self, end: VirtAddr) -> VirtAddr {
-        todo!()
-    }
-    pub fn fault(&self, addr: VirtAddr, access: Access) -> Result<FaultDone, FaultError> {
-        todo!()
-    }
-    pub fn fork(&self) -> Result<Self, VmError> {
-        todo!()
-    }
-    /// Unmaps everything.
-    pub fn clear(&self) {
-        todo!()
-    }
-    /// The first region that ends above `from`.
-    pub fn next_region(&self, from: VirtAddr) -> Option<RegionInfo> {
-        todo!()
-    }
+
+    /// Pages in use.
     pub fn stats(&self) -> SpaceStats {
-        todo!()
+        let inner = self.lock();
+        SpaceStats { regions: inner.regions.len(), ..inner.stats }
     }
+
+    /// The limits.
     pub fn limits(&self) -> Limits {
-        todo!()
+        self.lock().limits
     }
+
+    /// Other limits; what is already there stays.
     pub fn set_limits(&self, limits: Limits) {
-        todo!()
+        self.lock().limits = limits;
     }
-    pub fn copy_in(&self, from: UserRange, into: &mut [u8]) -> Result<(), CopyError> {
-        todo!()
+
+    /// Says that the region around `addr` is the main stack, for [`RegionInfo::stack`].
+    pub fn set_stack(&self, addr: VirtAddr) {
+        self.lock().stack = addr.as_u64();
     }
-    pub fn copy_out(&self, from: &[u8], to: UserRange) -> Result<(), CopyError> {
-        todo!()
+
+    /// The first region that ends above `from`. To list all, start at zero and go on from the end
+    /// of each: no lock is held in between.
+    pub fn next_region(&self, from: VirtAddr) -> Option<RegionInfo> {
+        let inner = self.lock();
+        inner.regions.find(from.block().number()).map(|entry| inner.describe(entry))
     }
-    pub fn zero(&self, range: UserRange) -> Result<(), CopyError> {
-        todo!()
+
+    /// Counts the present pages of the region at `addr`.
+    pub fn resident(&self, addr: VirtAddr) -> Residency {
+        let inner = self.lock();
+        let mut sum = Residency::default();
+        let Some(entry) = inner.regions.covering(addr.block().number()) else { return sum };
+        let Some(range) = pages((entry.start, entry.end)) else { return sum };
+        let Ok(mut cursor) = self.table.cursor(range) else { return sum };
+        let mut next = Some(range.start());
+        while let Some((page, Entry::Mapped { frame, flags, .. })) =
+            next.and_then(|from| cursor.next_used(from))
+        {
+            let refs = u64::from(self.platform().refs(frame)).max(1);
+            // A shared object holds one reference besides those of the mappings.
+            let users = if flags.contains(SHARED) { (refs - 1).max(1) } else { refs };
+            sum.present += 1;
+            sum.sole += u64::from(users == 1);
+            sum.dirty += u64::from(flags.contains(PageFlags::DIRTY));
+            sum.sole_dirty += u64::from(users == 1 && flags.contains(PageFlags::DIRTY));
+            sum.anonymous += u64::from(flags.contains(ANONYMOUS));
+            sum.proportional += 4096 / users;
+            next = page.checked_add(1).filter(|&page| range.contains(page));
+        }
+        sum
     }
-    /// Bytes of the string without its terminator.
-    pub fn read_cstr(&self, from: VirtAddr, into: &mut [u8]) -> Result<usize, CStrError> {
-        todo!()
-    }
-    pub fn fetch_u32(&self, addr: VirtAddr) -> Result<u32, FaultError> {
-        todo!()
-    }
-    /// Atomic; `Ok(Err(seen))` when the word was not `old`.
-    pub fn cmpxchg_u32(
+
+    /// Takes everything out of the table in `window`, counts it out and returns it after the flush.
+    pub(crate) fn drop_pages(
         &self,
-        addr: VirtAddr,
-        old: u32,
-        new: u32,
-    ) -> Result<Result<u32, u32>, FaultError> {
-        todo!()
+        stats: &mut SpaceStats,
+        window: Window,
+        batch: &mut FlushBatch<'_, P>,
+    ) -> Result<(), VmError> {
+        let Some(range) = pages(window).filter(|range| !range.is_empty()) else { return Ok(()) };
+        let mut cursor = self.table.cursor(range).map_err(|_| VmError::OutOfRange)?;
+        let taken = cursor.take(range, batch, |_, entry| {
+            if let Entry::Mapped { flags, .. } = entry {
+                stats.page_went(flags);
+            }
+            Fate::Release
+        });
+        taken.map_err(|_| VmError::OutOfMemory)
     }
-    /// `shared`: the word may lie in memory shared between processes.
-    pub fn futex_key(&self, addr: VirtAddr, shared: bool) -> Result<FutexKey, FaultError> {
-        todo!()
+
+    /// Unmaps everything and returns every frame. The heap's bounds and the limits stay.
+    pub fn clear(&self) {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let mut batch = self.table.batch();
+        // Leaves are 4 KiB, so nothing has to be split, and taking them out cannot fail.
+        let all = (0, self.layout.limit.block().number());
+        let taken = self.drop_pages(&mut inner.stats, all, &mut batch);
+        debug_assert!(taken.is_ok() && inner.stats.rss() == 0, "class-marks");
+        batch.finish();
+        inner.regions = Regions::new();
+        inner.stats = SpaceStats {
+            mapped_peak: inner.stats.mapped_peak,
+            rss_peak: inner.stats.rss_peak,
+            ..SpaceStats::default()
+        };
     }
+}
+
+impl<F: Format, P: VmPlatform> Drop for AddressSpace<F, P> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl<P: VmPlatform> Inner<P> {
+    fn describe(&self, entry: &Interval<Region<P>>) -> RegionInfo {
+        let range = pages((entry.start, entry.end)).unwrap_or_default().addresses();
+        let region = &entry.value;
+        let (heap_start, heap_end) = self.brk;
+        let anonymous = matches!(region.object, Object::Anonymous);
+        RegionInfo {
+            range,
+            prot: region.prot,
+            flags: region.flags,
+            shared: region.is_shared(),
+            offset: if anonymous { 0 } else { region.index(entry.start).saturating_mul(4096) },
+            file: match &region.object {
+                Object::File(file) => Some(file.clone()),
+                _ => None,
+            },
+            heap: anonymous
+                && range.start().as_u64() < heap_end
+                && range.end().as_u64() > heap_start,
+            stack: range.contains(VirtAddr::new(self.stack)),
+        }
+    }
+
+    /// May `pages` more be mapped with the kind of `region`, `replaced` of them going away?
+    pub(crate) fn may_expand(&self, region: &Region<P>, pages: u64, replaced: u64) -> bool {
+        let fits = |used: u64, limit: u64| {
+            used.saturating_sub(replaced).saturating_add(pages) <= limit >> 12
+        };
+        fits(self.stats.mapped, self.limits.address_space)
+            && (!region.is_data() || fits(self.stats.data, self.limits.data))
+    }
+
+    /// Counts out every region in `window`.
+    pub(crate) fn count_out(&mut self, window: Window) {
+        for entry in self.regions.within(window) {
+            let pages = entry.end.min(window.1) - entry.start.max(window.0);
+            self.stats.promise(&entry.value, pages, false);
+        }
+    }
+}
+
+/// The window as a range of pages.
+pub(crate) fn pages(window: Window) -> Option<PageRange> {
+    PageRange::between(Page::new(window.0)?, Page::new(window.1)?)
+}
+
+/// The page as a number that an address was made of.
+pub(crate) fn number(addr: VirtAddr) -> PageNumber {
+    addr.block().number()
+}
+
+/// Pages that `bytes` need.
+pub(crate) fn page_count(bytes: u64) -> u64 {
+    (bytes >> 12) + u64::from(bytes & 4095 != 0)
+}
+
+/// The rights and properties of a leaf under a region with this protection, writing aside.
+pub(crate) fn leaf_flags(prot: Prot) -> PageFlags {
+    let mut flags = PageFlags::USER;
+    if !prot.is_empty() {
+        flags |= PageFlags::READ;
+    }
+    if prot.contains(Prot::EXEC) {
+        flags |= PageFlags::EXEC;
+    }
+    flags
 }

@@ -406,11 +406,6 @@ impl<V: Value> Tree<V> {
         self.root.as_mut().is_some_and(|root| root.update(page, change))
     }
 
-    /// Gives back what `reserve` put aside and was not used.
-    pub(crate) fn shrink(&mut self) {
-        self.spare = Spare { leaves: Vec::new(), inners: Vec::new() };
-    }
-
     /// The highest hole of `len` pages between `window.0` and `window.1`: its first page.
     pub(crate) fn highest_hole(
         &self,

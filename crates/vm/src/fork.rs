@@ -1,0 +1,109 @@
+//! Fork: a second space that sees the same bytes until either side writes.
+//!
+//! Plain copy of the page table: every present leaf of a region that the child inherits is entered
+//! into the child's table with one more reference to its frame; private leaves lose the right to
+//! write on both sides. The parent's stale writable translations are gone before fork returns.
+
+use pagoda_paging::{Cursor, FlushBatch, Format, Leaf, PageFlags, PageSize, PageTable};
+
+use crate::region::Region;
+use crate::space::{Inner, pages};
+use crate::tree::Entry as Interval;
+use crate::{AddressSpace, MapFlags, VmError, VmPlatform};
+
+impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
+    /// A copy of this space over `table`, an empty page table. On failure this space is as before
+    /// (a page may have lost the right to write that the next write gets back).
+    pub fn fork(&self, table: PageTable<F, P>) -> Result<Self, VmError> {
+        let child = Self::new(table, self.layout);
+        let mut parent = self.lock();
+        let parent = &mut *parent;
+        {
+            let mut inner = child.inner.try_lock().ok_or(VmError::Invalid)?;
+            let inner = &mut *inner;
+            inner.limits = parent.limits;
+            inner.brk = parent.brk;
+            inner.stack = parent.stack;
+            self.copy_regions(parent, inner)?;
+            let mut batch = self.table.batch();
+            let copied = self.copy_leaves(parent, inner, &child.table, &mut batch);
+            batch.finish();
+            copied?;
+        }
+        Ok(child)
+    }
+
+    fn copy_regions(&self, parent: &Inner<P>, child: &mut Inner<P>) -> Result<(), VmError> {
+        for entry in parent.regions.within((0, u64::MAX)) {
+            if entry.value.flags.contains(MapFlags::DONT_FORK) {
+                continue;
+            }
+            // Memory locks are not inherited.
+            let flags = entry.value.flags - MapFlags::LOCKED;
+            let region = Region { flags, ..entry.value.clone() };
+            let window = (entry.start, entry.end);
+            child.regions.reserve(&[window])?;
+            child.stats.promise(&region, entry.pages(), true);
+            child.regions.insert(window, region);
+        }
+        Ok(())
+    }
+
+    fn copy_leaves(
+        &self,
+        parent: &Inner<P>,
+        child: &mut Inner<P>,
+        table: &PageTable<F, P>,
+        batch: &mut FlushBatch<'_, P>,
+    ) -> Result<(), VmError> {
+        let all = pages((0, self.layout.limit.block().number())).ok_or(VmError::Invalid)?;
+        let mut from = self.table.cursor(all).map_err(|_| VmError::OutOfRange)?;
+        // Nobody else knows the child's table; trying keeps two locks of one rank from looking like
+        // a deadlock.
+        let mut to = table.try_cursor(all).ok_or(VmError::Invalid)?;
+        for entry in parent.regions.within((0, u64::MAX)) {
+            if !entry.value.flags.intersects(MapFlags::DONT_FORK | MapFlags::WIPE_ON_FORK) {
+                self.copy_region_leaves(entry, child, &mut from, &mut to, batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_region_leaves(
+        &self,
+        entry: &Interval<Region<P>>,
+        child: &mut Inner<P>,
+        from: &mut Cursor<'_, F, P>,
+        to: &mut Cursor<'_, F, P>,
+        batch: &mut FlushBatch<'_, P>,
+    ) -> Result<(), VmError> {
+        let Some(range) = pages((entry.start, entry.end)) else { return Ok(()) };
+        let shared = entry.value.is_shared();
+        let mut failed = false;
+        let mut copied = None;
+        let changed = from.change(range, batch, |page, leaf: Leaf| {
+            if failed {
+                return leaf.flags;
+            }
+            let flags = if shared { leaf.flags } else { leaf.flags - PageFlags::WRITE };
+            // Asked again for the same page: hardware set a bit meanwhile.
+            if copied == Some(page) {
+                return flags;
+            }
+            self.platform().share(leaf.frame);
+            match to.map(page, leaf.frame, PageSize::K4, flags) {
+                Ok(()) => {
+                    copied = Some(page);
+                    child.stats.page_came(flags);
+                    flags
+                }
+                Err(_) => {
+                    self.give_back(leaf.frame);
+                    failed = true;
+                    leaf.flags
+                }
+            }
+        });
+        if failed || changed.is_err() { Err(VmError::OutOfMemory) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,229 @@
+//! Changing what is there: `protect`, `advise`, `residency`.
+
+use pagoda_addr::VirtAddr;
+use pagoda_paging::{Entry, FlushBatch, Format, Leaf, PageFlags};
+
+use crate::fault::FaultDone;
+use crate::region::{Object, Region, Window};
+use crate::space::{ANONYMOUS, Inner, leaf_flags, number, page_count, pages};
+use crate::{Access, AddressSpace, Advice, FaultError, MapFlags, Prot, VmError, VmPlatform};
+
+impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
+    /// Changes the protection. Where the range has a hole, the part before the hole is changed and
+    /// [`VmError::NotMapped`] returned, as on Linux.
+    pub fn protect(&self, addr: VirtAddr, len: u64, prot: Prot) -> Result<(), VmError> {
+        if addr.page_offset() != 0 {
+            return Err(VmError::Invalid);
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        let window = self.checked(addr, len).ok_or(VmError::NotMapped)?;
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let end = inner.regions.run(window).ok_or(VmError::NotMapped)?;
+        self.protect_run(inner, (window.0, end), prot)?;
+        if end < window.1 { Err(VmError::NotMapped) } else { Ok(()) }
+    }
+
+    fn protect_run(&self, inner: &mut Inner<P>, window: Window, prot: Prot) -> Result<(), VmError> {
+        self.may_become(inner, window, prot)?;
+        let adds = inner.regions.change_adds(window, |region| region.prot != prot);
+        if adds != 0 && inner.regions.len() + adds > inner.limits.regions {
+            return Err(VmError::TooManyRegions);
+        }
+        inner.regions.reserve(&[window])?;
+        let mut batch = self.table.batch();
+        let mut result = Ok(());
+        for entry in inner.regions.within(window) {
+            let part = (entry.start.max(window.0), entry.end.min(window.1));
+            if entry.value.prot != prot && result.is_ok() {
+                result = self.protect_leaves(&entry.value, part, prot, &mut batch);
+            }
+        }
+        batch.finish();
+        result?;
+        inner.count_out(window);
+        inner.regions.change(window, |region| {
+            let differs = region.prot != prot;
+            region.prot = prot;
+            differs
+        });
+        for entry in inner.regions.within(window) {
+            let part = entry.end.min(window.1) - entry.start.max(window.0);
+            inner.stats.promise(&entry.value, part, true);
+        }
+        Ok(())
+    }
+
+    /// Limits and commit for private memory that becomes writable.
+    fn may_become(&self, inner: &Inner<P>, window: Window, prot: Prot) -> Result<(), VmError> {
+        let mut more = 0;
+        for entry in inner.regions.within(window) {
+            let part = entry.end.min(window.1) - entry.start.max(window.0);
+            let wanted = Region { prot, ..entry.value.clone() };
+            if wanted.is_data() && !entry.value.is_data() {
+                more += part;
+            }
+        }
+        if more == 0 {
+            return Ok(());
+        }
+        if inner.stats.data.saturating_add(more) > inner.limits.data >> 12 {
+            return Err(VmError::Limit);
+        }
+        if self.platform().may_commit(more) { Ok(()) } else { Err(VmError::OutOfMemory) }
+    }
+
+    /// Gives the leaves the rights that `prot` allows now: writing to a private page only if it is
+    /// the program's own and nobody else's (*copy-on-write*).
+    fn protect_leaves(
+        &self,
+        region: &Region<P>,
+        part: Window,
+        prot: Prot,
+        batch: &mut FlushBatch<'_, P>,
+    ) -> Result<(), VmError> {
+        let Some(range) = pages(part) else { return Ok(()) };
+        let mut cursor = self.table.cursor(range).map_err(|_| VmError::OutOfRange)?;
+        let platform = self.platform();
+        let decide = |_, leaf: Leaf| {
+            let own = region.is_shared()
+                || (leaf.flags.contains(ANONYMOUS) && platform.refs(leaf.frame) == 1);
+            let mut flags = leaf_flags(prot) | (leaf.flags & PageFlags::KEPT);
+            if prot.contains(Prot::WRITE) && own {
+                flags |= PageFlags::WRITE;
+            }
+            flags
+        };
+        cursor.change(range, batch, decide).map_err(|_| VmError::OutOfMemory)
+    }
+
+    /// Acts on what a program says about the use of a range. Holes are passed over and reported at
+    /// the end ([`VmError::NotMapped`]), as on Linux.
+    pub fn advise(&self, addr: VirtAddr, len: u64, advice: Advice) -> Result<(), VmError> {
+        if addr.page_offset() != 0 {
+            return Err(VmError::Invalid);
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        // Wrapping is the caller's mistake; what lies above the program's half is a hole.
+        addr.checked_add(len).ok_or(VmError::Invalid)?;
+        let limit = number(self.layout.limit);
+        let end = page_count(addr.as_u64() + len);
+        let window = (number(addr).min(limit), end.min(limit));
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let mut hole = end > limit;
+        let mut at = window.0;
+        while at < window.1 {
+            let Some(entry) = inner.regions.find(at).filter(|entry| entry.start < window.1) else {
+                hole = true;
+                break;
+            };
+            hole |= entry.start > at;
+            let part = (entry.start.max(at), entry.end.min(window.1));
+            at = part.1;
+            if hole && matches!(advice, Advice::PopulateRead | Advice::PopulateWrite) {
+                break;
+            }
+            self.advise_part(inner, part, advice)?;
+        }
+        if hole { Err(VmError::NotMapped) } else { Ok(()) }
+    }
+
+    /// `part` lies within one region.
+    fn advise_part(
+        &self,
+        inner: &mut Inner<P>,
+        part: Window,
+        advice: Advice,
+    ) -> Result<(), VmError> {
+        let region = &inner.regions.covering(part.0).ok_or(VmError::NotMapped)?.value;
+        let anonymous = matches!(region.object, Object::Anonymous);
+        let locked = region.flags.contains(MapFlags::LOCKED);
+        match advice {
+            Advice::Hint | Advice::WillNeed => Ok(()),
+            Advice::DontNeed if locked => Err(VmError::Invalid),
+            Advice::Free if locked || !anonymous => Err(VmError::Invalid),
+            Advice::DontNeed | Advice::Free => {
+                let mut batch = self.table.batch();
+                let dropped = self.drop_pages(&mut inner.stats, part, &mut batch);
+                batch.finish();
+                dropped
+            }
+            Advice::PopulateRead => self.populate(inner, part, Access::Read),
+            Advice::PopulateWrite => self.populate(inner, part, Access::Write),
+            Advice::Fork { inherit } => self.mark(inner, part, MapFlags::DONT_FORK, !inherit),
+            Advice::WipeOnFork { wipe: true } if !anonymous => Err(VmError::Invalid),
+            Advice::WipeOnFork { wipe } => self.mark(inner, part, MapFlags::WIPE_ON_FORK, wipe),
+            Advice::Dump { include } => self.mark(inner, part, MapFlags::DONT_DUMP, !include),
+        }
+    }
+
+    fn populate(&self, inner: &mut Inner<P>, part: Window, access: Access) -> Result<(), VmError> {
+        for page in part.0..part.1 {
+            match self.fault_in(inner, page, access) {
+                Ok(FaultDone::Mapped | FaultDone::Copied | FaultDone::Spurious) => {}
+                Err(FaultError::Protection) => return Err(VmError::Invalid),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn mark(
+        &self,
+        inner: &mut Inner<P>,
+        part: Window,
+        flag: MapFlags,
+        on: bool,
+    ) -> Result<(), VmError> {
+        let adds = inner.regions.change_adds(part, |region| region.flags.contains(flag) != on);
+        if adds != 0 && inner.regions.len() + adds > inner.limits.regions {
+            return Err(VmError::TooManyRegions);
+        }
+        inner.regions.reserve(&[part])?;
+        inner.regions.change(part, |region| {
+            let differs = region.flags.contains(flag) != on;
+            region.flags.set(flag, on);
+            differs
+        });
+        Ok(())
+    }
+
+    /// Tells `each`, page by page from the first, whether the page is present. All of the range has
+    /// to be mapped.
+    pub fn residency(
+        &self,
+        addr: VirtAddr,
+        len: u64,
+        mut each: impl FnMut(bool),
+    ) -> Result<(), VmError> {
+        if addr.page_offset() != 0 {
+            return Err(VmError::Invalid);
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        let window = self.checked(addr, len).ok_or(VmError::NotMapped)?;
+        let inner = self.lock();
+        if inner.regions.run(window) != Some(window.1) {
+            return Err(VmError::NotMapped);
+        }
+        let range = pages(window).ok_or(VmError::NotMapped)?;
+        let mut cursor = self.table.cursor(range).map_err(|_| VmError::NotMapped)?;
+        for page in range.iter() {
+            each(matches!(cursor.query(page), Entry::Mapped { .. }));
+        }
+        Ok(())
+    }
+
+    /// The pages of `len` bytes at `addr`, if they do not wrap and lie in the program's half.
+    pub(crate) fn checked(&self, addr: VirtAddr, len: u64) -> Option<Window> {
+        let limit = number(self.layout.limit);
+        let end = number(addr).checked_add(page_count(len))?;
+        (end <= limit).then_some((number(addr), end))
+    }
+}

@@ -1,0 +1,229 @@
+//! Resizing and moving mappings.
+//!
+//! A move takes the leaves out of one place and puts the same frames into another, O(present). The
+//! tables at the new place are made first, so that the move cannot stop half way; the old place is
+//! flushed before the lock of the regions is given up.
+
+use pagoda_addr::{Page, PageRange, VirtAddr};
+use pagoda_paging::{Cursor, Entry, Fate, Format};
+
+use crate::map::address;
+use crate::region::{Object, Region, Window};
+use crate::space::{Inner, number, page_count, pages};
+use crate::tree::PageNumber;
+use crate::{AddressSpace, MapFlags, Place, RemapPlace, RemapRequest, VmError, VmPlatform};
+
+impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
+    /// Resizes or moves a mapping; returns where it is. Checks in Linux's order.
+    pub fn remap(&self, request: RemapRequest) -> Result<VirtAddr, VmError> {
+        let RemapRequest { addr, place, keep_old, .. } = request;
+        let (old_len, new_len) = (page_count(request.old_len), page_count(request.new_len));
+        let movable = place != RemapPlace::InPlace;
+        if addr.page_offset() != 0 || new_len == 0 {
+            return Err(VmError::Invalid);
+        }
+        if keep_old && (!movable || old_len != new_len) {
+            return Err(VmError::Invalid);
+        }
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let start = number(addr);
+        if inner.regions.covering(start).is_none() {
+            return Err(VmError::Fault);
+        }
+        if let RemapPlace::Fixed(to) = place {
+            return self.remap_to(inner, start, old_len, new_len, to, keep_old);
+        }
+        if keep_old {
+            let region = self.resizable(inner, start, old_len, new_len, true)?;
+            let to = self.place(inner, Place::Anywhere, new_len, MapFlags::empty())?;
+            return self.relocate(inner, (start, start + old_len), to, region, true);
+        }
+        if new_len <= old_len {
+            if new_len < old_len {
+                let end = start.checked_add(old_len).ok_or(VmError::Invalid)?;
+                if end > number(self.layout.limit) {
+                    return Err(VmError::Invalid);
+                }
+                self.unmap_window(inner, (start + new_len, end))?;
+            }
+            return Ok(addr);
+        }
+        let region = self.resizable(inner, start, old_len, new_len, false)?;
+        if self.grow(inner, start, old_len, new_len, &region)? {
+            return Ok(addr);
+        }
+        if !movable {
+            return Err(VmError::NoSpace);
+        }
+        let to = self.place(inner, Place::Anywhere, new_len, MapFlags::empty())?;
+        self.relocate(inner, (start, start + old_len), to, region, false)
+    }
+
+    fn remap_to(
+        &self,
+        inner: &mut Inner<P>,
+        start: PageNumber,
+        mut old_len: u64,
+        new_len: u64,
+        to: VirtAddr,
+        keep_old: bool,
+    ) -> Result<VirtAddr, VmError> {
+        let limit = number(self.layout.limit);
+        if to.page_offset() != 0 || new_len > limit || number(to) > limit - new_len {
+            return Err(VmError::Invalid);
+        }
+        let to = (number(to), number(to) + new_len);
+        let old_end = start.checked_add(old_len).ok_or(VmError::Invalid)?;
+        if start < to.1 && to.0 < old_end {
+            return Err(VmError::Invalid);
+        }
+        if address(to.0) < self.layout.lowest {
+            return Err(VmError::TooLow);
+        }
+        self.unmap_window(inner, to)?;
+        if old_len > new_len {
+            self.unmap_window(inner, (start + new_len, old_end.min(limit)))?;
+            old_len = new_len;
+        }
+        let region = self.resizable(inner, start, old_len, new_len, keep_old)?;
+        self.relocate(inner, (start, start + old_len), to, region, keep_old)
+    }
+
+    /// The region that covers all of the old range, if it may be resized.
+    fn resizable(
+        &self,
+        inner: &Inner<P>,
+        start: PageNumber,
+        old_len: u64,
+        new_len: u64,
+        keep_old: bool,
+    ) -> Result<Region<P>, VmError> {
+        let entry = inner.regions.covering(start).ok_or(VmError::Fault)?;
+        let region = &entry.value;
+        if old_len == 0 && !region.is_shared() {
+            return Err(VmError::Invalid);
+        }
+        if keep_old && !matches!(region.object, Object::Anonymous) {
+            return Err(VmError::Invalid);
+        }
+        if old_len > entry.end - start {
+            return Err(VmError::Fault);
+        }
+        if new_len > old_len || keep_old {
+            let more = if keep_old { new_len } else { new_len - old_len };
+            region.index(start).checked_add(new_len).ok_or(VmError::Invalid)?;
+            if !inner.may_expand(region, more, 0) {
+                return Err(VmError::Limit);
+            }
+            if region.is_private_writable() && !self.platform().may_commit(more) {
+                return Err(VmError::OutOfMemory);
+            }
+        }
+        Ok(region.clone())
+    }
+
+    /// Grows at the end, if the old range ends its region and there is room.
+    fn grow(
+        &self,
+        inner: &mut Inner<P>,
+        start: PageNumber,
+        old_len: u64,
+        new_len: u64,
+        region: &Region<P>,
+    ) -> Result<bool, VmError> {
+        let (old_end, new_end) = (start + old_len, start.checked_add(new_len));
+        let Some(entry) = inner.regions.covering(start) else { return Ok(false) };
+        let from = entry.start;
+        let room = new_end
+            .filter(|&end| end <= number(self.layout.limit))
+            .filter(|&end| inner.regions.is_free((old_end, end)));
+        match room {
+            Some(end) if entry.end == old_end && old_len != 0 => {
+                inner.regions.resize(start, (from, end));
+                inner.stats.promise(region, new_len - old_len, true);
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Moves `from` (within one region) to the hole `to`.
+    fn relocate(
+        &self,
+        inner: &mut Inner<P>,
+        from: Window,
+        to: Window,
+        region: Region<P>,
+        keep_old: bool,
+    ) -> Result<VirtAddr, VmError> {
+        // Linux wants this much room under its limit before it moves anything.
+        if inner.regions.len() + 3 > inner.limits.regions {
+            return Err(VmError::TooManyRegions);
+        }
+        let moved = region.moved(from.0, to.0);
+        inner.regions.reserve(&[from, to])?;
+        self.move_leaves(from, to)?;
+        if !keep_old {
+            inner.count_out(from);
+            inner.regions.carve(from);
+        }
+        inner.stats.promise(&moved, to.1 - to.0, true);
+        inner.regions.insert(to, moved);
+        Ok(address(to.0))
+    }
+
+    fn move_leaves(&self, from: Window, to: Window) -> Result<(), VmError> {
+        let (Some(old), Some(new)) = (pages(from), pages(to)) else { return Ok(()) };
+        let all = (from.0.min(to.0), from.1.max(to.1));
+        let all = pages(all).ok_or(VmError::Invalid)?;
+        if old.is_empty() {
+            return Ok(());
+        }
+        let mut cursor = self.table.cursor(all).map_err(|_| VmError::OutOfRange)?;
+        let target = |page: Page| new.start().checked_add(page.number() - old.start().number());
+        let mut batch = self.table.batch();
+        // Prepare.
+        let mut result = Ok(());
+        for_each_used(&mut cursor, old, |cursor, page, _| {
+            let Some(to) = target(page) else { return false };
+            result = cursor.prepare(PageRange::single(to));
+            result.is_ok()
+        });
+        if result.is_err() {
+            // Gives back the tables that were made for nothing.
+            let _ = cursor.take(new, &mut batch, |_, _| Fate::Keep);
+            batch.finish();
+            return Err(VmError::OutOfMemory);
+        }
+        // Commit.
+        for_each_used(&mut cursor, old, |cursor, page, entry| {
+            let (Some(to), Entry::Mapped { frame, size, flags }) = (target(page), entry) else {
+                return true;
+            };
+            let taken = cursor.take(PageRange::single(page), &mut batch, |_, _| Fate::Keep);
+            let mapped = cursor.map(to, frame, size, flags);
+            debug_assert!(taken.is_ok() && mapped.is_ok(), "prepared");
+            true
+        });
+        drop(cursor);
+        batch.finish();
+        Ok(())
+    }
+}
+
+/// Shows every used page of `range`, lowest first, until `each` says no. `each` may change the
+/// page it is shown.
+fn for_each_used<F: Format, P: VmPlatform>(
+    cursor: &mut Cursor<'_, F, P>,
+    range: PageRange,
+    mut each: impl FnMut(&mut Cursor<'_, F, P>, Page, Entry) -> bool,
+) {
+    let mut next = Some(range.start());
+    while let Some((page, entry)) = next.and_then(|from| cursor.next_used(from)) {
+        if !range.contains(page) || !each(cursor, page, entry) {
+            return;
+        }
+        next = page.checked_add(1).filter(|&page| range.contains(page));
+    }
+}
