@@ -16,10 +16,13 @@ pub(crate) const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
 pub(crate) const DIRECT_MAP_BYTES: u64 = FRAME_TABLE - DIRECT_MAP;
 /// The first byte of the frame table.
 pub(crate) const FRAME_TABLE: u64 = 0xffff_c000_0000_0000;
+/// The heap lives in this much of low memory, so that its tags (a byte for each KiB) stay small on a
+/// machine of any size.
+pub(crate) const HEAP_MEMORY: u64 = 64 << 30;
 /// The first byte of the kernel's own ranges.
 pub(crate) const KVA: u64 = 0xffff_d000_0000_0000;
-/// One past their last byte.
-pub(crate) const KVA_END: u64 = 0xffff_f000_0000_0000;
+/// Bytes that they have room for: what one top-level entry covers.
+pub(crate) const KVA_BYTES: u64 = 1 << 39;
 /// What the linker adds to a physical address to get the image's virtual one.
 pub(crate) const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
 /// The end of a program's half. The last page below the hole stays out of it, so that no `syscall`
@@ -87,6 +90,22 @@ pub(crate) fn image() -> PhysRange {
     let start = &raw const symbol::image_start_phys as u64;
     let end = &raw const symbol::image_end_phys as u64;
     PhysRange::clamped(PhysAddr::new(start), end.saturating_sub(start))
+}
+
+/// The physical memory of the kernel's text and constants.
+pub(crate) fn sealed_image() -> PhysRange {
+    let (start, end) = (image_phys(text().start()), image_phys(rodata().end()));
+    PhysRange::new(start, end).unwrap_or_default()
+}
+
+/// Where the direct map shows `range`.
+pub(crate) fn direct(range: PhysRange) -> VirtRange {
+    VirtRange::clamped(VirtAddr::new(DIRECT_MAP + range.start().as_u64()), range.len())
+}
+
+/// Bytes from the start of the frame table to the end of the entry of the last frame.
+pub(crate) fn frame_table_bytes(ram_end: PhysAddr) -> u64 {
+    (ram_end.as_u64() >> pagoda_addr::PAGE_SHIFT) * size_of::<pagoda_frames::FrameInfo>() as u64
 }
 
 /// The physical address behind an address of the image.

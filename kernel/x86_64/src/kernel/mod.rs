@@ -25,22 +25,27 @@
 
 pub(crate) mod backtrace;
 pub(crate) mod boot;
+pub(crate) mod boot_info;
 pub(crate) mod console;
 pub(crate) mod cpu;
 pub(crate) mod exit;
 pub(crate) mod guard;
-pub(crate) mod heap;
+pub(crate) mod host;
 pub(crate) mod irq;
+pub(crate) mod kernel_map;
 pub(crate) mod layout;
 pub(crate) mod once;
 mod panic;
 pub(crate) mod percpu;
 pub(crate) mod probe;
 pub(crate) mod serial;
+pub(crate) mod storeys;
 pub(crate) mod tables;
 pub(crate) mod time;
 pub(crate) mod trap;
 pub(crate) mod user;
+
+use pagoda_addr::PhysAddr;
 
 /// The first Rust code to run, on the boot stack, on the tables that `boot.s` built.
 extern "C" fn entry(magic: u32, info: u32) -> ! {
@@ -48,8 +53,9 @@ extern "C" fn entry(magic: u32, info: u32) -> ! {
     serial::init();
     console::init();
     tables::init();
-    let features = cpu::init();
-    log::info!("pagoda {} on {features}", env!("CARGO_PKG_VERSION"));
-    log::info!("magic {magic:#x} info {info:#x}");
+    cpu::init();
+    if let Err(error) = storeys::build(magic, PhysAddr::new(info.into())) {
+        panic!("the tower cannot be built: {error}");
+    }
     exit::exit(exit::Exit::Clean)
 }

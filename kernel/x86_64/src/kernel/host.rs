@@ -1,0 +1,277 @@
+//! The kernel as the host of its libraries: what they ask of whoever runs them.
+//!
+//! | a library asks for | answered by |
+//! |---|---|
+//! | a pointer to physical memory (`PhysMap`) | the direct map |
+//! | frames for page tables, flushes (`paging::Platform`) | the early allocator, then the frame allocator; `invlpg` or a new CR3 |
+//! | counted frames for programs (`VmPlatform`) | the frame allocator and its table |
+//! | pages for the heap (`PageSource`) | the frame allocator, below [`HEAP_MEMORY`] |
+//!
+//! Lock order is that of `pagoda_sync::rank`; the early allocator's lock stands where the frame
+//! allocator's does.
+#![allow(unsafe_code)] // implements the unsafe traits
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use lock_api::Mutex;
+use pagoda_addr::{Frame, FrameRange, Order, PhysAddr, PhysMap};
+use pagoda_bootmap::{EarlyAllocator, MemoryMap};
+use pagoda_frames::{Class, FrameAllocator, Kind, Mobility, Request};
+use pagoda_heap::{Heap, OutOfPages, PageSource, PageTags};
+use pagoda_paging::{FlushRange, Platform, Released, SpaceTlb};
+use pagoda_sync::{RawSpin, Ranked, rank};
+use pagoda_vm::VmPlatform;
+use x86_64::instructions::tlb;
+use x86_64::registers::control::{Cr3, Cr4, Cr4Flags};
+
+use super::kernel_map::KernelTable;
+use super::layout::{DIRECT_MAP, HEAP_MEMORY};
+use super::once::Once;
+use super::percpu::{KernelCpus, KernelRanks};
+
+/// The raw lock of rank `RANK`.
+pub(crate) type Lock<const RANK: u8> = Ranked<RawSpin, KernelRanks, RANK>;
+/// The kernel's frame allocator.
+pub(crate) type Frames = FrameAllocator<'static, KernelCpus, DirectMap, Lock<{ rank::FRAMES }>>;
+/// The kernel's heap.
+pub(crate) type KernelHeap = Heap<HeapPages, KernelCpus, Lock<{ rank::HEAP }>>;
+
+/// From this many pages on, forgetting everything is cheaper than page by page.
+const FLUSH_ALL_PAGES: u64 = 64;
+
+/// What a frame is used for: the byte that the frame table keeps.
+pub(crate) mod kind {
+    use super::Kind;
+
+    pub(crate) const HEAP: Kind = Kind(1);
+    pub(crate) const PAGE_TABLE: Kind = Kind(2);
+    pub(crate) const PROGRAM: Kind = Kind(3);
+    pub(crate) const KVA: Kind = Kind(4);
+    pub(crate) const TEST: Kind = Kind(5);
+
+    /// Its name in lists.
+    pub(crate) fn name(kind: Kind) -> &'static str {
+        match kind {
+            HEAP => "heap",
+            PAGE_TABLE => "page tables",
+            PROGRAM => "programs' pages",
+            KVA => "kernel stacks and ranges",
+            TEST => "self-test",
+            _ => "unknown",
+        }
+    }
+}
+
+/// Physical memory at a fixed distance.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DirectMap;
+
+// SAFETY: the direct map shows all RAM at one fixed distance, writable, for as long as the kernel
+// runs. Early allocations are made below the 4 GiB that `boot.s` maps until the final map stands.
+unsafe impl PhysMap for DirectMap {
+    #[inline]
+    fn ptr(&self, addr: PhysAddr) -> *mut u8 {
+        (DIRECT_MAP + addr.as_u64()) as *mut u8
+    }
+}
+
+/// The one kernel.
+pub(crate) struct Kernel {
+    pub(crate) early: Mutex<Lock<{ rank::FRAMES }>, Option<EarlyAllocator<'static>>>,
+    /// Who sits where, once the early allocator is done.
+    pub(crate) map: Once<MemoryMap<'static>>,
+    pub(crate) frames: Once<Frames>,
+    pub(crate) table: Once<KernelTable>,
+    pub(crate) tags: Once<PageTags<'static>>,
+    /// Frames in use as page tables of programs and of the kernel since the frame allocator stands.
+    pub(crate) tables_in_use: AtomicU64,
+}
+
+/// The one kernel.
+pub(crate) static KERNEL: Kernel = Kernel {
+    early: Mutex::new(None),
+    map: Once::new(),
+    frames: Once::new(),
+    table: Once::new(),
+    tags: Once::new(),
+    tables_in_use: AtomicU64::new(0),
+};
+
+#[global_allocator]
+static HEAP: KernelHeap = Heap::new(HeapPages, KernelCpus);
+
+/// The kernel's heap.
+pub(crate) fn heap() -> &'static KernelHeap {
+    &HEAP
+}
+
+// SAFETY: see `DirectMap`.
+unsafe impl PhysMap for Kernel {
+    #[inline]
+    fn ptr(&self, addr: PhysAddr) -> *mut u8 {
+        DirectMap.ptr(addr)
+    }
+}
+
+impl Kernel {
+    /// A zeroed frame from the early allocator, from the memory that can be reached already.
+    fn early_table(&self) -> Option<Frame> {
+        let mut early = self.early.lock();
+        let below = Some(PhysAddr::new(4 << 30));
+        let range = early.as_mut()?.alloc(Order::PAGE.bytes(), Order::PAGE.bytes(), below).ok()?;
+        // SAFETY: just carved out of usable RAM, below 4 GiB, for nobody else.
+        unsafe { self.ptr(range.start()).write_bytes(0, Order::PAGE.bytes() as usize) };
+        Some(range.start().block())
+    }
+
+    /// Gives frames back. A free that the allocator refuses is somebody's bug: the evidence ends
+    /// the machine.
+    pub(crate) fn give_back(&self, range: FrameRange) {
+        match self.frames.get().map(|frames| frames.free_range(range)) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => panic!("frames: {error}"),
+            None => panic!("frames {range:?} given back before there is a frame allocator"),
+        }
+    }
+
+    /// One reference less to a page of a program, or one page table less.
+    fn let_go(&self, frame: Frame) {
+        match self.frames.get().map(|frames| frames.release(frame)) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => panic!("frames: {error}"),
+            None => panic!("{frame:?} released before there is a frame allocator"),
+        }
+    }
+}
+
+// SAFETY: tables come zeroed from allocators that own all RAM. There is one CPU: `flush` makes it
+// forget before it returns, whether or not it uses the space at this moment.
+unsafe impl Platform for Kernel {
+    type Lock = Lock<{ rank::PAGE_TABLE }>;
+
+    fn alloc_table(&self) -> Result<Frame, pagoda_paging::OutOfFrames> {
+        let frame = match self.frames.get() {
+            None => return self.early_table().ok_or(pagoda_paging::OutOfFrames),
+            Some(frames) => frames.alloc(Request::frame().zeroed().kind(kind::PAGE_TABLE)),
+        };
+        let frame = frame.map_err(|_| pagoda_paging::OutOfFrames)?;
+        self.tables_in_use.fetch_add(1, Ordering::Relaxed);
+        Ok(frame.into_range().start())
+    }
+
+    fn release(&self, item: Released) {
+        match item {
+            Released::Table(frame) => {
+                self.tables_in_use.fetch_sub(1, Ordering::Relaxed);
+                self.give_back(FrameRange::single(frame));
+            }
+            Released::Page { frame, .. } => self.let_go(frame),
+        }
+    }
+
+    fn flush(&self, _: &SpaceTlb, what: FlushRange<'_>) {
+        if what.everything || what.pages() > FLUSH_ALL_PAGES {
+            return flush_all(what.global);
+        }
+        for page in what.spans.iter().flat_map(|span| span.iter()) {
+            tlb::flush(x86_64::VirtAddr::new_truncate(page.start().as_u64()));
+        }
+    }
+}
+
+/// Forgets every translation; global ones too if asked.
+pub(crate) fn flush_all(global: bool) {
+    let cr4 = Cr4::read();
+    if global && cr4.contains(Cr4Flags::PAGE_GLOBAL) {
+        // SAFETY: the bit only decides what survives a change of CR3; switching it forgets all.
+        unsafe {
+            Cr4::write(cr4 - Cr4Flags::PAGE_GLOBAL);
+            Cr4::write(cr4);
+        }
+        return;
+    }
+    let (frame, flags) = Cr3::read_raw();
+    // SAFETY: the same root as before.
+    unsafe { Cr3::write_raw(frame, flags) };
+}
+
+// SAFETY: pages come from the frame allocator with one reference, which its table counts; the last
+// release frees.
+unsafe impl VmPlatform for Kernel {
+    fn alloc_page(&self, zeroed: bool) -> Result<Frame, pagoda_vm::OutOfFrames> {
+        let request = Request::frame().kind(kind::PROGRAM).mobility(Mobility::Movable);
+        let request = if zeroed { request.zeroed() } else { request };
+        let frames = self.frames.get().ok_or(pagoda_vm::OutOfFrames)?;
+        let owned = frames.alloc(request).map_err(|_| pagoda_vm::OutOfFrames)?;
+        Ok(owned.into_range().start())
+    }
+
+    fn share(&self, frame: Frame) {
+        match self.frames.get().map(|frames| frames.table().share(frame)) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => panic!("frames: {frame:?} cannot be shared: {error}"),
+            None => panic!("{frame:?} shared before there is a frame allocator"),
+        }
+    }
+
+    fn refs(&self, frame: Frame) -> u32 {
+        match self.frames.get().map(|frames| frames.table().refs(frame)) {
+            Some(Ok(refs)) => refs,
+            Some(Err(error)) => panic!("frames: {frame:?} has no owners: {error}"),
+            None => 0,
+        }
+    }
+
+    fn may_commit(&self, pages: u64) -> bool {
+        self.frames.get().is_some_and(|frames| pages <= frames.stats().total)
+    }
+}
+
+/// The heap's pages: frames through the direct map.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeapPages;
+
+impl HeapPages {
+    fn alloc(self, order: Order, zeroed: bool) -> Result<NonNull<u8>, OutOfPages> {
+        let frames = KERNEL.frames.get().ok_or(OutOfPages)?;
+        let request = Request::order(order).kind(kind::HEAP).below(PhysAddr::new(HEAP_MEMORY));
+        let request = if zeroed { request.zeroed() } else { request };
+        // Slabs may use the reserve: the kernel needs a few words to end a program for want of
+        // memory. Larger blocks may not: they hold what programs store.
+        let class = if order <= SLAB_ORDER { Class::Reserve } else { Class::Normal };
+        let owned = frames.alloc(request.class(class)).map_err(|_| OutOfPages)?;
+        NonNull::new(DirectMap.ptr(owned.into_range().start().start())).ok_or(OutOfPages)
+    }
+}
+
+/// Slabs are not larger than this.
+const SLAB_ORDER: Order = match Order::new(2) {
+    Some(order) => order,
+    None => Order::PAGE,
+};
+
+// SAFETY: blocks are runs of frames that the frame allocator gave out, seen through the direct map,
+// aligned to their size; tags are a zeroed array over all memory that `alloc` asks for.
+unsafe impl PageSource for HeapPages {
+    fn alloc_pages(&self, order: Order) -> Result<NonNull<u8>, OutOfPages> {
+        self.alloc(order, false)
+    }
+
+    fn alloc_zeroed_pages(&self, order: Order) -> Result<NonNull<u8>, OutOfPages> {
+        self.alloc(order, true)
+    }
+
+    unsafe fn free_pages(&self, start: NonNull<u8>, order: Order) {
+        let start = PhysAddr::new(start.as_ptr() as u64 - DIRECT_MAP).block();
+        match FrameRange::new(start, order.count()) {
+            Some(range) => KERNEL.give_back(range),
+            None => unreachable!("the direct map ends far below the last frame"),
+        }
+    }
+
+    #[inline]
+    fn tag(&self, address: usize) -> Option<&AtomicU8> {
+        KERNEL.tags.get()?.get(address)
+    }
+}
