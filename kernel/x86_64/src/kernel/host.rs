@@ -20,7 +20,7 @@ use pagoda_bootmap::{EarlyAllocator, MemoryMap};
 use pagoda_frames::{Class, FrameAllocator, Kind, Mobility, Request};
 use pagoda_heap::{Heap, OutOfPages, PageSource, PageTags};
 use pagoda_paging::{FlushRange, Platform, Released, SpaceTlb};
-use pagoda_sync::{RawSpin, Ranked, rank};
+use pagoda_sync::{Ranked, RawSpin, rank};
 use pagoda_vm::VmPlatform;
 use x86_64::instructions::tlb;
 use x86_64::registers::control::{Cr3, Cr4, Cr4Flags};
@@ -199,6 +199,9 @@ pub(crate) fn flush_all(global: bool) {
 // SAFETY: pages come from the frame allocator with one reference, which its table counts; the last
 // release frees.
 unsafe impl VmPlatform for Kernel {
+    type RegionLock = Lock<{ rank::REGIONS }>;
+    type ObjectLock = Lock<{ rank::OBJECT }>;
+
     fn alloc_page(&self, zeroed: bool) -> Result<Frame, pagoda_vm::OutOfFrames> {
         let request = Request::frame().kind(kind::PROGRAM).mobility(Mobility::Movable);
         let request = if zeroed { request.zeroed() } else { request };

@@ -106,7 +106,10 @@ fn storey1(loaded: &Loaded) -> Result<(), BuildError> {
     let map = boot_info::build_map(loaded)?;
     info!(
         "storey 1, boot map: what RAM is there, and who sits in it? {} says, by {}: {} entries, {} modules",
-        str::from_utf8(loaded.loader_name()).ok().filter(|name| !name.is_empty()).unwrap_or("the loader"),
+        str::from_utf8(loaded.loader_name())
+            .ok()
+            .filter(|name| !name.is_empty())
+            .unwrap_or("the loader"),
         boot_info::protocol_name(loaded.protocol()),
         loaded.memory().count(),
         loaded.modules().count(),
@@ -164,7 +167,8 @@ fn storey2_paging() -> Result<(), BuildError> {
     table.space().join(CpuId::BOOT);
     let (_, flags) = Cr3::read_raw();
     let root = table.root().start().as_u64();
-    let root = x86_64::structures::paging::PhysFrame::containing_address(x86_64::PhysAddr::new(root));
+    let root =
+        x86_64::structures::paging::PhysFrame::containing_address(x86_64::PhysAddr::new(root));
     // SAFETY: the new table maps the running text, the boot stack, all statics and all RAM at the
     // addresses that they have in the old one. Nothing refers to the identity map.
     unsafe { Cr3::write_raw(root, flags) };
@@ -176,7 +180,10 @@ fn storey2_paging() -> Result<(), BuildError> {
     }
     info!(
         "    direct map at {:#x}: {} pages of 1 GiB, {} of 2 MiB, {} of 4 KiB, none executable",
-        layout::DIRECT_MAP, leaves.huge, leaves.large, leaves.small
+        layout::DIRECT_MAP,
+        leaves.huge,
+        leaves.large,
+        leaves.small
     );
     info!(
         "    image at {}: text {} read+execute, constants {} read, data {} read+write",
@@ -211,7 +218,8 @@ fn back(table: &KernelTable, range: VirtRange) -> Result<(), BuildError> {
             let middle = VirtAddr::new(range.start().as_u64() + range.len() / 2);
             let unit = if range.len() > Order::LARGE.bytes() { Order::LARGE } else { Order::PAGE };
             let middle = middle.align_down(unit.bytes()).max(range.start());
-            let halves = (VirtRange::new(range.start(), middle), VirtRange::new(middle, range.end()));
+            let halves =
+                (VirtRange::new(range.start(), middle), VirtRange::new(middle, range.end()));
             let (Some(low), Some(high)) = halves else { return Err(BuildError::Twice) };
             back(table, low)?;
             back(table, high)
@@ -234,7 +242,8 @@ fn back_frame_table(table: &KernelTable, ranges: &[FrameRange]) -> Result<u64, B
             back(table, range)?;
             continue;
         }
-        for (from, to) in [(start, inner_start), (inner_start, inner_end), (inner_end, range.end())] {
+        for (from, to) in [(start, inner_start), (inner_start, inner_end), (inner_end, range.end())]
+        {
             back(table, VirtRange::new(from, to).unwrap_or_default())?;
         }
     }
