@@ -141,8 +141,11 @@ impl<P: Platform> Drop for FlushBatch<'_, P> {
 
 #[cold]
 fn forgotten<P: Platform>(batch: &mut FlushBatch<'_, P>) {
-    batch.work();
-    debug_assert!(batch.platform.unwinding(), "a flush batch was dropped without `finish`");
+    // What a panic left half done is leaked rather than trusted.
+    if !batch.platform.unwinding() {
+        batch.work();
+        debug_assert!(false, "a flush batch was dropped without `finish`");
+    }
 }
 
 /// The union of two spans that touch or overlap.
