@@ -24,6 +24,22 @@ impl<M: BootMemory + ?Sized> BootMemory for &M {
 /// never cut short.
 pub(crate) const STRING_LIMIT: u64 = 64 << 10;
 
+/// Bytes of a string looked at together, a power of two.
+const PIECE: u64 = 256;
+
+/// `len` bytes from `start`, if the memory answers with exactly these.
+pub(crate) fn exactly<M: BootMemory + ?Sized>(
+    memory: &M,
+    start: PhysAddr,
+    len: u64,
+) -> Option<&[u8]> {
+    if len == 0 {
+        return Some(&[]);
+    }
+    start.checked_add(len)?;
+    memory.bytes(start, len).filter(|bytes| u64::try_from(bytes.len()) == Ok(len))
+}
+
 /// `len` bytes from `start`, on behalf of `field`.
 pub(crate) fn read<M: BootMemory + ?Sized>(
     memory: &M,
@@ -31,10 +47,7 @@ pub(crate) fn read<M: BootMemory + ?Sized>(
     len: u64,
     field: Field,
 ) -> Result<&[u8], BootInfoError> {
-    let unreadable = BootInfoError::Unreadable { field, start, len };
-    let end_exists = start.checked_add(len).is_some();
-    let bytes = memory.bytes(start, len).filter(|_| end_exists).ok_or(unreadable)?;
-    if u64::try_from(bytes.len()) == Ok(len) { Ok(bytes) } else { Err(unreadable) }
+    exactly(memory, start, len).ok_or(BootInfoError::Unreadable { field, start, len })
 }
 
 /// The 32-bit field at `base + offset`.
@@ -56,12 +69,22 @@ pub(crate) fn read_string<M: BootMemory + ?Sized>(
     field: Field,
 ) -> Result<&[u8], BootInfoError> {
     let unterminated = BootInfoError::Unterminated { field, start };
-    for len in 0..STRING_LIMIT {
+    let mut len = 0;
+    while len < STRING_LIMIT {
         let at = start.checked_add(len).ok_or(unterminated)?;
-        // Byte by byte, since memory may end just after the zero.
-        if let [0] = read(memory, at, 1, field)? {
-            return read(memory, start, len, field);
+        // In pieces that stay inside a page, and smaller ones where memory ends after the zero.
+        let mut piece = PIECE - (at.as_u64() & (PIECE - 1));
+        let bytes = loop {
+            match read(memory, at, piece, field) {
+                Ok(bytes) => break bytes,
+                Err(error) if piece == 1 => return Err(error),
+                Err(_) => piece /= 2,
+            }
+        };
+        if let Some(zero) = bytes.iter().position(|byte| *byte == 0) {
+            return read(memory, start, len + zero as u64, field);
         }
+        len += piece;
     }
     Err(unterminated)
 }

@@ -6,7 +6,7 @@ use core::fmt;
 
 use pagoda_addr::{PAGE_SIZE, PhysAddr, PhysRange};
 
-use crate::{MemoryMap, Region, RegionKind};
+use crate::{MemoryMap, RegionKind};
 
 /// Carves memory out of a [`MemoryMap`] and hands the rest over.
 ///
@@ -38,6 +38,11 @@ pub enum EarlyError {
     BadAlignment {
         /// What was asked for.
         align: u64,
+    },
+    /// The caller wants the memory entered as something else than taken.
+    NotATakenKind {
+        /// What was asked for.
+        kind: RegionKind,
     },
     /// No usable range is large enough.
     OutOfMemory {
@@ -84,8 +89,8 @@ impl<'s> EarlyAllocator<'s> {
     }
 
     /// As [`alloc`](Self::alloc), from the end that `placement` names, entered in the map as `kind`
-    /// (for instance as [`Trampoline`](RegionKind::Trampoline)). A kind that is not
-    /// [taken](RegionKind::is_taken) becomes [`EarlyKernel`](RegionKind::EarlyKernel).
+    /// (for instance as [`Trampoline`](RegionKind::Trampoline)), which must be a
+    /// [taken](RegionKind::is_taken) one.
     ///
     /// # Errors
     /// See [`EarlyError`]; nothing is changed then.
@@ -103,6 +108,9 @@ impl<'s> EarlyAllocator<'s> {
         if !align.is_power_of_two() {
             return Err(EarlyError::BadAlignment { align });
         }
+        if !kind.is_taken() {
+            return Err(EarlyError::NotATakenKind { kind });
+        }
         let none = EarlyError::OutOfMemory { bytes, align, below };
         let size = bytes.checked_next_multiple_of(PAGE_SIZE).ok_or(none)?;
         let step = align.max(PAGE_SIZE);
@@ -113,7 +121,6 @@ impl<'s> EarlyAllocator<'s> {
             Placement::Highest => self.map.usable().rev().find_map(fit),
         };
         let range = found.ok_or(none)?;
-        let kind = if kind.is_taken() { kind } else { RegionKind::EarlyKernel };
         let given = self.map.regions.storage.len();
         // The range lies in one region: it is carved whole or not at all.
         match self.map.regions.carve(range, kind) {
@@ -151,19 +158,15 @@ impl<'s> From<EarlyAllocator<'s>> for MemoryMap<'s> {
     }
 }
 
-impl EarlyAllocator<'_> {
-    /// The regions as they stand.
-    pub fn regions(&self) -> &[Region] {
-        self.map.regions()
-    }
-}
-
 impl fmt::Display for EarlyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::NoBytes => write!(f, "an early allocation of no bytes"),
             Self::BadAlignment { align } => {
                 write!(f, "an early allocation aligned to {align:#x}, not a power of two")
+            }
+            Self::NotATakenKind { kind } => {
+                write!(f, "an early allocation entered as {kind}, which is not a taken kind")
             }
             Self::OutOfMemory { bytes, align, below: None } => {
                 write!(f, "no {bytes} bytes of usable memory aligned to {align:#x}")

@@ -2,7 +2,7 @@
 
 use pagoda_addr::{PhysAddr, PhysRange};
 
-use crate::bytes::{u16_at, u32_at};
+use crate::bytes::{exactly, u16_at, u32_at};
 use crate::{BootMemory, RegionKind};
 
 const LOW_MEMORY_END: u64 = 64 << 10;
@@ -22,7 +22,8 @@ pub fn firmware_taken<M: BootMemory + ?Sized>(
     memory: &M,
 ) -> impl Iterator<Item = (PhysRange, RegionKind)> + Clone + use<M> {
     let between = |start, end| PhysRange::clamped(PhysAddr::new(start), end - start);
-    let ebda = ebda_start(memory).map(|start| (between(start, WINDOW_START), RegionKind::Ebda));
+    let start = ebda_start(memory).into_iter().chain(base_memory_end(memory)).min();
+    let ebda = start.map(|start| (between(start, WINDOW_START), RegionKind::Ebda));
     [
         Some((between(0, LOW_MEMORY_END), RegionKind::LowMemory)),
         ebda,
@@ -32,13 +33,22 @@ pub fn firmware_taken<M: BootMemory + ?Sized>(
     .flatten()
 }
 
-/// Where the memory ends that the BIOS leaves to others, if that is below 640 KiB.
+/// A word of the BIOS data area.
+fn word<M: BootMemory + ?Sized>(memory: &M, at: u64) -> Option<u64> {
+    exactly(memory, PhysAddr::new(at), 2).and_then(|bytes| u16_at(bytes, 0)).map(u64::from)
+}
+
+/// Where the extended BIOS data area begins, if there is a BIOS that says so.
 fn ebda_start<M: BootMemory + ?Sized>(memory: &M) -> Option<u64> {
-    let word = |at| memory.bytes(PhysAddr::new(at), 2).and_then(|bytes| u16_at(bytes, 0));
-    let segment = word(EBDA_SEGMENT).map(|segment| u64::from(segment) << 4);
-    let base = word(BASE_MEMORY_KIB).map(|kib| u64::from(kib) << 10);
-    let plausible = |at: &u64| (LOWEST_EBDA..WINDOW_START).contains(at);
-    segment.into_iter().chain(base).filter(plausible).min()
+    let start = word(memory, EBDA_SEGMENT)? << 4;
+    (LOWEST_EBDA..WINDOW_START).contains(&start).then_some(start)
+}
+
+/// Where the memory below 640 KiB ends that the BIOS leaves to others, if it is less than all. Some
+/// loaders and network ROMs lower this mark and leave the extended area where it is.
+fn base_memory_end<M: BootMemory + ?Sized>(memory: &M) -> Option<u64> {
+    let marked = word(memory, BASE_MEMORY_KIB)? << 10;
+    (LOWEST_EBDA..WINDOW_START).contains(&marked).then_some(marked)
 }
 
 /// Looks for ACPI's root pointer where a BIOS puts it: in the first KiB of the extended BIOS data
@@ -53,7 +63,7 @@ pub fn find_rsdp<M: BootMemory + ?Sized>(memory: &M) -> Option<PhysAddr> {
 /// Does an ACPI root pointer stand at `address`, with the right signature and checksums?
 pub fn is_rsdp<M: BootMemory + ?Sized>(memory: &M, address: PhysAddr) -> bool {
     let sums_to_zero = |bytes: &[u8]| bytes.iter().fold(0u8, |a, b| a.wrapping_add(*b)) == 0;
-    let Some(old) = memory.bytes(address, 20).filter(|bytes| bytes.len() == 20) else {
+    let Some(old) = exactly(memory, address, 20) else {
         return false;
     };
     if !old.starts_with(b"RSD PTR ") || !sums_to_zero(old) {
@@ -62,7 +72,10 @@ pub fn is_rsdp<M: BootMemory + ?Sized>(memory: &M, address: PhysAddr) -> bool {
     if old.get(15).is_none_or(|revision| *revision < 2) {
         return true;
     }
-    let length = memory.bytes(address, 24).and_then(|bytes| u32_at(bytes, 20)).unwrap_or(0);
-    let whole = memory.bytes(address, u64::from(length));
-    (36..=4096).contains(&length) && whole.is_some_and(sums_to_zero)
+    let length = exactly(memory, address, 24).and_then(|bytes| u32_at(bytes, 20)).unwrap_or(0);
+    if !(36..=4096).contains(&length) {
+        return false;
+    }
+    let whole = exactly(memory, address, u64::from(length));
+    whole.is_some_and(sums_to_zero)
 }

@@ -1,5 +1,7 @@
 //! What a loader said, whatever its protocol.
 
+use core::fmt;
+
 use pagoda_addr::{PhysAddr, PhysRange};
 
 use crate::entries::MemoryEntries;
@@ -144,12 +146,29 @@ pub(crate) struct Occupied {
 
 impl Occupied {
     /// The most that a protocol has: Multiboot 1 with its structure, command line, loader name,
-    /// modules, memory map, symbols, drives, APM, configuration and two VBE tables, and palette.
+    /// memory map, module list, symbols, palette, drives, configuration, APM and two VBE tables.
     const PLACES: usize = 12;
 
-    /// Adds a range; a mistake in [`PLACES`](Self::PLACES) is told apart by `false`.
-    pub(crate) fn add(&mut self, start: PhysAddr, len: u64, kind: RegionKind) -> bool {
+    /// Adds a range.
+    pub(crate) fn add(&mut self, start: PhysAddr, len: u64, kind: RegionKind) {
         let place = self.ranges.iter_mut().find(|place| place.is_none());
-        place.map(|place| *place = Some((PhysRange::clamped(start, len), kind))).is_some()
+        debug_assert!(place.is_some(), "Occupied::PLACES is too small");
+        if let Some(place) = place {
+            *place = Some((PhysRange::clamped(start, len), kind));
+        }
+    }
+}
+
+impl<M: BootMemory + ?Sized> fmt::Debug for BootInfo<'_, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BootInfo")
+            .field("protocol", &self.protocol)
+            .field("entries", &self.memory().count())
+            .field("modules", &self.modules().count())
+            .field("command_line", &self.command_line.escape_ascii())
+            .field("loader_name", &self.loader_name.escape_ascii())
+            .field("framebuffer", &self.framebuffer)
+            .field("rsdp", &self.rsdp)
+            .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,8 @@
-//! # What RAM is there, and who already sits in it?
+#![doc = include_str!("../README.md")]
 //!
-//! See the README for an example. The way from the loader's bytes to frames for everybody:
+//! # The code
+//!
+//! The way from the loader's bytes to frames for everybody:
 //!
 //! ```text
 //! Multiboot 1 --+

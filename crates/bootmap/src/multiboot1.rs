@@ -12,12 +12,12 @@
 
 use pagoda_addr::PhysAddr;
 
-use crate::bytes::{read, read_string, read_u32, u32_at};
+use crate::bytes::{exactly, read, read_string, read_u32, u16_at, u32_at};
 use crate::entries::MemoryEntries;
 use crate::info::{BootInfo, Occupied, Protocol};
 use crate::modules::ModuleList;
 use crate::sections::Sections;
-use crate::{BootInfoError, BootMemory, Field, Framebuffer, RegionKind};
+use crate::{BootInfoError, BootMemory, Field, Framebuffer, PixelFormat, RegionKind};
 
 const MAGIC: u32 = 0x2bad_b002;
 
@@ -129,6 +129,9 @@ impl<'m, M: BootMemory + ?Sized> Reader<'m, M> {
             return Ok(MemoryEntries::basic(lower, self.word(8, Field::BasicMemory)?));
         }
         let len = u64::from(self.word(44, field)?);
+        if len == 0 {
+            return Err(BootInfoError::Missing { field });
+        }
         let start = self.pointer(48, field)?;
         let bytes = read(self.memory, start, len, field)?;
         let mut rest = bytes;
@@ -187,7 +190,7 @@ impl<'m, M: BootMemory + ?Sized> Reader<'m, M> {
         let start = self.info.checked_add(88).ok_or(unreadable)?;
         let bytes = read(self.memory, start, len, field)?;
         let screen = Framebuffer::parse(bytes, Framebuffer::MULTIBOOT1_COLORS).ok_or(unreadable)?;
-        if let crate::PixelFormat::Indexed { colors } = screen.format {
+        if let PixelFormat::Indexed { colors } = screen.format {
             let palette = u32_at(bytes, Framebuffer::MULTIBOOT1_COLORS).ok_or(unreadable)?;
             self.occupy(PhysAddr::new(u64::from(palette)), u64::from(colors) * COLOR_SIZE);
         }
@@ -204,7 +207,7 @@ impl<'m, M: BootMemory + ?Sized> Reader<'m, M> {
         if self.has(CONFIGURATION) {
             // The table's first two bytes are the bytes that follow them.
             let start = self.pointer(60, field)?;
-            let len = self.memory.bytes(start, 2).and_then(|bytes| crate::bytes::u16_at(bytes, 0));
+            let len = exactly(self.memory, start, 2).and_then(|bytes| u16_at(bytes, 0));
             self.occupy(start, 2 + u64::from(len.unwrap_or(0)));
         }
         if self.has(APM) {

@@ -154,7 +154,7 @@ fn entries(tag: Tag<'_>, field: Field, least: u64) -> Result<(&[u8], usize), Boo
     if (size as u64) < least || bytes.len() % size != 0 {
         return Err(bad);
     }
-    Ok((bytes, size))
+    if bytes.is_empty() { Err(BootInfoError::Missing { field }) } else { Ok((bytes, size)) }
 }
 
 fn framebuffer(tag: Tag<'_>) -> Result<Framebuffer, BootInfoError> {
