@@ -195,6 +195,17 @@ pub fn grub_image(kernel: &Path, initramfs: &Path, command_line: &str) -> Result
     Ok(image)
 }
 
+/// `cargo xtask bench`: builds and runs the measuring program, which is a workspace of its own.
+pub fn bench(arguments: &[String]) -> Result<()> {
+    let out = target().join("bench");
+    let (out, dir) = (out.to_string_lossy(), target().join("bench-build"));
+    let dir = dir.to_string_lossy();
+    let mut all = vec!["run", "--quiet", "--release", "--manifest-path", "tools/bench/Cargo.toml"];
+    all.extend(["--target-dir", &dir, "--", "--out", &out]);
+    all.extend(arguments.iter().map(String::as_str));
+    cargo(&all)
+}
+
 /// `cargo xtask build`.
 pub fn announce() -> Result<()> {
     println!("kernel     {}", kernel()?.display());

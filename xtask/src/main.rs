@@ -34,6 +34,12 @@ enum Command {
     Test(test::Test),
     /// Format, lints, documentation, direction of dependencies
     Check,
+    /// Pagoda's allocators beside their peers, in one run: table, JSON, SVG in target/bench
+    Bench {
+        /// What to measure, and options of the measuring program
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        arguments: Vec<String>,
+    },
     /// Install what is missing, and nothing else
     Setup,
     /// Build kernel, programs and initramfs, and say where they are
@@ -45,6 +51,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run.execute(),
         Command::Test(test) => test.execute(),
         Command::Check => check::execute().map(|()| 0),
+        Command::Bench { arguments } => build::bench(&arguments).map(|()| 0),
         Command::Setup => setup::everything().map(|()| 0),
         Command::Build => build::announce().map(|()| 0),
     };

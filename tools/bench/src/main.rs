@@ -6,25 +6,35 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod arena;
+mod heap;
 mod measure;
+mod peers;
 mod report;
 
 #[derive(Parser)]
 struct Cli {
     /// Where the results go
-    #[arg(long, default_value = "target/bench")]
+    #[arg(long, global = true, default_value = "target/bench")]
     out: PathBuf,
     /// Shorter windows: to see that it works, not to quote
-    #[arg(long)]
+    #[arg(long, global = true)]
     quick: bool,
     #[command(subcommand)]
     what: What,
 }
 
 #[derive(Subcommand)]
-enum What {}
+enum What {
+    /// Kernel heaps
+    Heap,
+}
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
-    match cli.what {}
+    let (name, rows) = match cli.what {
+        What::Heap => ("heap", heap::rows(cli.quick)),
+    };
+    print!("{}", report::markdown(&rows));
+    report::write(&cli.out, name, &format!("cargo xtask bench {name}"), &rows)
 }

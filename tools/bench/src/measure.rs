@@ -37,7 +37,7 @@ pub struct Figure {
     pub name: String,
     /// The median window.
     pub median: f64,
-    /// The first and third quartile.
+    /// The first and third quartile: how noisy the machine was.
     pub quartiles: (f64, f64),
 }
 

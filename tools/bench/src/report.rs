@@ -31,10 +31,13 @@ pub struct Row {
     pub better: Better,
     /// Our figure.
     pub ours: f64,
-    /// The others' figures; who cannot do it is absent.
+    /// The others' figures; who cannot do it is absent. A name in parentheses informs, but is no
+    /// peer of the gate.
     pub peers: BTreeMap<String, f64>,
     /// The ratio to the best peer that we hold ourselves to; none for rows that only inform.
     pub gate: Option<f64>,
+    /// How far apart the first and third quartile of our windows lie, as a part of the median.
+    pub spread: f64,
 }
 
 impl Row {
@@ -48,12 +51,14 @@ impl Row {
             ours: ours.median,
             peers: peers.iter().map(|peer| (peer.name.clone(), peer.median)).collect(),
             gate,
+            spread: (ours.quartiles.1 - ours.quartiles.0) / ours.median,
         }
     }
 
     /// The best peer's figure.
     pub fn best_peer(&self) -> Option<f64> {
-        let finite = self.peers.values().copied().filter(|figure| figure.is_finite());
+        let peers = self.peers.iter().filter(|(name, _)| !name.starts_with('('));
+        let finite = peers.map(|(_, &figure)| figure).filter(|figure| figure.is_finite());
         match self.better {
             Better::Less => finite.min_by(f64::total_cmp),
             Better::More => finite.max_by(f64::total_cmp),
