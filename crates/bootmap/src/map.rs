@@ -117,7 +117,6 @@ impl<'s> MemoryMap<'s> {
     /// # Errors
     /// [`MapError::StorageTooSmall`]; the map is then unchanged.
     pub fn clip(&mut self, limit: PhysAddr) -> Result<(), MapError> {
-        let limit = limit.align_down(pagoda_addr::PAGE_SIZE);
         let given = self.regions.storage.len();
         let above = PhysRange::clamped(limit, u64::MAX);
         // Only the first region met can be cut, and only a cut needs a place: all or nothing.

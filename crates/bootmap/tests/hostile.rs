@@ -340,6 +340,29 @@ fn all_that_multiboot1_can_point_to_is_taken() {
 }
 
 #[test]
+fn symbols_of_a_32_bit_kernel_are_taken_too() {
+    let (mut memory, at) = encode::multiboot1(&machine());
+    // Type, flags, address, place in the file, size.
+    let section = |words: [u32; 5]| {
+        let mut header = vec![0; 40];
+        let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+        header[4..24].iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+        header
+    };
+    let text = section([1, 6, 0x20_0000, 0x1000, 0x8000]);
+    let symbols = section([2, 0, 0x111_0000, 0x9000, 0x123]);
+    memory.pieces.push((0x110_0000, [text, symbols].concat()));
+    for (offset, value) in [(28, 2), (32, 40), (36, 0x110_0000)] {
+        put(&mut memory, at + offset, value);
+    }
+    let info = BootInfo::from_multiboot1(0x2bad_b002, PhysAddr::new(at), &memory).unwrap();
+    let taken: Vec<_> = info.taken().map(|(range, _)| range).collect();
+    assert!(taken.contains(&common::range(0x110_0000, 0x110_0050)), "the headers");
+    assert!(taken.contains(&common::range(0x111_0000, 0x111_0123)), "the symbols");
+    assert!(!taken.iter().any(|range| range.contains(PhysAddr::new(0x20_0000))), "the image");
+}
+
+#[test]
 fn every_error_reads_as_a_sentence() {
     let start = PhysAddr::new(0x1000);
     let errors = [
