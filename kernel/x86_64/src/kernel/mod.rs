@@ -6,8 +6,14 @@
 //! |---|---|
 //! | [`boot`] (`boot.s`) | three boot protocols, one 32-bit entry, the jump to the higher half |
 //! | [`serial`], [`console`], [`exit`] | three serial lines, the log, the end |
-//! | [`cpu`], [`tables`], [`percpu`] | CPU features, descriptor tables, what a CPU calls its own |
-//! | [`trap`] (`trap.s`), [`backtrace`], [`probe`] | exceptions and interrupts, and how they are reported |
+//! | [`tables`], [`percpu`], [`cpu`], [`fpu`] | descriptor tables, what a CPU calls its own, its features |
+//! | [`trap`] (`trap.s`), [`backtrace`], [`probe`], [`guard`] | exceptions, and how they are reported |
+//! | [`time`], [`irq`] | clocks, ticks, interrupts |
+//! | [`storeys`] with [`boot_info`], [`kernel_map`], [`host`] | storeys 1 to 3 are built |
+//! | [`stacks`], [`context`], [`user`] (`user.s`) | threads, and the border to programs |
+//! | [`machine`] | all of that as the portable half knows it |
+//! | [`ledger`] | did every frame come back? |
+//! | [`selftest`] | mistakes made on purpose |
 //!
 //! # Invariants
 //!
@@ -20,25 +26,31 @@
 //! only ever interrupted by an NMI or a machine check, whose entry does not rely on it.
 //!
 //! Left out: starting other CPUs, ACPI, the local APIC. The structures count CPUs; one is started.
-
 #![allow(dead_code)] // until every part is joined to the others
 
 pub(crate) mod backtrace;
 pub(crate) mod boot;
 pub(crate) mod boot_info;
 pub(crate) mod console;
+pub(crate) mod context;
 pub(crate) mod cpu;
 pub(crate) mod exit;
+pub(crate) mod fpu;
 pub(crate) mod guard;
 pub(crate) mod host;
 pub(crate) mod irq;
 pub(crate) mod kernel_map;
 pub(crate) mod layout;
+pub(crate) mod ledger;
+pub(crate) mod machine;
 pub(crate) mod once;
 mod panic;
 pub(crate) mod percpu;
 pub(crate) mod probe;
+pub(crate) mod random;
+pub(crate) mod selftest;
 pub(crate) mod serial;
+pub(crate) mod stacks;
 pub(crate) mod storeys;
 pub(crate) mod tables;
 pub(crate) mod time;
@@ -46,6 +58,16 @@ pub(crate) mod trap;
 pub(crate) mod user;
 
 use pagoda_addr::PhysAddr;
+use pagoda_kernel_core::machine::Port;
+use pagoda_kernel_core::{BootConfig, ExitStatus};
+
+use boot_info::Loaded;
+use exit::Exit;
+use host::KERNEL;
+
+/// The status of a first process that could not be started, as a shell has it for a program that
+/// it cannot find.
+const NOT_STARTED: u8 = 127;
 
 /// The first Rust code to run, on the boot stack, on the tables that `boot.s` built.
 extern "C" fn entry(magic: u32, info: u32) -> ! {
@@ -54,8 +76,53 @@ extern "C" fn entry(magic: u32, info: u32) -> ! {
     console::init();
     tables::init();
     cpu::init();
-    if let Err(error) = storeys::build(magic, PhysAddr::new(info.into())) {
-        panic!("the tower cannot be built: {error}");
+    fpu::init();
+    user::init();
+    let clock = time::init();
+    irq::init();
+    let loaded = match storeys::build(magic, PhysAddr::new(info.into())) {
+        Ok(loaded) => loaded,
+        Err(error) => panic!("the tower cannot be built: {error}"),
+    };
+    if clock.is_none() {
+        log::warn!("no timer: the clock is a guess");
     }
-    exit::exit(exit::Exit::Clean)
+    time::start_ticks();
+    serial::listen();
+    run(&loaded)
+}
+
+/// Storey 4 and everything above it, then the accounts.
+fn run(loaded: &Loaded) -> ! {
+    let Some(frames) = KERNEL.frames.get() else { panic!("no frame allocator") };
+    let before = ledger::take(frames);
+    selftest::run(loaded.command_line());
+    log::info!("storey 4, processes: {} frames handed over", frames.stats().free);
+    let config = BootConfig {
+        command_line: loaded.command_line(),
+        initramfs: storeys::module(loaded, b"initramfs"),
+    };
+    let status = match pagoda_kernel_core::start(&KERNEL, config) {
+        Ok(ExitStatus(status)) => status,
+        Err(error) => {
+            log::error!("the first process cannot be started: {error:?}");
+            NOT_STARTED
+        }
+    };
+    finish(ledger::close(&before, status), status)
+}
+
+/// Tells whoever started the machine how it went, and ends it.
+fn finish(how: Exit, status: u8) -> ! {
+    let mut digits = [0; 3];
+    let mut rest = status;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + rest % 10;
+        rest /= 10;
+    }
+    let leading = digits.iter().take(2).take_while(|&&digit| digit == b'0').count();
+    serial::send(Port::Control, b"pagoda-exit: ");
+    serial::send(Port::Control, &digits[leading..]);
+    serial::send(Port::Control, b"\n");
+    exit::exit(how)
 }

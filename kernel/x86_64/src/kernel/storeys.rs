@@ -2,6 +2,7 @@
 //! is really there. What is printed here is the first half of the tour.
 #![allow(unsafe_code)] // hands physical memory to its managers
 
+use core::alloc::Layout;
 use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
@@ -17,9 +18,10 @@ use pagoda_sync::CpuId;
 use x86_64::registers::control::Cr3;
 
 use super::boot_info::{self, BootError, Loaded};
-use super::host::{DirectMap, KERNEL};
+use super::host::{DirectMap, KERNEL, heap};
 use super::kernel_map::{self, KernelTable, Leaves, READ_WRITE};
 use super::percpu::KernelCpus;
+use super::stacks::Stack;
 use super::{console, cpu, layout};
 
 /// Why the tower could not be built.
@@ -98,6 +100,7 @@ pub(crate) fn build(magic: u32, info: PhysAddr) -> Result<Loaded, BuildError> {
     storey1(&loaded)?;
     storey2_paging()?;
     storey2_frames()?;
+    storey3();
     Ok(loaded)
 }
 
@@ -342,4 +345,50 @@ fn heap_window() -> u64 {
     let limit = PhysRange::clamped(PhysAddr::ZERO, layout::HEAP_MEMORY);
     let last = (0..).map_while(ram).filter_map(|range| range.intersection(limit)).last();
     last.map_or(0, |range| range.end().as_u64())
+}
+
+/// The bytes of the first module with the word `name` in its command line; empty when there
+/// is none.
+pub(crate) fn module(loaded: &Loaded, name: &[u8]) -> &'static [u8] {
+    let named = |line: &[u8]| line.split(u8::is_ascii_whitespace).any(|word| word == name);
+    let Some(module) = loaded.modules().find(|module| named(module.command_line)) else {
+        return &[];
+    };
+    let inside = |ram: PhysRange| ram.contains_range(module.range);
+    if !KERNEL.map.get().is_some_and(|map| map.ram().any(inside)) {
+        log::warn!("module {:?} does not lie in RAM and is ignored", module.range);
+        return &[];
+    }
+    let first = DirectMap.ptr(module.range.start());
+    // SAFETY: RAM, shown by the direct map, taken out of the map for good as a module's: nobody
+    // writes it.
+    unsafe { core::slice::from_raw_parts(first, module.range.len() as usize) }
+}
+
+/// How does the kernel get 40 bytes, or a guarded stack? Both are taken, shown and given back.
+fn storey3() {
+    info!(
+        "storey 3, heap and kernel ranges: how does the kernel get 40 bytes, or a guarded stack?"
+    );
+    let layout = Layout::new::<[u64; 5]>();
+    let Ok(block) = heap().kalloc(layout) else { return log::warn!("    not at all: no memory") };
+    let stats = heap().stats();
+    info!(
+        "    kalloc(40) = {:#x}: {} of {} bytes taken from the frames are live",
+        block.as_ptr() as u64,
+        stats.live,
+        stats.taken
+    );
+    // SAFETY: just received, used by nobody.
+    if let Err(misuse) = unsafe { heap().kfree_sized(block, layout) } {
+        log::error!("    {misuse}");
+    }
+    match Stack::new() {
+        Ok(stack) => info!(
+            "    a thread's stack at {}, {}, a guard page on either side",
+            stack.range().start(),
+            Size(stack.range().len())
+        ),
+        Err(_) => log::warn!("    no memory for a stack"),
+    }
 }

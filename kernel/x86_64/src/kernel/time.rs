@@ -94,6 +94,12 @@ fn measure() -> Option<u64> {
     (polls > 2).then(|| counts.saturating_mul(TIMER_HZ) / MEASURE_COUNTS)
 }
 
+/// Counts of the time-stamp counter in a second; 0 until [`init`].
+pub(crate) fn tsc_hz() -> u64 {
+    let scaled = NANOS_PER_COUNT.load(Ordering::Relaxed);
+    (u128::from(NANOS) << 32).checked_div(scaled.into()).unwrap_or(0) as u64
+}
+
 /// Nanoseconds since boot; 0 until [`init`].
 pub(crate) fn since_boot_ns() -> u64 {
     let counts = tsc().saturating_sub(BOOT_TSC.load(Ordering::Relaxed));

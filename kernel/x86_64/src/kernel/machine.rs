@@ -1,0 +1,228 @@
+//! The machine, as the portable half knows it.
+#![allow(unsafe_code)] // `switch` is unsafe by contract; loads CR3
+
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+use pagoda_addr::Frame;
+use pagoda_frames::{Stats, Zone};
+use pagoda_kernel_core::machine::{
+    Machine, MemoryTotals, OutOfMemory, Port, Report, Trap, UserRegs,
+};
+use pagoda_paging::{PageTable, X86_64};
+use x86_64::instructions::interrupts;
+use x86_64::registers::control::Cr3;
+use x86_64::structures::paging::PhysFrame;
+
+use super::context::Context;
+use super::fpu::Fpu;
+use super::host::{KERNEL, Kernel, heap};
+use super::stacks::Stack;
+use super::{cpu, fpu, percpu, random, serial, stacks, time, user};
+
+const FRAME: u64 = pagoda_addr::PAGE_SIZE;
+
+impl Machine for Kernel {
+    type Format = X86_64;
+    type Stack = Stack;
+    type Context = Context;
+    type Fpu = Fpu;
+
+    fn new_page_table(&'static self) -> Result<PageTable<X86_64, &'static Self>, OutOfMemory> {
+        let kernel = self.table.get().ok_or(OutOfMemory)?;
+        PageTable::new_sharing_upper(kernel).map_err(|_| OutOfMemory)
+    }
+
+    fn new_stack(&'static self) -> Result<Stack, OutOfMemory> {
+        Stack::new()
+    }
+
+    fn new_context(
+        &'static self,
+        stack: &Stack,
+        entry: extern "C" fn(usize) -> !,
+        argument: usize,
+    ) -> Context {
+        Context::new(stack, entry, argument)
+    }
+
+    fn idle_context(&self) -> Context {
+        Context::unused()
+    }
+
+    unsafe fn switch(&self, from: *mut Context, to: *const Context) {
+        // SAFETY: the caller's promise, handed on.
+        unsafe { Context::switch(from, to) }
+    }
+
+    fn run_user(&self, regs: &mut UserRegs) -> Trap {
+        user::run(regs)
+    }
+
+    fn activate(&self, root: Option<Frame>) {
+        let Some(root) = root.or_else(|| Some(self.table.get()?.root())) else { return };
+        let (active, flags) = Cr3::read_raw();
+        if active.start_address().as_u64() == root.start().as_u64() {
+            return;
+        }
+        let address = x86_64::PhysAddr::new_truncate(root.start().as_u64());
+        // SAFETY: a root made by `new_page_table`, which shares the kernel's half, or the kernel's
+        // own: everything that the kernel uses stays where it is.
+        unsafe { Cr3::write_raw(PhysFrame::containing_address(address), flags) };
+    }
+
+    fn new_fpu(&self) -> Result<Fpu, OutOfMemory> {
+        Fpu::new()
+    }
+
+    fn save_fpu(&self, into: &mut Fpu) {
+        into.save();
+    }
+
+    fn load_fpu(&self, from: &Fpu) {
+        from.load();
+    }
+
+    fn fpu_bytes<'f>(&self, fpu: &'f Fpu) -> &'f [u8] {
+        fpu.bytes()
+    }
+
+    fn set_fpu_bytes(&self, fpu: &mut Fpu, bytes: &[u8]) -> bool {
+        fpu.set(bytes)
+    }
+
+    fn wait_for_interrupt(&self) {
+        percpu::assert_unpinned();
+        // `sti` takes effect after the next instruction: an interrupt that is already waiting ends
+        // the `hlt`, so none is lost in between.
+        interrupts::enable_and_hlt();
+        interrupts::disable();
+    }
+
+    fn monotonic_ns(&self) -> u64 {
+        time::since_boot_ns()
+    }
+
+    fn realtime_ns(&self) -> u64 {
+        time::realtime_ns()
+    }
+
+    fn serial_write(&self, port: Port, bytes: &[u8]) {
+        serial::send(port, bytes);
+    }
+
+    fn serial_read(&self, port: Port, into: &mut [u8]) -> usize {
+        serial::receive(port, into)
+    }
+
+    fn random(&self, into: &mut [u8]) {
+        random::fill(into);
+    }
+
+    fn memory(&self) -> MemoryTotals {
+        let frames = self.frames.get().map(|frames| frames.stats()).unwrap_or_default();
+        MemoryTotals {
+            total: frames.total * FRAME,
+            free: frames.free * FRAME,
+            cached: frames.cached * FRAME,
+            reserve: frames.reserve * FRAME,
+            heap: heap().stats().taken as u64,
+            page_tables: self.tables_in_use.load(Ordering::Relaxed) * FRAME,
+            stacks: stacks::bytes_in_use(),
+        }
+    }
+
+    fn report(&self, what: Report, out: &mut dyn fmt::Write) -> fmt::Result {
+        match what {
+            Report::BuddyInfo => buddy_info(out),
+            Report::SlabInfo => heap().slabinfo(&mut { out }),
+            Report::ZoneInfo => zone_info(out),
+            Report::VmallocInfo => {
+                writeln!(
+                    out,
+                    "{} kernel stacks, {} bytes",
+                    stacks::in_use(),
+                    stacks::bytes_in_use()
+                )
+            }
+            Report::IoMem => io_mem(out),
+            Report::CpuInfo => cpu_info(out),
+            Report::PageTypeInfo => page_type_info(out),
+        }
+    }
+
+    fn hwcap(&self) -> [u64; 2] {
+        /// `HWCAP2_FSGSBASE`: programs may use the FS and GS base instructions.
+        const FSGSBASE: u64 = 1 << 1;
+        match cpu::features() {
+            Some(cpu) => [cpu.hwcap.into(), if cpu.fsgsbase { FSGSBASE } else { 0 }],
+            None => [0, 0],
+        }
+    }
+
+    fn fpu_features(&self) -> u64 {
+        fpu::features()
+    }
+}
+
+/// A zone's name as Linux prints it.
+fn zone_name(zone: Zone) -> &'static str {
+    match zone {
+        Zone::Dma => "DMA",
+        Zone::Dma32 => "DMA32",
+        Zone::Normal => "Normal",
+    }
+}
+
+fn buddy_info(out: &mut dyn fmt::Write) -> fmt::Result {
+    let Some(frames) = KERNEL.frames.get() else { return Ok(()) };
+    for zone in Zone::ALL {
+        let counts = frames.block_counts(Some(zone));
+        if counts.frames() == 0 {
+            continue;
+        }
+        write!(out, "Node 0, zone {:>8} ", zone_name(zone))?;
+        for count in counts.blocks {
+            write!(out, "{count:>6} ")?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn zone_info(out: &mut dyn fmt::Write) -> fmt::Result {
+    let Some(frames) = KERNEL.frames.get() else { return Ok(()) };
+    for zone in Zone::ALL {
+        let free = frames.block_counts(Some(zone)).frames();
+        writeln!(out, "Node 0, zone {:>8}\n  pages free     {free}", zone_name(zone))?;
+    }
+    let Stats { total, free, cached, used, reserve } = frames.stats();
+    writeln!(out, "all zones\n  total   {total}\n  free    {free}\n  cached  {cached}")?;
+    writeln!(out, "  used    {used}\n  reserve {reserve}")
+}
+
+fn page_type_info(out: &mut dyn fmt::Write) -> fmt::Result {
+    let Some(frames) = KERNEL.frames.get() else { return Ok(()) };
+    for (kind, count) in super::ledger::by_kind(frames) {
+        if count > 0 {
+            writeln!(out, "{count:>10} frames {}", super::host::kind::name(kind))?;
+        }
+    }
+    Ok(())
+}
+
+fn io_mem(out: &mut dyn fmt::Write) -> fmt::Result {
+    let Some(map) = KERNEL.map.get() else { return Ok(()) };
+    for region in map.regions() {
+        let (start, end) = (region.range.start().as_u64(), region.range.end().as_u64());
+        writeln!(out, "{start:012x}-{:012x} : {}", end.saturating_sub(1), region.kind)?;
+    }
+    Ok(())
+}
+
+fn cpu_info(out: &mut dyn fmt::Write) -> fmt::Result {
+    let Some(cpu) = cpu::features() else { return Ok(()) };
+    writeln!(out, "processor\t: 0\nmodel name\t: {}", cpu.brand())?;
+    writeln!(out, "cpu MHz\t\t: {}.000", time::tsc_hz() / 1_000_000)?;
+    writeln!(out, "address sizes\t: {} bits physical, 48 bits virtual\n", cpu.phys_bits)
+}
