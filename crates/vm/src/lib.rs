@@ -34,3 +34,6 @@ pub use request::{
     RemapRequest,
 };
 pub use space::{AddressSpace, RegionInfo, Residency, SpaceStats};
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use crate::{
 impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     /// Makes a mapping; returns its first address.
     ///
-    /// Checks in Linux's order: length, size, offset, number of regions, place, limits, commit.
+    /// Checks in Linux's order: length, number of regions, place, offset, limits, commit.
     pub fn map(&self, request: MapRequest<P>) -> Result<VirtAddr, VmError>
     where
         P: Clone,
@@ -31,15 +31,16 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if offset % 4096 != 0 {
             return Err(VmError::Invalid);
         }
-        if (offset >> 12).checked_add(len).is_none() {
-            return Err(VmError::Overflow);
-        }
         let mut guard = self.lock();
         let inner = &mut *guard;
         if inner.regions.len() > inner.limits.regions {
             return Err(VmError::TooManyRegions);
         }
         let window = self.place(inner, place, len, flags)?;
+        // No file is longer than offsets are positive.
+        if (offset >> 12).saturating_add(len) > i64::MAX as u64 >> 12 {
+            return Err(VmError::Overflow);
+        }
         let (object, anchor) = match backing {
             Backing::Anonymous => (Object::Anonymous, 0),
             Backing::SharedAnonymous => {

@@ -5,7 +5,7 @@ use pagoda_paging::{Entry, FlushBatch, Format, Leaf, PageFlags};
 
 use crate::fault::FaultDone;
 use crate::region::{Object, Region, Window};
-use crate::space::{ANONYMOUS, Inner, leaf_flags, number, page_count, pages};
+use crate::space::{ANONYMOUS, Inner, leaf_flags, number, page_count, page_count_wrapping, pages};
 use crate::{Access, AddressSpace, Advice, FaultError, MapFlags, Prot, VmError, VmPlatform};
 
 impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
@@ -109,9 +109,10 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             return Ok(());
         }
         // Wrapping is the caller's mistake; what lies above the program's half is a hole.
-        addr.checked_add(len).ok_or(VmError::Invalid)?;
+        let rounded = page_count_wrapping(len) << 12;
+        let end = addr.checked_add(rounded).filter(|_| rounded != 0).ok_or(VmError::Invalid)?;
         let limit = number(self.layout.limit);
-        let end = page_count(addr.as_u64() + len);
+        let end = number(end);
         let window = (number(addr).min(limit), end.min(limit));
         let mut guard = self.lock();
         let inner = &mut *guard;

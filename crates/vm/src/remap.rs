@@ -9,7 +9,7 @@ use pagoda_paging::{Cursor, Entry, Fate, Format};
 
 use crate::map::address;
 use crate::region::{Object, Region, Window};
-use crate::space::{Inner, number, page_count, pages};
+use crate::space::{Inner, number, page_count_wrapping, pages};
 use crate::tree::PageNumber;
 use crate::{AddressSpace, MapFlags, Place, RemapPlace, RemapRequest, VmError, VmPlatform};
 
@@ -17,7 +17,8 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     /// Resizes or moves a mapping; returns where it is. Checks in Linux's order.
     pub fn remap(&self, request: RemapRequest) -> Result<VirtAddr, VmError> {
         let RemapRequest { addr, place, keep_old, .. } = request;
-        let (old_len, new_len) = (page_count(request.old_len), page_count(request.new_len));
+        let (old_len, new_len) =
+            (page_count_wrapping(request.old_len), page_count_wrapping(request.new_len));
         let movable = place != RemapPlace::InPlace;
         if addr.page_offset() != 0 || new_len == 0 {
             return Err(VmError::Invalid);

@@ -22,7 +22,8 @@
 //!
 //! *prepare-commit*: a call first checks, then allocates, then changes; an error for exhaustion
 //! leaves regions and contents as they were. (As Linux does, protecting or advising a range with
-//! holes acts on the part before the hole or around it, and then reports the hole.)
+//! holes acts on the part before the hole or around it, and then reports the hole; a move to a fixed
+//! place first unmaps what is there; a stack that has grown for a fault stays so.)
 //!
 //! Lock order: the lock of the regions, then an object's, then the page table's.
 //!
@@ -367,6 +368,12 @@ pub(crate) fn number(addr: VirtAddr) -> PageNumber {
 /// Pages that `bytes` need.
 pub(crate) fn page_count(bytes: u64) -> u64 {
     (bytes >> 12) + u64::from(bytes & 4095 != 0)
+}
+
+/// As [`page_count`], but a length in the last page of the 64-bit numbers rounds to zero, as
+/// Linux's rounding does.
+pub(crate) fn page_count_wrapping(bytes: u64) -> u64 {
+    bytes.wrapping_add(4095) >> 12
 }
 
 /// The rights and properties of a leaf under a region with this protection, writing aside.

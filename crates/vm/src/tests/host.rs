@@ -1,0 +1,161 @@
+//! The emulated machine as a platform of address spaces.
+#![allow(unsafe_code)] // implements unsafe traits by forwarding
+
+use std::sync::Arc;
+
+use pagoda_addr::{Frame, PhysAddr, PhysMap, VirtAddr};
+use pagoda_emu::{Config, Machine, Mode};
+use pagoda_paging::{FlushRange, OutOfFrames, PageTable, Platform, Released, SpaceTlb, X86_64};
+use pagoda_sync::RawSpin;
+
+use crate::{
+    Access, AddressSpace, FaultError, FileIdentity, FileObject, Layout, ReadError, VmPlatform,
+};
+
+pub(super) struct Host(pub(super) Machine);
+
+// SAFETY: forwards to the machine.
+unsafe impl PhysMap for Host {
+    fn ptr(&self, addr: PhysAddr) -> *mut u8 {
+        self.0.ptr(addr)
+    }
+}
+
+// SAFETY: forwards to the machine.
+unsafe impl Platform for Host {
+    type Lock = RawSpin;
+
+    fn alloc_table(&self) -> Result<Frame, OutOfFrames> {
+        self.0.alloc_table()
+    }
+    fn release(&self, item: Released) {
+        self.0.release(item);
+    }
+    fn flush(&self, space: &SpaceTlb, what: FlushRange<'_>) {
+        self.0.flush(space, what);
+    }
+    fn unwinding(&self) -> bool {
+        std::thread::panicking()
+    }
+}
+
+// SAFETY: the arena counts references.
+unsafe impl VmPlatform for Host {
+    type RegionLock = RawSpin;
+    type ObjectLock = RawSpin;
+
+    fn alloc_page(&self, zeroed: bool) -> Result<Frame, OutOfFrames> {
+        self.0.alloc_page(zeroed)
+    }
+    fn share(&self, frame: Frame) {
+        self.0.share(frame);
+    }
+    fn refs(&self, frame: Frame) -> u32 {
+        self.0.refs(frame)
+    }
+    fn may_commit(&self, pages: u64) -> bool {
+        pages <= 1 << 26
+    }
+}
+
+pub(super) type Space<'h> = AddressSpace<X86_64, &'h Host>;
+
+impl Host {
+    pub(super) fn new(frames: u64) -> Self {
+        Self(Machine::new(Config { frames, ..Config::default() }))
+    }
+
+    pub(super) fn table(&self) -> PageTable<X86_64, &Self> {
+        PageTable::new(self.0.format(), self).unwrap()
+    }
+
+    pub(super) fn space(&self, layout: Layout) -> Space<'_> {
+        AddressSpace::new(self.table(), layout)
+    }
+
+    pub(super) fn linux(&self) -> Space<'_> {
+        self.space(Layout::x86_64(8 << 20))
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.0.arena().used()
+    }
+
+    /// CPU `cpu` loads the space.
+    pub(super) fn enter(&self, cpu: usize, space: &Space<'_>) {
+        self.0.enter(self.0.cpu(cpu), space.table());
+    }
+
+    pub(super) fn leave(&self, cpu: usize, space: &Space<'_>) {
+        self.0.leave(self.0.cpu(cpu), space.table());
+    }
+
+    /// A program on `cpu` reads a byte; the kernel serves its faults.
+    pub(super) fn load(&self, cpu: usize, space: &Space<'_>, addr: u64) -> Result<u8, FaultError> {
+        let mut byte = [0];
+        let addr = VirtAddr::new(addr);
+        for _ in 0..3 {
+            if self.0.read(self.0.cpu(cpu), Mode::User, addr, &mut byte).is_ok() {
+                return Ok(byte[0]);
+            }
+            space.fault(addr, Access::Read)?;
+        }
+        panic!("a fault was served and came back: {addr:?}");
+    }
+
+    /// A program on `cpu` writes a byte.
+    pub(super) fn store(
+        &self,
+        cpu: usize,
+        space: &Space<'_>,
+        addr: u64,
+        byte: u8,
+    ) -> Result<(), FaultError> {
+        let addr = VirtAddr::new(addr);
+        for _ in 0..3 {
+            if self.0.write(self.0.cpu(cpu), Mode::User, addr, &[byte]).is_ok() {
+                return Ok(());
+            }
+            space.fault(addr, Access::Write)?;
+        }
+        panic!("a fault was served and came back: {addr:?}");
+    }
+}
+
+/// A file whose bytes follow from its number and their place.
+pub(super) struct TestFile {
+    pub(super) id: u8,
+    pub(super) size: u64,
+}
+
+impl TestFile {
+    pub(super) fn shared(id: u8, size: u64) -> Arc<dyn FileObject> {
+        Arc::new(Self { id, size })
+    }
+
+    pub(super) fn byte(id: u8, size: u64, at: u64) -> u8 {
+        if at < size { id.wrapping_add((at >> 12) as u8).wrapping_add(at as u8) | 1 } else { 0 }
+    }
+}
+
+impl FileObject for TestFile {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_page(&self, index: u64, into: &mut [u8; 4096]) -> Result<(), ReadError> {
+        if index * 4096 >= self.size {
+            return Err(ReadError::Bus);
+        }
+        for (at, byte) in into.iter_mut().enumerate() {
+            // Beyond the end: junk that nobody may see.
+            let at = index * 4096 + at as u64;
+            *byte = if at < self.size { Self::byte(self.id, self.size, at) } else { 0xee };
+        }
+        Ok(())
+    }
+
+    fn identity(&self) -> FileIdentity {
+        FileIdentity { major: 0, minor: 1, inode: self.id.into() }
+    }
+}

@@ -1,0 +1,7 @@
+//! Tests over the software MMU.
+
+mod cases;
+mod fails;
+mod host;
+mod model;
+mod random;

@@ -1,0 +1,376 @@
+//! Random sequences of memory calls on up to three spaces and four CPUs, against the oracle.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::vec;
+use std::vec::Vec;
+
+use pagoda_addr::VirtAddr;
+use proptest::prelude::*;
+
+use super::host::{Host, Space, TestFile};
+use super::model::{Back, Model, file_bytes};
+use crate::{
+    Advice, Backing, FileObject, Layout, Limits, MapFlags, MapRequest, Place, Prot, RemapPlace,
+    RemapRequest, VmError,
+};
+
+pub(super) const LAYOUT: Layout = Layout {
+    lowest: VirtAddr::new(0x1_0000),
+    limit: VirtAddr::new(0x20_0000),
+    mmap_base: VirtAddr::new(0x18_0000),
+    guard_pages: 4,
+};
+const STACK: u64 = 40 * 4096;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Anonymous,
+    Shared,
+    File(u8),
+    Stack,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    Map { place: u8, addr: u64, len: u64, prot: u8, kind: Kind, populate: bool },
+    Unmap { addr: u64, len: u64 },
+    Protect { addr: u64, len: u64, prot: u8 },
+    Remap { addr: u64, old: u64, new: u64, may_move: bool },
+    DontNeed { addr: u64, len: u64 },
+    Brk { to: u64 },
+    Load { cpu: usize, page: u64, last: bool },
+    Store { cpu: usize, page: u64, last: bool, byte: u8 },
+    Copy { page: u64, byte: u8 },
+    Fork,
+    Drop,
+    Next,
+}
+
+/// Mostly sensible addresses; now and then nonsense.
+fn addr() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        20 => (0u64..0x204).prop_map(|page| page * 4096),
+        1 => (0u64..0x204).prop_map(|page| page * 4096 + 8),
+        1 => prop::sample::select(vec![u64::MAX, u64::MAX - 4095, 1 << 47, 1 << 63]),
+    ]
+}
+
+fn len() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        20 => (1u64..24).prop_map(|pages| pages * 4096),
+        3 => (1u64..200).prop_map(|pages| pages * 4096),
+        2 => 0u64..9000,
+        1 => prop::sample::select(vec![0, u64::MAX, u64::MAX - 4095, 1 << 47, 1 << 63]),
+    ]
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        5 => Just(Kind::Anonymous),
+        2 => Just(Kind::Shared),
+        3 => (1u8..4).prop_map(Kind::File),
+        1 => Just(Kind::Stack),
+    ]
+}
+
+pub(super) fn step() -> impl Strategy<Value = Step> {
+    let prot = 0u8..8;
+    let page = 0x8u64..0x202;
+    prop_oneof![
+        6 => (0u8..8, addr(), len(), prop_oneof![3 => Just(3u8), 1 => prot.clone()], kind(), any::<bool>())
+            .prop_map(|(place, addr, len, prot, kind, populate)|
+                Step::Map { place, addr, len, prot, kind, populate }),
+        4 => (addr(), len()).prop_map(|(addr, len)| Step::Unmap { addr, len }),
+        4 => (addr(), len(), prot).prop_map(|(addr, len, prot)| Step::Protect { addr, len, prot }),
+        3 => (addr(), len(), len(), any::<bool>())
+            .prop_map(|(addr, old, new, may_move)| Step::Remap { addr, old, new, may_move }),
+        2 => (addr(), len()).prop_map(|(addr, len)| Step::DontNeed { addr, len }),
+        1 => (0u64..0x60000).prop_map(|to| Step::Brk { to: to + 0x40000 }),
+        12 => (0usize..4, page.clone(), any::<bool>())
+            .prop_map(|(cpu, page, last)| Step::Load { cpu, page, last }),
+        20 => (0usize..4, page.clone(), any::<bool>(), any::<u8>())
+            .prop_map(|(cpu, page, last, byte)| Step::Store { cpu, page, last, byte }),
+        4 => (page, any::<u8>()).prop_map(|(page, byte)| Step::Copy { page, byte }),
+        1 => Just(Step::Fork),
+        1 => Just(Step::Drop),
+        3 => Just(Step::Next),
+    ]
+}
+
+/// The spaces of the system with their oracles; one is in use, on all CPUs.
+pub(super) struct World<'h> {
+    pub(super) host: &'h Host,
+    pub(super) spaces: Vec<(Space<'h>, Model)>,
+    pub(super) at: usize,
+    files: [Arc<dyn FileObject>; 4],
+}
+
+impl<'h> World<'h> {
+    pub(super) fn new(host: &'h Host) -> Self {
+        let space = host.space(LAYOUT);
+        space.set_limits(Limits { stack: STACK, ..Limits::default() });
+        space.start_brk(VirtAddr::new(0x4_0123));
+        let mut model = Model::new(LAYOUT, STACK);
+        model.brk = (0x4_0123, 0x4_0123);
+        let world = Self { host, spaces: vec![(space, model)], at: 0, files: file_set() };
+        world.enter();
+        world
+    }
+
+    /// Two CPUs run this space, the others the next one.
+    fn enter(&self) {
+        for cpu in 0..4 {
+            self.host.enter(cpu, self.on(cpu));
+        }
+    }
+
+    fn on(&self, cpu: usize) -> &Space<'h> {
+        let which = if cpu < 2 { self.at } else { (self.at + 1) % self.spaces.len() };
+        &self.spaces[which].0
+    }
+
+    pub(super) fn leave(&self) {
+        (0..4).for_each(|cpu| self.host.leave(cpu, self.on(cpu)));
+    }
+
+    pub(super) fn space(&self) -> &Space<'h> {
+        &self.spaces[self.at].0
+    }
+
+    /// Does the step to the space and to the oracle, and compares what they say.
+    pub(super) fn run(&mut self, step: &Step) {
+        let at = self.at;
+        let host = self.host;
+        match *step {
+            Step::Map { .. } => self.map(step),
+            Step::Unmap { addr, len } => {
+                let (space, model) = &mut self.spaces[at];
+                let got = space.unmap(VirtAddr::new(addr), len);
+                assert_eq!(got, model.unmap(addr, len), "{step:?}");
+            }
+            Step::Protect { addr, len, prot } => {
+                let prot = Prot::from_bits_truncate(prot);
+                let (space, model) = &mut self.spaces[at];
+                let got = space.protect(VirtAddr::new(addr), len, prot);
+                assert_eq!(got, model.protect(addr, len, prot), "{step:?}");
+            }
+            Step::Remap { addr, old, new, may_move } => {
+                let (space, model) = &mut self.spaces[at];
+                let place = if may_move { RemapPlace::MayMove } else { RemapPlace::InPlace };
+                let got = space.remap(RemapRequest {
+                    addr: VirtAddr::new(addr),
+                    old_len: old,
+                    new_len: new,
+                    place,
+                    keep_old: false,
+                });
+                let want = model.remap(addr, old, new, may_move);
+                match want {
+                    // All of these are one number to a program.
+                    Err(VmError::NoSpace)
+                        if matches!(got, Err(VmError::OutOfMemory | VmError::Limit)) => {}
+                    want => assert_eq!(got.map(VirtAddr::as_u64), want, "{step:?}"),
+                }
+            }
+            Step::DontNeed { addr, len } => {
+                let (space, model) = &mut self.spaces[at];
+                let got = space.advise(VirtAddr::new(addr), len, Advice::DontNeed);
+                assert_eq!(got, model.dont_need(addr, len), "{step:?}");
+            }
+            Step::Brk { to } => {
+                let (space, model) = &mut self.spaces[at];
+                model.set_brk(to);
+                assert_eq!(space.set_brk(VirtAddr::new(to)).as_u64(), model.brk.1, "{step:?}");
+            }
+            Step::Load { cpu, page, last } => {
+                let which = if cpu < 2 { at } else { (at + 1) % self.spaces.len() };
+                let (space, model) = &mut self.spaces[which];
+                let got = host.load(cpu, space, page * 4096 + if last { 4095 } else { 0 });
+                assert_eq!(got, model.read(page, last), "{step:?}");
+            }
+            Step::Store { cpu, page, last, byte } => {
+                let which = if cpu < 2 { at } else { (at + 1) % self.spaces.len() };
+                let (space, model) = &mut self.spaces[which];
+                let got = host.store(cpu, space, page * 4096 + if last { 4095 } else { 0 }, byte);
+                assert_eq!(got, model.write(page, last, byte), "{step:?}");
+            }
+            Step::Copy { page, byte } => {
+                let (space, model) = &mut self.spaces[at];
+                // The last byte of one page and the first of the next, by the kernel.
+                let Ok(range) = space.user_range(page * 4096 + 4095, 2) else { return };
+                let mut seen = [0; 2];
+                let got = space.copy_in(range, &mut seen).map_err(|e| (e.done, e.error));
+                let want = model.read(page, true).map_err(|e| (0, e)).and_then(|first| {
+                    Ok([first, model.read(page + 1, false).map_err(|e| (1, e))?])
+                });
+                assert_eq!(got.map(|()| seen), want, "{step:?}");
+                let got = space.copy_out(&[byte; 2], range).map_err(|e| (e.done, e.error));
+                let want = model
+                    .write(page, true, byte)
+                    .map_err(|e| (0, e))
+                    .and_then(|()| model.write(page + 1, false, byte).map_err(|e| (1, e)));
+                assert_eq!(got, want, "{step:?}");
+            }
+            Step::Fork if self.spaces.len() < 3 => {
+                self.leave_cpu23();
+                let (space, model) = &self.spaces[at];
+                let child = space.fork(host.table()).unwrap();
+                let model = model.clone();
+                self.spaces.push((child, model));
+                self.enter();
+            }
+            Step::Drop if self.spaces.len() > 1 => {
+                self.leave();
+                self.spaces.remove(at);
+                self.at %= self.spaces.len();
+                self.enter();
+            }
+            Step::Next => {
+                self.leave();
+                self.at = (self.at + 1) % self.spaces.len();
+                self.enter();
+            }
+            Step::Fork | Step::Drop => {}
+        }
+    }
+
+    fn leave_cpu23(&self) {
+        (2..4).for_each(|cpu| self.host.leave(cpu, self.on(cpu)));
+    }
+
+    pub(super) fn request(&self, step: &Step) -> Option<MapRequest<&'h Host>> {
+        let Step::Map { place, addr, len, prot, kind, populate } = *step else { return None };
+        let addr = VirtAddr::new(addr);
+        let place = match place {
+            0 | 1 => Place::Anywhere,
+            2 => Place::Hint(addr),
+            3 => Place::FixedNoReplace(addr),
+            _ => Place::Fixed(addr),
+        };
+        let mut flags = MapFlags::empty();
+        flags.set(MapFlags::POPULATE, populate);
+        let backing = match kind {
+            Kind::Anonymous => Backing::Anonymous,
+            Kind::Stack => {
+                flags |= MapFlags::GROWS_DOWN;
+                Backing::Anonymous
+            }
+            Kind::Shared => Backing::SharedAnonymous,
+            Kind::File(id) => {
+                let object = self.files[usize::from(id % 4)].clone();
+                Backing::File { object, offset: u64::from(id) * 4096 }
+            }
+        };
+        Some(MapRequest { place, len, prot: Prot::from_bits_truncate(prot), flags, backing })
+    }
+
+    fn map(&mut self, step: &Step) {
+        let (Some(request), Step::Map { len, kind, .. }) = (self.request(step), step) else {
+            return;
+        };
+        let (space, model) = &mut self.spaces[self.at];
+        let (place, prot) = (request.place, request.prot);
+        let kept = request.flags & MapFlags::GROWS_DOWN;
+        let got = space.map(request).map(|addr| addr.as_u64() >> 12);
+        let pages = len.div_ceil(4096);
+        let want = expected_place(model, place, pages);
+        assert_eq!(got, want, "{step:?}");
+        let Ok(start) = got else { return };
+        let object = Rc::new(RefCell::new(vec![[0; 2]; pages as usize]));
+        model.insert(start, pages, prot, kept, |page| match *kind {
+            Kind::Anonymous | Kind::Stack => Back::Anonymous([0; 2]),
+            Kind::Shared => Back::Shared(object.clone(), page),
+            Kind::File(id) => {
+                let index = u64::from(id) + page;
+                Back::File(id, file_size(id), index, file_bytes(id, file_size(id), index))
+            }
+        });
+    }
+
+    /// The regions, the sizes and the TLBs are what they have to be.
+    pub(super) fn check(&self) {
+        self.host.0.audit();
+        for (space, model) in &self.spaces {
+            let mut from = VirtAddr::ZERO;
+            let mut runs = Vec::new();
+            while let Some(info) = space.next_region(from) {
+                let (start, end) = (info.range.start().as_u64(), info.range.end().as_u64());
+                runs.push((start >> 12, end >> 12, info.prot, info.flags, info.shared));
+                from = info.range.end();
+            }
+            assert_eq!(runs, model.runs());
+            let stats = space.stats();
+            assert_eq!(stats.mapped, model.pages.len() as u64);
+            let data = model.pages.values().filter(|page| {
+                page.prot.contains(Prot::WRITE)
+                    && !matches!(page.back, Back::Shared(..))
+                    && !page.flags.contains(MapFlags::GROWS_DOWN)
+            });
+            assert_eq!(stats.data, data.count() as u64);
+            let mut present = 0;
+            for &(start, end, ..) in &model.runs() {
+                let len = (end - start) * 4096;
+                space
+                    .residency(VirtAddr::new(start * 4096), len, |is| present += u64::from(is))
+                    .unwrap();
+            }
+            assert_eq!(stats.rss(), present);
+        }
+    }
+}
+
+fn file_set() -> [Arc<dyn FileObject>; 4] {
+    [0, 1, 2, 3].map(|id| TestFile::shared(id, file_size(id)))
+}
+
+fn file_size(id: u8) -> u64 {
+    [0, 4 * 4096 + 100, 9 * 4096, 100 * 4096 + 1][usize::from(id % 4)]
+}
+
+fn expected_place(model: &Model, place: Place, pages: u64) -> Result<u64, VmError> {
+    if pages == 0 {
+        return Err(VmError::Invalid);
+    }
+    if pages > model.limit() {
+        return Err(VmError::NoSpace);
+    }
+    let (addr, replace) = match place {
+        Place::Anywhere => return model.hole(None, pages),
+        Place::Hint(addr) => return model.hole(Some(addr.as_u64() >> 12), pages),
+        Place::Fixed(addr) => (addr.as_u64(), true),
+        Place::FixedNoReplace(addr) => (addr.as_u64(), false),
+    };
+    let page = addr >> 12;
+    if addr > (model.limit() - pages) << 12 {
+        return Err(VmError::OutOfRange);
+    }
+    if addr % 4096 != 0 {
+        return Err(VmError::Invalid);
+    }
+    if addr < LAYOUT.lowest.as_u64() {
+        return Err(VmError::TooLow);
+    }
+    if !replace && model.pages.range(page..page + pages).next().is_some() {
+        return Err(VmError::Exists);
+    }
+    Ok(page)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    #[test]
+    fn spaces_and_oracle_agree(steps in prop::collection::vec(step(), 1..160)) {
+        let host = Host::new(3072);
+        {
+            let mut world = World::new(&host);
+            for step in &steps {
+                world.run(step);
+                world.check();
+            }
+            world.leave();
+        }
+        prop_assert_eq!(host.used(), 0, "every frame and table came back");
+    }
+}
