@@ -6,17 +6,18 @@
 
 use core::alloc::Layout;
 use core::fmt;
-use core::mem::MaybeUninit;
+use core::mem::{self, MaybeUninit};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use lock_api::{Mutex, RawMutex};
 use pagoda_addr::{Frame, FrameRange, Order, PAGE_SHIFT, PhysMap};
 use pagoda_sync::Cpus;
 
 use crate::bitmap::{Core, Window};
-use crate::places::{Places, Plan};
+use crate::caches::Caches;
+use crate::places::{CHUNK, Places, Plan};
 use crate::runs::Run;
+use crate::shim::{AtomicU64, Ordering};
 use crate::table::{FrameInfo, FrameTable};
 use crate::{
     AllocError, BlockCounts, Class, Corruption, FreeError, Kind, OwnedFrames, Request, SetupError,
@@ -29,8 +30,7 @@ use crate::{
 /// # Errors
 /// What [`FrameAllocator::new`] would complain about too.
 pub fn required(ranges: &[FrameRange], cpus: usize) -> Result<Layout, SetupError> {
-    let _ = cpus; // No part of the storage depends on the CPUs so far.
-    Plan::new(ranges)?.layout()
+    Plan::new(ranges, cpus)?.layout()
 }
 
 /// What [`FrameAllocator::new`] starts from.
@@ -49,12 +49,13 @@ pub struct Setup<'a, 'm> {
 
 /// The physical frame allocator. See the crate's head.
 pub struct FrameAllocator<'m, C, M, R> {
-    core: Mutex<R, Core<'m>>,
-    table: FrameTable<'m>,
+    pub(crate) core: Mutex<R, Core<'m>>,
+    pub(crate) caches: Caches<'m, R>,
+    pub(crate) table: FrameTable<'m>,
     /// Index at which each zone ends.
-    zone_ends: [usize; Zone::ALL.len()],
-    reserve: AtomicU64,
-    cpus: C,
+    pub(crate) zone_ends: [usize; Zone::ALL.len()],
+    pub(crate) reserve: AtomicU64,
+    pub(crate) cpus: C,
     map: M,
 }
 
@@ -71,13 +72,16 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// # Errors
     /// [`SetupError`]: ranges that are not sorted, or too little storage.
     pub unsafe fn new(setup: Setup<'_, 'm>, cpus: C, map: M) -> Result<Self, SetupError> {
-        let places = Places::carve(setup.ranges, setup.storage)?;
+        let mut places = Places::carve(setup.ranges, cpus.limit(), setup.storage)?;
+        let batches = mem::take(&mut places.batches);
+        let highest = setup.ranges.iter().map(|range| range.end_number() - 1).max().unwrap_or(0);
+        let caches = Caches::new(places.magazines, batches, highest);
         let directory = places.directory;
         let table = FrameTable::new(setup.table, directory, places.started);
         let core = Core::new(places);
         let zone_ends = Zone::ALL.map(|zone| directory.index_from(zone.end()));
         let reserve = AtomicU64::new(setup.reserve);
-        Ok(Self { core: Mutex::new(core), table, zone_ends, reserve, cpus, map })
+        Ok(Self { core: Mutex::new(core), caches, table, zone_ends, reserve, cpus, map })
     }
 
     /// The frame table.
@@ -107,8 +111,13 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     ///
     /// # Errors
     /// [`AllocError`]; nothing has changed then.
+    #[inline]
     pub fn alloc(&self, request: Request) -> Result<OwnedFrames, AllocError> {
-        let owned = self.take(&mut self.core.lock(), &request)?;
+        let owned = if request.is_single() {
+            self.alloc_single(&request)?
+        } else {
+            self.alloc_shared(&request)?
+        };
         if request.zeroed {
             self.zero(owned.range());
         }
@@ -116,7 +125,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     }
 
     /// As many allocations, each as `request` says, as `into` has empty places for and memory has
-    /// room for; returns how many were made. Cheaper than one by one.
+    /// room for; returns how many were made.
     ///
     /// # Errors
     /// The reason why there were not more; those that were made stay in `into`.
@@ -126,16 +135,12 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         into: &mut [Option<OwnedFrames>],
     ) -> (usize, Result<(), AllocError>) {
         let mut made = 0;
-        let mut core = self.core.lock();
         for slot in into.iter_mut().filter(|slot| slot.is_none()) {
-            match self.take(&mut core, &request) {
+            match self.alloc(request) {
                 Ok(owned) => *slot = Some(owned),
                 Err(error) => return (made, Err(error)),
             }
             made += 1;
-            if let (true, Some(owned)) = (request.zeroed, slot.as_ref()) {
-                self.zero(owned.range());
-            }
         }
         (made, Ok(()))
     }
@@ -149,6 +154,15 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         if range.is_empty() || range.count() > u64::from(u32::MAX) {
             return Err(AllocError::BadRequest);
         }
+        match self.take_at(range, kind) {
+            Err(error @ AllocError::Busy(_)) => {
+                self.retry(&self.cpus.pin(), error, || self.take_at(range, kind))
+            }
+            done => done,
+        }
+    }
+
+    fn take_at(&self, range: FrameRange, kind: Kind) -> Result<OwnedFrames, AllocError> {
         let mut core = self.core.lock();
         if let Some(frame) = core.directory.first_foreign(range) {
             return Err(AllocError::NotManaged(frame));
@@ -163,7 +177,11 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         Ok(OwnedFrames::new(range))
     }
 
-    fn take(&self, core: &mut Core<'m>, request: &Request) -> Result<OwnedFrames, AllocError> {
+    pub(crate) fn take(
+        &self,
+        core: &mut Core<'m>,
+        request: &Request,
+    ) -> Result<OwnedFrames, AllocError> {
         let Request { count, align, boundary, .. } = *request;
         let crossing = boundary.is_some_and(|boundary| boundary.count() < count);
         if count == 0 || count > u64::from(u32::MAX) || crossing {
@@ -197,7 +215,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     }
 
     /// The part of a zone below an index.
-    fn window(&self, zone: usize, limit: usize) -> Window {
+    pub(crate) fn window(&self, zone: usize, limit: usize) -> Window {
         let start = if zone == 0 { 0 } else { self.zone_ends[zone - 1] };
         Window::new(start, self.zone_ends[zone].min(limit))
     }
@@ -213,20 +231,18 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     ///
     /// # Errors
     /// As [`free_range`](Self::free_range); the frames stay as they are then.
+    #[inline]
     pub fn free(&self, owned: OwnedFrames) -> Result<(), FreeError> {
-        self.free_range(owned.into_range())
+        let range = owned.into_range();
+        if range.count() == 1 { self.free_single(range.start()) } else { self.free_range(range) }
     }
 
-    /// Takes back every allocation in `places`; cheaper than one by one.
+    /// Takes back every allocation in `places`.
     ///
     /// # Errors
     /// The first error; that allocation's place is empty, those after it are untouched.
     pub fn free_bulk(&self, places: &mut [Option<OwnedFrames>]) -> Result<(), FreeError> {
-        let mut core = self.core.lock();
-        places
-            .iter_mut()
-            .filter_map(Option::take)
-            .try_for_each(|owned| self.give(&mut core, owned.into_range()))
+        places.iter_mut().filter_map(Option::take).try_for_each(|owned| self.free(owned))
     }
 
     /// Takes back the frames of one or several adjacent whole allocations. For owners that remember
@@ -235,6 +251,10 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// # Errors
     /// [`FreeError`], which names the first frame that is wrong and why; nothing has changed then.
     pub fn free_range(&self, range: FrameRange) -> Result<(), FreeError> {
+        // Without a table only the bitmap can tell whether the caller is right.
+        if range.count() == 1 && self.table.is_present() {
+            return self.free_single(range.start());
+        }
         self.give(&mut self.core.lock(), range)
     }
 
@@ -322,7 +342,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         }
     }
 
-    fn give(&self, core: &mut Core<'m>, range: FrameRange) -> Result<(), FreeError> {
+    pub(crate) fn give(&self, core: &mut Core<'m>, range: FrameRange) -> Result<(), FreeError> {
         if range.is_empty() {
             return Err(FreeError::Empty);
         }
@@ -345,12 +365,15 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             }
         }
         core.give(index, count);
+        if count < CHUNK {
+            self.caches.lower_hint(frame.number());
+        }
         Ok(())
     }
 
     /// Calls `each` for the head of every allocation in `range`, which must be made of whole ones
     /// that may be given back.
-    fn each_head(
+    pub(crate) fn each_head(
         &self,
         core: &Core<'m>,
         range: FrameRange,
@@ -390,7 +413,9 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let core = self.core.lock();
         let (total, free) = (core.total_frames(), core.free_frames());
         let reserve = self.reserve.load(Ordering::Relaxed).min(free);
-        Stats { total, free, cached: 0, used: total - free, reserve }
+        // Exact while nobody else allocates; else off by what moved meanwhile.
+        let cached = self.caches.count().min(total - free);
+        Stats { total, free, cached, used: total - free - cached, reserve }
     }
 
     /// The free blocks of a zone, or of all memory. O(chunks).
@@ -421,13 +446,31 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         core.give(index, range.count() as usize);
     }
 
+    /// As a CPU sees it that has not heard of a free yet.
+    #[cfg(test)]
+    pub(crate) fn own_again_for_test(&self, frame: Frame) {
+        self.table.own_cached(frame.number(), 0).unwrap_or(());
+    }
+
+    /// Has this CPU anything in its magazine?
+    #[cfg(test)]
+    pub(crate) fn has_stock(&self) -> bool {
+        self.caches.magazines[self.cpus.pin().cpu().index()].count() > 0
+    }
+
+    /// Was this CPU asked to drain?
+    #[cfg(test)]
+    pub(crate) fn is_asked(&self) -> bool {
+        self.caches.magazines[self.cpus.pin().cpu().index()].wanted.load(Ordering::Relaxed) > 0
+    }
+
     #[cfg(test)]
     pub(crate) fn audit(&self) {
         self.core.lock().audit();
     }
 }
 
-fn frame_at(core: &Core<'_>, index: usize) -> Frame {
+pub(crate) fn frame_at(core: &Core<'_>, index: usize) -> Frame {
     // Indices stand for frame numbers below 2^40.
     Frame::new(core.directory.frame(index)).unwrap_or_default()
 }

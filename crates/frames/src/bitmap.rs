@@ -148,6 +148,59 @@ impl<'m> Core<'m> {
         self.mark(start, start + count, true);
     }
 
+    /// Puts one frame back; false (and no change) if it was not taken.
+    pub(crate) fn give_one(&mut self, index: usize) -> bool {
+        let (chunk, bit) = (index >> CHUNK_SHIFT, index % CHUNK);
+        let mut line = self.line(chunk);
+        if line.get(bit) {
+            return false;
+        }
+        line.fill(bit, bit + 1, true);
+        self.lines[chunk].write(line);
+        self.free[chunk] = (self.free[chunk] & !LAZY) + 1;
+        self.free_frames += 1;
+        let tall = line.tallness_at(bit).max(self.tall[chunk]);
+        self.set_tall(chunk, tall);
+        true
+    }
+
+    /// Takes at most `room` of the lowest free frames of the window, words and chunks as a whole as
+    /// far as possible, and tells `each` their indices, rising within a chunk. An entirely free
+    /// chunk is broken only for the first frame. May find fewer than there are.
+    pub(crate) fn claim(&mut self, window: Window, room: usize, mut each: impl FnMut(usize)) {
+        let mut left = room;
+        while left > 0 {
+            let Some(chunk) = self.find_chunk(&window) else { return };
+            if left < room && self.tall[chunk] == WHOLE {
+                return;
+            }
+            let base = chunk << CHUNK_SHIFT;
+            let mut line = self.line(chunk);
+            let before = left;
+            for (word, bits) in line.0.iter_mut().enumerate() {
+                while *bits != 0 && left > 0 {
+                    each(base + word * 64 + bits.trailing_zeros() as usize);
+                    *bits &= *bits - 1;
+                    left -= 1;
+                }
+            }
+            self.lines[chunk].write(line);
+            let taken = (before - left) as u16;
+            self.free[chunk] = (self.free[chunk] & !LAZY) - taken;
+            self.free_frames -= u64::from(taken);
+            let tall = if self.count(chunk) == 0 { 0 } else { line.tallness() };
+            self.set_tall(chunk, tall);
+        }
+    }
+
+    /// The chunk from which the next single frame comes.
+    fn find_chunk(&self, window: &Window) -> Option<usize> {
+        let broken = self
+            .gigs(0, false, window, true)
+            .find_map(|gig| Some(gig * GIG_CHUNKS + self.chunks(gig, 0, window).lowest(0)?));
+        broken.or_else(|| Some(self.find_small(0, window)? >> CHUNK_SHIFT))
+    }
+
     /// Sets all bits of `start..end`, which all have the other value, to `free`.
     fn mark(&mut self, start: usize, end: usize, free: bool) {
         let mut next = start;
@@ -332,6 +385,11 @@ impl Window {
             return Self { first, after: first, cut: 0 };
         }
         Self { first, after, cut: end % CHUNK }
+    }
+
+    /// The index at which the window ends.
+    pub(crate) fn end(&self) -> usize {
+        (self.after << CHUNK_SHIFT) + self.cut
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -173,6 +173,20 @@ impl Line {
         tall
     }
 
+    /// One more than the order of the largest free, aligned block that contains the free bit `bit`.
+    #[inline]
+    pub(crate) fn tallness_at(&self, bit: usize) -> u8 {
+        let word = self.0[bit / 64];
+        for order in 1..=5u8 {
+            let size = 1u32 << order;
+            let mask = ((1u64 << size) - 1) << ((bit as u32 % 64) & !(size - 1));
+            if word & mask != mask {
+                return order;
+            }
+        }
+        if word != !0 { 6 } else { self.tallness() }
+    }
+
     /// Adds to `counts[k]` the free, aligned blocks of order k that are not half of a larger one
     /// within the line.
     pub(crate) fn count_blocks(mut self, counts: &mut [u64; LINE_ORDER as usize + 1]) {
@@ -231,6 +245,13 @@ mod tests {
             let tall = (0..=LINE_ORDER).rev().find(|&order| starts(&line, order).next().is_some());
             prop_assert_eq!(line.tallness(), tall.map_or(0, |order| order + 1));
             prop_assert_eq!(line.is_empty(), tall.is_none());
+        }
+
+        #[test]
+        fn a_frame_that_comes_back_can_only_make_the_chunk_taller(line in any_line(), bit in 0usize..512) {
+            let mut more = line;
+            more.fill(bit, bit + 1, true);
+            prop_assert_eq!(more.tallness(), line.tallness().max(more.tallness_at(bit)));
         }
 
         #[test]

@@ -9,12 +9,14 @@
 use core::alloc::Layout;
 use core::mem::{self, MaybeUninit};
 use core::slice;
-use core::sync::atomic::AtomicU64;
 
 use pagoda_addr::{Frame, FrameRange};
+use pagoda_sync::CachePadded;
 
 use crate::SetupError;
 use crate::line::{LINE_BITS, Line};
+use crate::magazine::{BATCH, Magazine};
+use crate::shim::AtomicU64;
 
 /// log2 of the frames in a chunk.
 pub(crate) const CHUNK_SHIFT: u32 = 9;
@@ -36,11 +38,12 @@ pub(crate) struct Plan {
     pub(crate) ranges: usize,
     pub(crate) directory: usize,
     pub(crate) gigs: usize,
+    pub(crate) cpus: usize,
 }
 
 impl Plan {
-    pub(crate) fn new(ranges: &[FrameRange]) -> Result<Self, SetupError> {
-        let mut plan = Self { ranges: ranges.len(), directory: 0, gigs: 0 };
+    pub(crate) fn new(ranges: &[FrameRange], cpus: usize) -> Result<Self, SetupError> {
+        let mut plan = Self { ranges: ranges.len(), directory: 0, gigs: 0, cpus };
         let mut end = 0;
         for range in ranges {
             if range.start().number() < end {
@@ -66,8 +69,13 @@ impl Plan {
         self.gigs.div_ceil(64)
     }
 
+    /// Batches that the depot has room for.
+    fn batches(&self) -> usize {
+        4 * self.cpus
+    }
+
     pub(crate) fn layout(&self) -> Result<Layout, SetupError> {
-        let mut layout = Layout::new::<Line>();
+        let mut layout = Layout::new::<()>();
         self.extend(&mut layout).ok_or(SetupError::TooLarge)?;
         Ok(layout.pad_to_align())
     }
@@ -76,6 +84,7 @@ impl Plan {
     fn extend(&self, layout: &mut Layout) -> Option<()> {
         let chunks = self.gigs.checked_mul(GIG_CHUNKS)?;
         let arrays = [
+            Layout::array::<CachePadded<Magazine>>(self.cpus),
             Layout::array::<Line>(chunks),
             Layout::array::<[Line; 10]>(self.gigs),
             Layout::array::<AtomicU64>(chunks / 64),
@@ -85,6 +94,7 @@ impl Plan {
             Layout::array::<u32>(self.gigs),
             Layout::array::<u16>(chunks),
             Layout::array::<u8>(chunks),
+            Layout::array::<[u64; BATCH]>(self.batches()),
         ];
         for array in arrays {
             *layout = layout.extend(array.ok()?).ok()?.0;
@@ -165,6 +175,8 @@ pub(crate) struct Places<'m> {
     pub(crate) sums: &'m mut [u64],
     pub(crate) free: &'m mut [u16],
     pub(crate) tall: &'m mut [u8],
+    pub(crate) magazines: &'m [CachePadded<Magazine>],
+    pub(crate) batches: &'m mut [[u64; BATCH]],
 }
 
 impl<'m> Places<'m> {
@@ -172,17 +184,17 @@ impl<'m> Places<'m> {
     /// plus one line for every ten orders and gig.
     pub(crate) fn carve(
         ranges: &[FrameRange],
+        cpus: usize,
         storage: &'m mut [MaybeUninit<u8>],
     ) -> Result<Self, SetupError> {
-        let plan = Plan::new(ranges)?;
+        let plan = Plan::new(ranges, cpus)?;
         let layout = plan.layout()?;
         if storage.len() < layout.size() || storage.as_ptr().align_offset(layout.align()) != 0 {
             return Err(SetupError::Storage(layout));
         }
         let chunks = plan.gigs * GIG_CHUNKS;
-        // The line at the front only gives the layout its alignment.
         let mut cut = Cut(storage);
-        cut.take::<Line>(1);
+        let magazines = fill(cut.take(cpus), |_| CachePadded(Magazine::new()));
         let lines = cut.take::<Line>(chunks);
         let has = fill(cut.take(plan.gigs), |_| [Line::EMPTY; 10]);
         let started = fill(cut.take(chunks / 64), |_| AtomicU64::new(0));
@@ -192,6 +204,7 @@ impl<'m> Places<'m> {
         let gigs = fill(cut.take(plan.gigs), |_| NO_GIG);
         let free = fill(cut.take(chunks), |_| 0);
         let tall = fill(cut.take(chunks), |_| 0);
+        let batches = fill(cut.take(plan.batches()), |_| [0; BATCH]);
         let mut next = 0;
         for range in kept.iter().filter(|range| !range.is_empty()) {
             let last = (range.end_number() - 1) >> GIG_SHIFT;
@@ -204,7 +217,7 @@ impl<'m> Places<'m> {
             }
         }
         let directory = Directory { dense, gigs, ranges: kept };
-        Ok(Self { directory, lines, has, started, sums, free, tall })
+        Ok(Self { directory, lines, has, started, sums, free, tall, magazines, batches })
     }
 }
 

@@ -53,6 +53,12 @@ impl Request {
         Self::count(order.count()).align(order)
     }
 
+    /// Would any frame do?
+    #[inline]
+    pub(crate) const fn is_single(&self) -> bool {
+        self.count == 1 && self.align.get() == 0 && self.below.is_none()
+    }
+
     /// `count` frames in one piece, aligned to one frame.
     pub const fn count(count: u64) -> Self {
         Self {

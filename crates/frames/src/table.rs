@@ -14,11 +14,11 @@
 #![allow(unsafe_code)] // indexes an array that the host backs only in part
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
 use pagoda_addr::{Frame, FrameRange, Order};
 
 use crate::places::{CHUNK, CHUNK_SHIFT, Directory, GIG_CHUNKS, GIG_SHIFT};
+use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
 use crate::{Corruption, FreeError, Kind, TableError};
 
 /// What the table knows about one frame.
@@ -38,19 +38,22 @@ pub struct FrameInfo {
     link: AtomicU32,
 }
 
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<FrameInfo>() == 16);
 
 /// An allocation begins here.
 const HEAD: u32 = 1 << 31;
 /// The length is not a power of two and stands in the `refs` of the next entry.
 const ODD: u32 = 1 << 30;
+/// The frame is in a CPU's magazine or in the depot, alone in the word.
+const CACHED: u32 = 1 << 29;
 const ORDER_SHIFT: u32 = 16;
 const FLAGS_SHIFT: u32 = 8;
 /// No count may exceed this: an attacker who takes references gets an error, not a wrap.
 const MAX_COUNT: u32 = 1 << 31;
 
 impl FrameInfo {
-    const fn unused() -> Self {
+    fn unused() -> Self {
         Self {
             refs: AtomicU32::new(0),
             maps: AtomicU32::new(0),
@@ -178,7 +181,7 @@ impl<'m> FrameTable<'m> {
         }
         let frame = range.start();
         let Some(head) = self.start(frame.number()) else { return Ok(()) };
-        if head.state.load(Relaxed) & HEAD != 0 {
+        if head.state.load(Relaxed) & (HEAD | CACHED) != 0 {
             return Err(Corruption::HandedOutTwice { frame });
         }
         let state = HEAD | traits | self.put_length(range);
@@ -198,6 +201,61 @@ impl<'m> FrameTable<'m> {
             next.refs.store(count as u32, Relaxed);
         }
         ODD
+    }
+
+    /// A frame that was just taken from the core goes to a magazine. Under the core's lock.
+    pub(crate) fn cache_free(&self, frame: Frame) -> Result<(), Corruption> {
+        match self.start(frame.number()) {
+            Some(entry) if entry.state.compare_exchange(0, CACHED, Relaxed, Relaxed).is_err() => {
+                Err(Corruption::HandedOutTwice { frame })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A frame leaves the magazines for the core. Under the core's lock.
+    pub(crate) fn uncache(&self, frame: Frame) -> Result<(), Corruption> {
+        match self.entry(frame.number()) {
+            Some(entry) if entry.state.compare_exchange(CACHED, 0, AcqRel, Relaxed).is_err() => {
+                Err(Corruption::CacheDisturbed { frame })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A frame goes from the magazine to an owner, on the CPU of both.
+    #[inline]
+    pub(crate) fn own_cached(&self, number: u64, traits: u32) -> Result<(), Corruption> {
+        if self.base.is_none() {
+            return Ok(());
+        }
+        match self.entry(number) {
+            Some(entry) if entry.state.load(Relaxed) == CACHED => {
+                entry.refs.store(1, Relaxed);
+                entry.maps.store(0, Relaxed);
+                entry.link.store(0, Relaxed);
+                entry.state.store(HEAD | traits, Release);
+                Ok(())
+            }
+            _ => Err(Corruption::CacheDisturbed { frame: Frame::new(number).unwrap_or_default() }),
+        }
+    }
+
+    /// A single frame goes from its owner to the magazine, on the CPU of both; false if it is not
+    /// an allocation that may be given back. Without a table the caller is believed.
+    #[inline]
+    pub(crate) fn cache_owned(&self, frame: Frame) -> bool {
+        if self.base.is_none() {
+            return true;
+        }
+        let Some(entry) = self.entry(frame.number()) else { return false };
+        // Order 0, neither odd nor cached; any kind and flags.
+        let single = entry.state.load(Acquire) & !0xffff == HEAD;
+        if !single || entry.refs.load(Relaxed) > 1 || entry.maps.load(Relaxed) != 0 {
+            return false;
+        }
+        entry.state.store(CACHED, Release);
+        true
     }
 
     /// What [`claim`](Self::claim) wants to know besides the range.

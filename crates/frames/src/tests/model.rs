@@ -1,12 +1,13 @@
 //! Random calls against a naive oracle: a byte for each frame, a list of allocations.
 #![allow(clippy::unwrap_used)]
 
+use std::vec;
 use std::vec::Vec;
 
 use pagoda_addr::{FrameRange, Order, PhysAddr};
 use proptest::prelude::*;
 
-use super::rig::{Frames, Ground, frame, frames};
+use super::rig::{Frames, Ground, Turns, frame, frames};
 use crate::*;
 
 /// Low memory with holes, the borders of two zones, the border of two gigs, and a window at 1 TiB.
@@ -21,15 +22,42 @@ const RANGES: [(u64, u64); 6] = [
 
 #[derive(Clone, Debug)]
 enum Call {
-    Alloc { count: u64, align: u8, boundary: Option<u8>, below: Option<u64>, reserve: bool },
+    Alloc {
+        count: u64,
+        align: u8,
+        boundary: Option<u8>,
+        below: Option<u64>,
+        reserve: bool,
+    },
     Order(u8),
-    At { place: usize, count: u64 },
+    At {
+        place: usize,
+        count: u64,
+    },
     Free(usize),
-    FreePart { which: usize, from: u64, count: u64 },
-    FreeWrong { place: usize, count: u64 },
-    Split { which: usize, at: u64 },
+    FreePart {
+        which: usize,
+        from: u64,
+        count: u64,
+    },
+    FreeWrong {
+        place: usize,
+        count: u64,
+    },
+    Split {
+        which: usize,
+        at: u64,
+    },
     Merged(usize),
     Share(usize),
+    /// Many single frames.
+    Burst(usize),
+    FreeBurst {
+        from: usize,
+        count: usize,
+    },
+    Cpu(usize),
+    Drain,
 }
 
 fn calls() -> impl Strategy<Value = Call> {
@@ -57,6 +85,11 @@ fn calls() -> impl Strategy<Value = Call> {
         2 => (any::<usize>(), 0u64..600).prop_map(|(which, at)| Call::Split { which, at }),
         1 => any::<usize>().prop_map(Call::Merged),
         1 => any::<usize>().prop_map(Call::Share),
+        5 => (1usize..300).prop_map(Call::Burst),
+        5 => (any::<usize>(), 1usize..300)
+            .prop_map(|(from, count)| Call::FreeBurst { from, count }),
+        5 => (0..Turns::LIMIT).prop_map(Call::Cpu),
+        1 => Just(Call::Drain),
     ]
 }
 
@@ -128,6 +161,29 @@ impl Oracle {
     }
 }
 
+/// Allocates; if that is refused, once more after every CPU has drained its stock.
+fn persist<T>(
+    allocator: &Frames<'_>,
+    again: impl Fn() -> Result<T, AllocError>,
+) -> Result<T, AllocError> {
+    let first = again();
+    let refused = matches!(&first, Err(error) if error.blame() == Blame::Exhaustion);
+    if !refused || allocator.stats().cached == 0 {
+        return first;
+    }
+    let here = allocator.cpus().0.get();
+    for cpu in 0..Turns::LIMIT {
+        // Every one was asked, and answers when it next pins.
+        assert!(cpu != here || !allocator.has_stock());
+        allocator.cpus().0.set(cpu);
+        assert_eq!(allocator.has_stock(), allocator.is_asked());
+        allocator.drain_cpu().unwrap();
+    }
+    allocator.cpus().0.set(here);
+    assert_eq!(allocator.stats().cached, 0);
+    again()
+}
+
 fn step(allocator: &Frames<'_>, oracle: &mut Oracle, call: &Call) {
     match *call {
         Call::Alloc { count, align, boundary, below, reserve } => {
@@ -141,6 +197,7 @@ fn step(allocator: &Frames<'_>, oracle: &mut Oracle, call: &Call) {
             if reserve {
                 request = request.class(Class::Reserve);
             }
+            let single = count == 1 && align == 0 && below.is_none();
             let expected = if boundary.is_some_and(|b| count > 1 << b) {
                 Err(AllocError::BadRequest)
             } else if oracle.free() < count {
@@ -152,8 +209,12 @@ fn step(allocator: &Frames<'_>, oracle: &mut Oracle, call: &Call) {
             } else {
                 Ok(())
             };
-            let got = allocator.alloc(request);
-            assert_eq!(got.as_ref().map(|_| ()).map_err(|error| *error), expected);
+            let got = persist(allocator, || allocator.alloc(request));
+            if single && got.is_ok() && expected == Err(AllocError::Reserved) {
+                // Stock that was set aside before the reserve was reached.
+            } else {
+                assert_eq!(got.as_ref().map(|_| ()).map_err(|error| *error), expected);
+            }
             if let Ok(owned) = got {
                 let range = oracle.took(owned);
                 assert_eq!(range.count(), count);
@@ -166,7 +227,7 @@ fn step(allocator: &Frames<'_>, oracle: &mut Oracle, call: &Call) {
         Call::Order(order) => {
             let request = Request::order(Order::new(order).unwrap()).class(Class::Reserve);
             let fits = oracle.fits(1 << order, order, None, None);
-            let got = allocator.alloc(request);
+            let got = persist(allocator, || allocator.alloc(request));
             assert_eq!(got.is_ok(), fits, "{got:?}");
             if let Ok(owned) = got {
                 let range = oracle.took(owned);
@@ -176,7 +237,7 @@ fn step(allocator: &Frames<'_>, oracle: &mut Oracle, call: &Call) {
         Call::At { place, count } => {
             let start = oracle.frames[place % oracle.frames.len()].0;
             let range = frames(start, count);
-            let got = allocator.alloc_at(range, Kind(1));
+            let got = persist(allocator, || allocator.alloc_at(range, Kind(1)));
             let bad = range.iter().find(|f| oracle.slot(f.number()).is_none());
             let busy = range.iter().find(|f| !oracle.all(FrameRange::single(*f), true));
             match (bad, busy) {
@@ -242,6 +303,28 @@ fn step(allocator: &Frames<'_>, oracle: &mut Oracle, call: &Call) {
             assert_eq!(allocator.free_range(range), Err(refused));
             assert_eq!(allocator.table().release(start), Ok(false));
         }
+        Call::Burst(count) => {
+            for _ in 0..count {
+                // Stock may be taken even when the core is down to the reserve.
+                match allocator.alloc(Request::frame()) {
+                    Ok(owned) => _ = oracle.took(owned),
+                    Err(error) => return assert_eq!(error.blame(), Blame::Exhaustion),
+                }
+            }
+        }
+        Call::FreeBurst { from, count } => {
+            let singles: Vec<_> = oracle.owned.iter().filter(|o| o.count() == 1).copied().collect();
+            let count = count.min(singles.len());
+            for place in 0..count {
+                let range = singles[(from + place) % singles.len()];
+                allocator.free(OwnedFrames::new(range)).unwrap();
+                assert_eq!(allocator.free_range(range), Err(FreeError::DoubleFree(range.start())));
+                oracle.set(range, true);
+                oracle.owned.retain(|owned| *owned != range);
+            }
+        }
+        Call::Cpu(cpu) => allocator.cpus().0.set(cpu),
+        Call::Drain => allocator.drain_cpu().unwrap(),
         _ => {}
     }
 }
@@ -308,6 +391,12 @@ fn run(calls: &[Call], reserve: u64) {
     }
     check(&allocator, &oracle);
     assert_eq!(allocator.stats().used, 0);
+    for cpu in 0..Turns::LIMIT {
+        allocator.cpus().0.set(cpu);
+        allocator.drain_cpu().unwrap();
+    }
+    let _ = allocator.alloc(Request::count(1 << 20)); // refused, but empties the depot
+    assert_eq!(allocator.stats().free, allocator.stats().total);
 }
 
 /// More on demand: `FRAMES_CASES=20000 cargo test --release`.

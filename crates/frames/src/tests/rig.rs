@@ -1,14 +1,14 @@
 //! An allocator on the host, with a frame table whose memory starts out as garbage.
 #![allow(unsafe_code)] // hands raw memory to the allocator
 
+use core::cell::Cell;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use std::alloc::{Layout, alloc, dealloc};
 use std::vec::Vec;
 
 use pagoda_addr::{Frame, FrameRange, PhysAddr, PhysMap};
-use pagoda_sync::RawSpin;
-use pagoda_sync::host::ThreadCpus;
+use pagoda_sync::{CpuId, Cpus, RawSpin};
 
 use crate::{FrameAllocator, FrameInfo, Setup, backing, required};
 
@@ -26,6 +26,11 @@ impl Raw {
         Self { start, layout }
     }
 }
+
+// SAFETY: bytes that whoever holds pieces of them keeps apart.
+unsafe impl Send for Raw {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Raw {}
 
 impl Drop for Raw {
     fn drop(&mut self) {
@@ -57,7 +62,26 @@ pub(crate) struct Ground {
     table_base: Option<NonNull<FrameInfo>>,
 }
 
-pub(crate) type Frames<'g> = FrameAllocator<'g, ThreadCpus, Arena, RawSpin>;
+pub(crate) type Frames<'g, C = Turns> = FrameAllocator<'g, C, Arena, RawSpin>;
+
+/// Four CPUs that one thread plays in turns.
+#[derive(Default)]
+pub(crate) struct Turns(pub(crate) Cell<usize>);
+
+impl Turns {
+    pub(crate) const LIMIT: usize = 4;
+}
+
+// SAFETY: not `Sync`, so one thread only, which switches between calls.
+unsafe impl Cpus for Turns {
+    fn limit(&self) -> usize {
+        Self::LIMIT
+    }
+    fn enter(&self) -> CpuId {
+        CpuId::new(self.0.get()).unwrap()
+    }
+    unsafe fn leave(&self) {}
+}
 
 pub(crate) fn frame(number: u64) -> Frame {
     Frame::from_number(number)
@@ -68,9 +92,14 @@ pub(crate) fn frames(start: u64, count: u64) -> FrameRange {
 }
 
 impl Ground {
+    /// For [`Turns`].
     pub(crate) fn new(ranges: &[(u64, u64)], with_table: bool) -> Self {
+        Self::with_cpus(ranges, with_table, Turns::LIMIT)
+    }
+
+    pub(crate) fn with_cpus(ranges: &[(u64, u64)], with_table: bool, cpus: usize) -> Self {
         let ranges: Vec<_> = ranges.iter().map(|&(start, count)| frames(start, count)).collect();
-        let storage = Raw::new(required(&ranges, 1).unwrap());
+        let storage = Raw::new(required(&ranges, cpus).unwrap());
         // Only what is backed exists: the base lies far below it.
         let parts: Vec<_> = backing(&ranges).collect();
         let (first, last) = (parts[0], parts[parts.len() - 1]);
@@ -94,6 +123,15 @@ impl Ground {
     }
 
     pub(crate) fn allocator(&mut self, reserve: u64, arena_frames: usize) -> Frames<'_> {
+        self.allocator_for(Turns::default(), reserve, arena_frames)
+    }
+
+    pub(crate) fn allocator_for<C: Cpus>(
+        &mut self,
+        cpus: C,
+        reserve: u64,
+        arena_frames: usize,
+    ) -> Frames<'_, C> {
         let arena = Layout::from_size_align(arena_frames * 4096, 4096).unwrap();
         let first = self.ranges[0].start().start().as_u64();
         let arena = Arena { first, memory: Raw::new(arena) };
@@ -107,6 +145,6 @@ impl Ground {
         assert_eq!(self.table.is_some(), self.table_base.is_some());
         let setup = Setup { ranges: &self.ranges, storage, table: self.table_base, reserve };
         // SAFETY: frames are only numbers here, and the table's parts were made by `new`.
-        unsafe { FrameAllocator::new(setup, ThreadCpus, arena) }.unwrap()
+        unsafe { FrameAllocator::new(setup, cpus, arena) }.unwrap()
     }
 }

@@ -1,0 +1,208 @@
+//! How long things take, roughly: `cargo run --release -p pagoda-frames --example pair [GIB]`.
+//! Nanoseconds, the best of many short windows. For orientation while changing the allocator; a
+//! comparison with others needs them in the same run.
+#![allow(unsafe_code)] // sets up an allocator whose frames are only numbers
+
+use std::hint::black_box;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+use std::time::Instant;
+
+use pagoda_addr::{Frame, FrameRange, Order, PhysAddr, PhysMap};
+use pagoda_frames::{FrameAllocator, FrameInfo, OwnedFrames, Request, Setup, backing, required};
+use pagoda_sync::host::ThreadCpus;
+use pagoda_sync::{Cpus, RawSpin};
+
+struct Unmapped;
+
+// SAFETY: never asked, since no request here wants zeroes.
+unsafe impl PhysMap for Unmapped {
+    fn ptr(&self, _: PhysAddr) -> *mut u8 {
+        unreachable!()
+    }
+}
+
+type Frames = FrameAllocator<'static, ThreadCpus, Unmapped, RawSpin>;
+
+fn setup(frames: u64, with_table: bool) -> Frames {
+    let start = Frame::from_number(0x100);
+    let ranges = [FrameRange::new(start, frames - 0x100).expect("small")];
+    let layout = required(&ranges, ThreadCpus.limit()).expect("one range");
+    let storage = vec![MaybeUninit::<u8>::uninit(); layout.size() + layout.align()].leak();
+    let skip = storage.as_ptr().align_offset(layout.align());
+    let bytes = backing(&ranges).last().map_or(0, |(offset, len)| offset + len);
+    let table = vec![0u128; bytes as usize / 16].leak().as_mut_ptr().cast::<FrameInfo>();
+    let table = if with_table { NonNull::new(table) } else { None };
+    let setup = Setup { ranges: &ranges, storage: &mut storage[skip..], table, reserve: 0 };
+    // SAFETY: nobody touches the frames; the table is as long as the highest frame demands.
+    unsafe { FrameAllocator::new(setup, ThreadCpus, Unmapped) }.expect("enough storage")
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((self.0 >> 32) as usize * limit) >> 32
+    }
+}
+
+fn take(frames: &Frames, request: Request) -> OwnedFrames {
+    frames.alloc(request).expect("memory")
+}
+
+/// The best and the median of `windows` measurements of `each`, per call.
+fn measure(windows: usize, calls: usize, mut each: impl FnMut()) -> (f64, f64) {
+    let mut times: Vec<f64> = (0..windows)
+        .map(|_| {
+            let begun = Instant::now();
+            (0..calls).for_each(|_| each());
+            begun.elapsed().as_nanos() as f64 / calls as f64
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    (times[0], times[windows / 2])
+}
+
+fn show(name: &str, (best, median): (f64, f64)) {
+    println!("{name:34} {best:9.1} {median:9.1}");
+}
+
+fn singles(gib: u64, with_table: bool) {
+    let count = gib << 18;
+    let label = |what: &str| format!("{gib} GiB{} {what}", if with_table { " table" } else { "" });
+    let frames = setup(count, with_table);
+    let total = frames.stats().total as usize;
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+
+    let begun = Instant::now();
+    let mut all: Vec<_> = (0..total).map(|_| take(&frames, Request::frame())).collect();
+    let fill = begun.elapsed().as_nanos() as f64 / total as f64;
+    show(&label("fill"), (fill, fill));
+    for place in (1..total).rev() {
+        all.swap(place, random.below(place + 1));
+    }
+    let begun = Instant::now();
+    all.drain(..).for_each(|owned| frames.free(owned).expect("ours"));
+    let free = begun.elapsed().as_nanos() as f64 / total as f64;
+    show(&label("free random"), (free, free));
+
+    let repeat = measure(200, 1000, || {
+        let owned = take(&frames, Request::frame());
+        frames.free(black_box(owned)).expect("ours");
+    });
+    show(&label("repeat pair"), repeat);
+
+    for percent in [50, 95] {
+        let want = total * percent / 100;
+        // Fragmented: everything taken, then freed at random.
+        while let Ok(owned) = frames.alloc(Request::frame()) {
+            all.push(owned);
+        }
+        while all.len() > want {
+            let place = random.below(all.len());
+            frames.free(all.swap_remove(place)).expect("ours");
+        }
+        let mut pair = || {
+            let place = random.below(want);
+            frames.free(all.swap_remove(place)).expect("ours");
+            all.push(take(&frames, Request::frame()));
+        };
+        show(&label(&format!("pair at {percent} % (fresh)")), measure(100, 1000, &mut pair));
+        (0..4 * total).for_each(|_| pair());
+        show(&label(&format!("pair at {percent} % (settled)")), measure(100, 1000, &mut pair));
+    }
+    for percent in [50, 80, 90] {
+        let want = total * percent / 100;
+        while all.len() > want {
+            let place = random.below(all.len());
+            frames.free(all.swap_remove(place)).expect("ours");
+        }
+        while all.len() < want {
+            all.push(take(&frames, Request::frame()));
+        }
+        for _ in 0..16 * total {
+            let place = random.below(want);
+            frames.free(all.swap_remove(place)).expect("ours");
+            all.push(take(&frames, Request::frame()));
+        }
+        let stats = frames.stats();
+        let large = frames.available(Order::LARGE) * 512;
+        let share = large as f64 * 100.0 / stats.free as f64;
+        println!(
+            "{:34} {share:8.1} % (cached {})",
+            label(&format!("recovered at {percent} %")),
+            stats.cached
+        );
+        if gib == 1 {
+            for count in [3, 37, 1000] {
+                let request =
+                    Request::count(count).align(Order::for_count(count).unwrap_or_default());
+                let range = measure(50, 20, || frames.free(take(&frames, request)).expect("ours"));
+                show(&label(&format!("{count} frames, free at {percent} %")), range);
+            }
+            let large = measure(50, 20, || {
+                let one = take(&frames, Request::frame());
+                let large = take(&frames, Request::order(Order::LARGE));
+                frames.free(large).expect("ours");
+                frames.free(one).expect("ours");
+            });
+            show(&label(&format!("order 9 + 0, pair at {percent} %")), large);
+        }
+    }
+    all.into_iter().for_each(|owned| frames.free(owned).expect("ours"));
+}
+
+fn blocks(gib: u64, order: Order, with_table: bool) {
+    let frames = setup((gib + 1) << 18, with_table);
+    let count = (gib << 18 >> order.get()) as usize;
+    let mut all = Vec::with_capacity(count);
+    let mut times = Vec::new();
+    for _ in 0..20 {
+        let begun = Instant::now();
+        for _ in 0..count {
+            all.push(take(&frames, Request::order(order)));
+        }
+        times.push(begun.elapsed().as_nanos() as f64 / count as f64);
+        all.drain(..).for_each(|owned| frames.free(owned).expect("ours"));
+    }
+    times.sort_by(f64::total_cmp);
+    let table = if with_table { " table" } else { "" };
+    show(&format!("{gib} GiB{table} {order:?}, empty"), (times[0], times[10]));
+}
+
+fn threads(gib: u64, count: usize) {
+    let frames = setup(gib << 18, false);
+    let pairs = 2_000_000;
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..count {
+            scope.spawn(|| {
+                let mut kept: Vec<_> = (0..256).map(|_| take(&frames, Request::frame())).collect();
+                for _ in 0..pairs / 256 {
+                    kept.drain(..).for_each(|owned| frames.free(owned).expect("ours"));
+                    kept.extend((0..256).map(|_| take(&frames, Request::frame())));
+                }
+                kept.into_iter().for_each(|owned| frames.free(owned).expect("ours"));
+                frames.drain_cpu().expect("sound");
+            });
+        }
+    });
+    let each = begun.elapsed().as_nanos() as f64 / pairs as f64;
+    show(&format!("{count} threads, bursts of 256"), (each, each));
+}
+
+fn main() {
+    let gib = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(1);
+    println!("{:34} {:>9} {:>9}", "ns", "best", "median");
+    for with_table in [false, true] {
+        singles(gib, with_table);
+        for order in [Order::LARGE, Order::HUGE] {
+            blocks(gib, order, with_table);
+        }
+    }
+    threads(gib, 1);
+    threads(gib, 2);
+}

@@ -1,0 +1,405 @@
+//! Single frames by way of the CPU's own magazine: no lock, no locked instruction, no interrupt flag.
+//!
+//! # The recycling rule
+//!
+//! Magazines are fast and scatter: whatever was freed last is used next, and no 2 MiB block ever
+//! comes together again. Lowest-address-first heals and is slow. Both at once need one number,
+//! shared by all CPUs: *P*, the place up to which the core has been emptied, lowest first. A freed
+//! frame below P is what lowest-first would hand out next anyway: it goes on the CPU's stack and is
+//! used again at once. A frame above P goes to the basket, and from there, in a batch, back to the
+//! bitmap. P is a hint: a stale one costs order for a while, never correctness.
+//!
+//! ```text
+//!   owner --free--> below P? --yes--> stack --full--> depot (batches of 64) --full--> core
+//!                      |                ^                |
+//!                      no               +----- empty ----+---- else whole words from P upwards
+//!                      v                                                              |
+//!                   basket ------------------------ full ---------------------------> core
+//! ```
+//!
+//! "Below" is by the order in which zones are used: distance from the start of the best zone,
+//! wrapping around, so that lower zones come after all of it.
+//!
+//! # Who checks what
+//!
+//! A frame between core and magazine changes its table entry by compare-and-swap, one between
+//! magazine and owner by a plain load and store on the CPU that does it. Two CPUs that free the
+//! same frame at the same moment may therefore both believe that they did; the second one to bring
+//! the frame back to the core, or to hand it out, finds the entry changed and says so.
+//!
+//! # Draining
+//!
+//! Before anything is refused, this CPU's magazine and the depot are emptied into the core, and the
+//! other CPUs are asked (`wanted`) to do the same at their next allocation or free. The asker waits
+//! a little and tries once more; a CPU that runs a program meanwhile answers later. A CPU that goes
+//! idle calls [`FrameAllocator::drain_cpu`] first.
+//!
+//! Locks: the core's and the depot's, never one inside the other.
+
+use core::hint::spin_loop;
+
+use lock_api::{Mutex, RawMutex};
+use pagoda_addr::{Frame, FrameRange, PhysMap};
+use pagoda_sync::{CachePadded, Cpus, Pinned};
+
+use crate::allocator::frame_at;
+use crate::bitmap::Core;
+use crate::magazine::{BATCH, Depot, Magazine};
+use crate::shim::{AtomicU64, Ordering::*};
+use crate::table::FrameTable;
+use crate::{
+    AllocError, Blame, Class, Corruption, FrameAllocator, FreeError, OwnedFrames, Request, Zone,
+};
+
+/// How long to wait for other CPUs to drain: a few microseconds.
+const PATIENCE: usize = if cfg!(any(loom, miri)) { 1 } else { 2000 };
+
+/// What all CPUs share besides the core.
+pub(crate) struct Caches<'m, R> {
+    pub(crate) magazines: &'m [CachePadded<Magazine>],
+    depot: Mutex<R, Depot<'m>>,
+    /// Frames in the depot.
+    deposited: CachePadded<AtomicU64>,
+    /// *P*, as a distance. Written under the core's lock.
+    hint: CachePadded<AtomicU64>,
+    /// The first frame of the best zone.
+    base: u64,
+}
+
+impl<'m, R: RawMutex> Caches<'m, R> {
+    pub(crate) fn new(
+        magazines: &'m [CachePadded<Magazine>],
+        batches: &'m mut [[u64; BATCH]],
+        highest: u64,
+    ) -> Self {
+        // The start of the zone that holds the highest frame.
+        let ends = Zone::ALL.iter().map(|zone| zone.end());
+        let base = ends.take_while(|&end| end <= highest).last().unwrap_or(0);
+        Self {
+            magazines,
+            depot: Mutex::new(Depot::new(batches)),
+            deposited: CachePadded(AtomicU64::new(0)),
+            hint: CachePadded(AtomicU64::new(0)),
+            base,
+        }
+    }
+
+    #[inline]
+    fn distance(&self, frame: u64) -> u64 {
+        frame.wrapping_sub(self.base)
+    }
+
+    /// Frames in all magazines and in the depot.
+    pub(crate) fn count(&self) -> u64 {
+        let kept: u64 = self.magazines.iter().map(|magazine| magazine.count()).sum();
+        kept + self.deposited.load(Relaxed)
+    }
+
+    /// The core got frames back from `frame` upwards. Under the core's lock.
+    #[inline]
+    pub(crate) fn lower_hint(&self, frame: u64) {
+        let distance = self.distance(frame);
+        if distance < self.hint.load(Relaxed) {
+            self.hint.store(distance, Relaxed);
+        }
+    }
+
+    fn deposit(&self, batch: &[u64; BATCH]) -> bool {
+        let done = self.depot.lock().push(batch);
+        if done {
+            self.deposited.fetch_add(BATCH as u64, Relaxed);
+        }
+        done
+    }
+
+    fn withdraw(&self) -> Option<[u64; BATCH]> {
+        if self.deposited.load(Relaxed) == 0 {
+            return None;
+        }
+        let batch = self.depot.lock().pop()?;
+        self.deposited.fetch_sub(BATCH as u64, Relaxed);
+        Some(batch)
+    }
+}
+
+impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
+    #[inline]
+    fn magazine(&self, pin: &Pinned<'_, C>) -> Option<&'m Magazine> {
+        self.caches.magazines.get(pin.cpu().index()).map(|padded| &padded.0)
+    }
+
+    /// One frame. Budget when the stack has one: about fifteen plain instructions, and as many
+    /// again for the table's entry.
+    #[inline]
+    pub(crate) fn alloc_single(&self, request: &Request) -> Result<OwnedFrames, AllocError> {
+        let pin = self.cpus.pin();
+        if let Some(magazine) = self.magazine(&pin) {
+            if magazine.wanted.load(Relaxed) == 0 {
+                if let Some(frame) = magazine.pop() {
+                    return self.hand_out(frame, request);
+                }
+            }
+        }
+        self.alloc_single_slow(&pin, request)
+    }
+
+    #[inline]
+    fn hand_out(&self, frame: u64, request: &Request) -> Result<OwnedFrames, AllocError> {
+        let traits = FrameTable::traits(request.kind, 0);
+        self.table.own_cached(frame, traits).map_err(AllocError::Corrupt)?;
+        Ok(OwnedFrames::new(FrameRange::single(Frame::new(frame).unwrap_or_default())))
+    }
+
+    #[cold]
+    fn alloc_single_slow(
+        &self,
+        pin: &Pinned<'_, C>,
+        request: &Request,
+    ) -> Result<OwnedFrames, AllocError> {
+        let Some(magazine) = self.magazine(pin) else { return self.alloc_shared(request) };
+        self.honour(magazine).map_err(AllocError::Corrupt)?;
+        if let Some(batch) = self.caches.withdraw() {
+            for frame in batch {
+                magazine.push(frame);
+            }
+        } else {
+            let mut core = self.core.lock();
+            match self.room(&core, request) {
+                Err(_) => {
+                    drop(core);
+                    return self.alloc_shared_pinned(pin, request);
+                }
+                Ok(room) => self.refill(&mut core, magazine, room)?,
+            }
+        }
+        match magazine.pop() {
+            Some(frame) => self.hand_out(frame, request),
+            None => self.alloc_shared_pinned(pin, request),
+        }
+    }
+
+    /// How many frames a request of this class may take out of the core.
+    fn room(&self, core: &Core<'m>, request: &Request) -> Result<usize, AllocError> {
+        let free = core.free_frames();
+        let reserve = self.reserve.load(Relaxed);
+        match request.class {
+            _ if free == 0 => Err(AllocError::NoMemory),
+            Class::Normal if free <= reserve => Err(AllocError::Reserved),
+            // What lies above the reserve may be taken for stock; of the reserve only what is used.
+            _ => Ok(free.saturating_sub(reserve).clamp(1, BATCH as u64) as usize),
+        }
+    }
+
+    /// Up to `room` of the lowest frames, by whole words.
+    fn refill(
+        &self,
+        core: &mut Core<'m>,
+        magazine: &Magazine,
+        room: usize,
+    ) -> Result<(), AllocError> {
+        let mut claimed = [0; BATCH];
+        let mut count = 0;
+        for zone in (0..self.zone_ends.len()).rev() {
+            let window = self.window(zone, core.end());
+            // Of the lowest zone take no stock, unless it is all there is.
+            let dma = zone == 0 && self.zone_ends.iter().any(|&end| end > window.end());
+            let room = if dma { count.max(1) } else { room };
+            core.claim(window, room - count, |index| {
+                claimed[count] = index;
+                count += 1;
+            });
+            if count > 0 {
+                break;
+            }
+        }
+        if let Some(&last) = claimed[..count].last() {
+            let next = self.caches.distance(core.directory.frame(last)).wrapping_add(1);
+            self.caches.hint.store(next, Relaxed);
+        }
+        let mut found = Ok(());
+        for &index in claimed[..count].iter().rev() {
+            let frame = frame_at(core, index);
+            match self.table.cache_free(frame) {
+                Ok(()) => _ = magazine.push(frame.number()),
+                Err(evidence) => found = Err(AllocError::Corrupt(evidence)),
+            }
+        }
+        found
+    }
+
+    /// Takes one frame back.
+    #[inline]
+    pub(crate) fn free_single(&self, frame: Frame) -> Result<(), FreeError> {
+        let pin = self.cpus.pin();
+        let Some(magazine) = self.magazine(&pin) else {
+            return self.give(&mut self.core.lock(), FrameRange::single(frame));
+        };
+        if !self.table.cache_owned(frame) {
+            return Err(self.refuse(frame));
+        }
+        let number = frame.number();
+        let below = self.caches.distance(number) < self.caches.hint.load(Relaxed);
+        let kept = if below { magazine.push(number) } else { magazine.toss(number) };
+        if kept && magazine.wanted.load(Relaxed) == 0 {
+            return Ok(());
+        }
+        self.free_single_slow(magazine, number, below, kept)
+    }
+
+    #[cold]
+    fn free_single_slow(
+        &self,
+        magazine: &Magazine,
+        frame: u64,
+        below: bool,
+        kept: bool,
+    ) -> Result<(), FreeError> {
+        let mut found = Ok(());
+        if !kept && below {
+            let batch = magazine.unload();
+            if !self.caches.deposit(&batch) {
+                let mut core = self.core.lock();
+                found = batch
+                    .iter()
+                    .map(|&frame| self.bring_back(&mut core, frame))
+                    .fold(Ok(()), Result::and);
+            }
+            magazine.push(frame);
+        } else if !kept {
+            let mut core = self.core.lock();
+            magazine.empty_basket(|frame| found = found.and(self.bring_back(&mut core, frame)));
+            drop(core);
+            magazine.toss(frame);
+        }
+        found = found.and(self.honour(magazine));
+        found.map_err(FreeError::Corrupt)
+    }
+
+    /// Why the table did not agree to a free of one frame.
+    #[cold]
+    fn refuse(&self, frame: Frame) -> FreeError {
+        let core = self.core.lock();
+        let single = FrameRange::single(frame);
+        match self.each_head(&core, single, |_| ()) {
+            Err(error) => error,
+            // It changed under our eyes: two CPUs free it at once.
+            Ok(()) => FreeError::DoubleFree(frame),
+        }
+    }
+
+    /// A frame from a magazine or the depot back to the core.
+    fn bring_back(&self, core: &mut Core<'m>, number: u64) -> Result<(), Corruption> {
+        let frame = Frame::new(number).unwrap_or_default();
+        self.table.uncache(frame)?;
+        let given = core.directory.index(number).is_some_and(|index| core.give_one(index));
+        if !given {
+            return Err(Corruption::CacheDisturbed { frame });
+        }
+        self.caches.lower_hint(number);
+        Ok(())
+    }
+
+    /// Empties the magazine if somebody asked for it.
+    #[inline]
+    fn honour(&self, magazine: &Magazine) -> Result<(), Corruption> {
+        if magazine.wanted.load(Relaxed) == 0 {
+            return Ok(());
+        }
+        let done = self.drain(magazine);
+        // Release: who reads the zero finds the frames in the core.
+        magazine.wanted.store(0, Release);
+        done
+    }
+
+    fn drain(&self, magazine: &Magazine) -> Result<(), Corruption> {
+        let mut found = Ok(());
+        if magazine.count() > 0 {
+            let mut core = self.core.lock();
+            magazine.empty(|frame| found = found.and(self.bring_back(&mut core, frame)));
+        }
+        found
+    }
+
+    /// Gives this CPU's stock back to all. To be called before the CPU goes idle or off line.
+    ///
+    /// # Errors
+    /// [`Corruption`]: a frame in the stock was tampered with; it stays lost.
+    pub fn drain_cpu(&self) -> Result<(), Corruption> {
+        let pin = self.cpus.pin();
+        let Some(magazine) = self.magazine(&pin) else { return Ok(()) };
+        let done = self.drain(magazine);
+        magazine.wanted.store(0, Release);
+        done
+    }
+
+    /// Brings all stock back to the core that can be had; true if that was any.
+    #[cold]
+    pub(crate) fn drain_all(&self, pin: &Pinned<'_, C>) -> Result<bool, Corruption> {
+        if self.caches.count() == 0 {
+            return Ok(false);
+        }
+        let mut found = Ok(());
+        let own = self.magazine(pin);
+        if let Some(magazine) = own {
+            found = self.drain(magazine);
+        }
+        while let Some(batch) = self.caches.withdraw() {
+            let mut core = self.core.lock();
+            for frame in batch {
+                found = found.and(self.bring_back(&mut core, frame));
+            }
+        }
+        let others = || {
+            let all = self.caches.magazines.iter().map(|padded| &padded.0);
+            all.filter(|&other| own.is_none_or(|own| !core::ptr::eq(own, other)))
+        };
+        others().filter(|other| other.count() > 0).for_each(|other| other.wanted.store(1, Release));
+        let mut patience = PATIENCE;
+        for other in others() {
+            while patience > 0 && other.wanted.load(Acquire) != 0 {
+                patience -= 1;
+                spin_loop();
+            }
+        }
+        found.map(|()| true)
+    }
+
+    /// Anything that does not come from a magazine.
+    pub(crate) fn alloc_shared(&self, request: &Request) -> Result<OwnedFrames, AllocError> {
+        let first = self.take(&mut self.core.lock(), request);
+        match first {
+            Err(error) if error.blame() == Blame::Exhaustion => {
+                self.retry(&self.cpus.pin(), error, || self.take(&mut self.core.lock(), request))
+            }
+            done => done,
+        }
+    }
+
+    fn alloc_shared_pinned(
+        &self,
+        pin: &Pinned<'_, C>,
+        request: &Request,
+    ) -> Result<OwnedFrames, AllocError> {
+        let again = || self.take(&mut self.core.lock(), request);
+        again().or_else(|error| self.retry(pin, error, again))
+    }
+
+    /// Once more after draining, if there was anything to drain.
+    pub(crate) fn retry<T>(
+        &self,
+        pin: &Pinned<'_, C>,
+        error: AllocError,
+        again: impl FnOnce() -> Result<T, AllocError>,
+    ) -> Result<T, AllocError> {
+        // Under pressure nothing is recycled, until the next refill: freed frames go to the core.
+        {
+            let _core = self.core.lock();
+            self.caches.hint.store(0, Relaxed);
+        }
+        match self.drain_all(pin) {
+            Ok(true) => again(),
+            Ok(false) => Err(error),
+            Err(found) => Err(AllocError::Corrupt(found)),
+        }
+    }
+}
