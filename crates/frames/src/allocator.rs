@@ -40,8 +40,9 @@ pub struct Setup<'a, 'm> {
     pub ranges: &'a [FrameRange],
     /// As much as [`required`] says, so aligned; its content does not matter.
     pub storage: &'m mut [MaybeUninit<u8>],
-    /// The frame table's array: entry 0 belongs to frame 0. None: no table, and ownership is checked
-    /// by the bitmap alone.
+    /// The frame table's array: entry 0 belongs to frame 0. None: no table; ownership is then
+    /// checked by the bitmap alone, which sees a second free of a single frame only when the
+    /// caches drain.
     pub table: Option<NonNull<FrameInfo>>,
     /// Frames that only [`Class::Reserve`] may have.
     pub reserve: u64,
