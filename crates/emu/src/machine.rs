@@ -307,6 +307,7 @@ impl Machine {
             }
         }
         counters.walks += 1;
+        cpu.remember_way(page, &walk);
         if !allowed {
             cpu.forget(page);
             return Err(fault(walk.found.is_some()));

@@ -64,13 +64,17 @@ impl Cpu {
         }
     }
 
-    /// Remembers a walk to `page` that found a leaf.
-    pub(crate) fn remember(&mut self, page: u64, walk: &Walk) {
-        let Some(found) = walk.found else { return };
-        self.leaves.insert((found.size, page & !(found.size.pages() - 1)), found);
+    /// Remembers the tables on the way to `page`, also when the way ended in a fault.
+    pub(crate) fn remember_way(&mut self, page: u64, walk: &Walk) {
         for way in &walk.ways {
             self.ways.insert((way.level, first(page, way.level)), *way);
         }
+    }
+
+    /// Remembers the leaf that a walk to `page` found.
+    pub(crate) fn remember(&mut self, page: u64, walk: &Walk) {
+        let Some(found) = walk.found else { return };
+        self.leaves.insert((found.size, page & !(found.size.pages() - 1)), found);
         while self.leaves.len() > self.capacity {
             let victim = self.draw() as usize % self.leaves.len();
             let Some(&key) = self.leaves.keys().nth(victim) else { return };

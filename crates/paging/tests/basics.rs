@@ -214,6 +214,41 @@ fn the_next_used_entry_is_found_whatever_lies_between() {
 }
 
 #[test]
+fn one_cursor_does_many_things_one_after_another() {
+    let machine = machine();
+    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let frames = [0; 3].map(|_| machine.alloc_page(true).unwrap());
+    let mut batch = table.batch();
+    let mut cursor = table.cursor(pages(0, 1 << 35)).unwrap();
+    for at in [0x1000, 0x1200, 1 << 30] {
+        for round in 0..2 {
+            cursor.map(page(at), frames[round], PageSize::K4, RW).unwrap();
+            assert_eq!(cursor.query(page(at)).leaf().unwrap().frame, frames[round]);
+            // The tables below the root go with the only entry, and the cursor must not use them.
+            cursor.take(pages(at, 1), &mut batch, |_, _| Fate::Keep).unwrap();
+            assert_eq!(cursor.query(page(at)), Entry::NOTHING);
+        }
+    }
+    cursor.map(page(0x1000), frames[2], PageSize::K4, RW).unwrap();
+    assert_eq!(cursor.next_used(page(0)).unwrap().0, page(0x1000));
+    drop(cursor);
+    batch.finish();
+    assert_eq!(table.tables(), 4);
+}
+
+#[test]
+fn a_table_that_was_always_empty_is_flushed_before_it_is_freed() {
+    let machine = machine();
+    let table = PageTable::new(machine.format(), &machine).unwrap();
+    table.cursor(pages(5, 1)).unwrap().prepare(pages(5, 1)).unwrap();
+    machine.enter(machine.cpu(0), &table);
+    assert!(machine.read(machine.cpu(0), Mode::User, addr(5), &mut [0]).is_err());
+    unmap_all(&table);
+    assert_eq!((table.tables(), machine.counters().flushes), (1, 1));
+    machine.leave(machine.cpu(0), &table);
+}
+
+#[test]
 fn a_direct_map_uses_the_largest_pages_that_fit() {
     let machine = machine();
     let table = PageTable::new(machine.format(), &machine).unwrap();
