@@ -1,6 +1,6 @@
-//! # A machine that remembers what it should have forgotten
+#![doc = include_str!("../README.md")]
 //!
-//! Test equipment for page-table code, on the host.
+//! # Inside
 //!
 //! The nouns:
 //!

@@ -1,8 +1,8 @@
-//! # Which frame is behind this page, and which CPUs remember?
+#![doc = include_str!("../README.md")]
 //!
-//! One radix tree of page tables, generic over the encoding of its entries.
+//! # Inside
 //!
-//! The nouns:
+//! Which frame is behind this page, and which CPUs remember? The nouns:
 //!
 //! - [`Format`]: how an entry is written down. [`X86_64`] is the one there is; it knows four and
 //!   five levels at run time.

@@ -221,9 +221,9 @@ fn one_cursor_does_many_things_one_after_another() {
     let mut batch = table.batch();
     let mut cursor = table.cursor(pages(0, 1 << 35)).unwrap();
     for at in [0x1000, 0x1200, 1 << 30] {
-        for round in 0..2 {
-            cursor.map(page(at), frames[round], PageSize::K4, RW).unwrap();
-            assert_eq!(cursor.query(page(at)).leaf().unwrap().frame, frames[round]);
+        for frame in frames {
+            cursor.map(page(at), frame, PageSize::K4, RW).unwrap();
+            assert_eq!(cursor.query(page(at)).leaf().unwrap().frame, frame);
             // The tables below the root go with the only entry, and the cursor must not use them.
             cursor.take(pages(at, 1), &mut batch, |_, _| Fate::Keep).unwrap();
             assert_eq!(cursor.query(page(at)), Entry::NOTHING);
