@@ -64,6 +64,7 @@ multiboot2_header_end:
 .global boot_start
 pvh_start:
     mov eax, PVH_MAGIC
+.type boot_start, @function
 boot_start:
     cli
     cld
@@ -161,6 +162,7 @@ long_mode:
 
 # ---------------------------------------------------------------------------------------------
 .section .text.boot, "ax"
+.type higher_half, @function
 higher_half:
     lea rsp, [rip + boot_stack_top]
     xor ebp, ebp                    # the end of every backtrace

@@ -16,6 +16,7 @@
 //! | `null` | a read of address 0 | read, nothing is mapped |
 //! | `pinned` | a switch while pinned | switched while pinned |
 //! | `rank` | a lock of a lower rank | lock of rank |
+//! | `hang` | an endless loop with interrupts off | nothing; an NMI says where |
 //! | `leak` | a frame never freed | frames were not returned (at the end) |
 //!
 //! `selftest` alone runs what must work ([`border`]) and goes on.
@@ -63,6 +64,9 @@ fn mistake(name: &[u8]) {
             // SAFETY: it is not: nothing is mapped there, which is what is tested.
             black_box(unsafe { black_box(16 as *const u64).read_volatile() });
         }
+        b"hang" => loop {
+            core::hint::spin_loop();
+        },
         b"pinned" => switch_while_pinned(),
         b"rank" => locks_in_the_wrong_order(),
         b"leak" => {

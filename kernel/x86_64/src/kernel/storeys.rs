@@ -302,7 +302,8 @@ fn storey2_frames() -> Result<(), BuildError> {
     let window = heap_window();
     let tags = early_bytes(PageTags::required(window as usize) as u64, 4096)?;
     let tags_bytes = tags.len() as u64;
-    tags.fill(MaybeUninit::new(0));
+    // SAFETY: the memory is this function's own, and this long.
+    unsafe { tags.as_mut_ptr().write_bytes(0, tags.len()) };
     // SAFETY: just filled; a byte is as good as an atomic byte, and nobody else has this memory.
     let tags = unsafe { &*(core::ptr::from_mut(tags) as *const [AtomicU8]) };
     let tags = PageTags::new(layout::DIRECT_MAP as usize, tags);

@@ -17,6 +17,7 @@
 
 .balign 16
 .global trap_stubs
+.type trap_stubs, @function
 trap_stubs:
 .irp vector, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,32,33,34,35,36,37,38,39,40,41,42,43,44,45,46,47
     .balign 16
@@ -30,6 +31,7 @@ trap_stubs:
 
 # ---------------------------------------------------------------------------------------------
 .balign 16
+.type trap_entry, @function
 trap_entry:
     test byte ptr [rsp + 24], 3         # cs: privilege
     jz from_kernel
@@ -117,6 +119,7 @@ trap_entry:
     mov rsp, r13
 .endm
 
+.type from_kernel, @function
 from_kernel:
     push_registers
     cld
@@ -142,6 +145,7 @@ from_kernel:
     add rsp, 16
     iretq
 
+.type interrupt_in_kernel, @function
 interrupt_in_kernel:
     mov rdi, [rsp + 15 * 8]
     call_handler {INTERRUPT}

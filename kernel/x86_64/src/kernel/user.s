@@ -14,6 +14,7 @@
 
 .balign 16
 .global enter_user
+.type enter_user, @function
 enter_user:
     push rbp
     mov rbp, rsp
@@ -72,6 +73,7 @@ enter_user:
 # to the program, as they are on Linux.
 .balign 16
 .global syscall_entry
+.type syscall_entry, @function
 syscall_entry:
     swapgs
     mov gs:[{SCRATCH}], rsp
@@ -100,6 +102,7 @@ syscall_entry:
 
 # rax = the registers' place.
 .global leave_user
+.type leave_user, @function
 leave_user:
     mov rsp, gs:[{KERNEL_RSP}]
     push 2                              # flags as the kernel wants them: DF, AC, NT clear, IF off
@@ -125,6 +128,7 @@ leave_user:
 # loads it from to. A stack made by new_context looks as if it had left from context_start - 1.
 .balign 16
 .global switch_stacks
+.type switch_stacks, @function
 switch_stacks:
     push rbp
     push rbx
@@ -144,6 +148,7 @@ switch_stacks:
 
 # The first return on a new stack: r12 = function, r13 = argument, rbp = 0.
 .global context_start
+.type context_start, @function
 context_start:
     mov rdi, r13
     call r12
