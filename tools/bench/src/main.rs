@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod arena;
+mod frames;
 mod heap;
 mod measure;
 mod peers;
@@ -26,6 +27,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
+    /// Frame allocators
+    Frames,
     /// Kernel heaps
     Heap,
 }
@@ -33,6 +36,7 @@ enum What {
 fn main() -> Result<()> {
     let cli = Cli::parse();
     let (name, rows) = match cli.what {
+        What::Frames => ("frames", frames::rows(cli.quick)),
         What::Heap => ("heap", heap::rows(cli.quick)),
     };
     print!("{}", report::markdown(&rows));

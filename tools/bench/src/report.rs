@@ -98,8 +98,8 @@ pub fn markdown(rows: &[Row]) -> String {
         }
         let ratio = row.ratio().map_or("-".into(), |ratio| format!("{ratio:.2}"));
         let gate = match row.gate {
-            Some(gate) if row.holds() => format!("{gate} ok"),
-            Some(gate) => format!("{gate} **missed**"),
+            Some(gate) if row.holds() => format!("{gate:.2} ok"),
+            Some(gate) => format!("{gate:.2} **missed**"),
             None => String::new(),
         };
         let _ = writeln!(text, "| {ratio} | {gate} |");

@@ -1,0 +1,604 @@
+//! Frame allocators: ours beside the published ones. Metadata only; no frame is touched.
+//!
+//! The cases: *fill*: every frame once, by the frame. *free random*: all of them again, in random
+//! order. *pair*: with so much in use, a random frame is freed and one allocated. *repeat*: one
+//! frame, freed and allocated again. *order 9*, *1 GiB*: blocks from empty memory, taken and given
+//! back. *recovered*: after 16 turnovers of what is in use, the share of the free memory that can be
+//! had as 2 MiB blocks. *two threads*: each in its own frames, in bursts, or one allocating what the
+//! other frees.
+//!
+//! Ours is measured as a kernel runs it: with the pin, with the caches; "core" has no frame table, as
+//! the peers have none, "table" has its work included.
+
+use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bitmap_allocator::BitAlloc as _;
+use pagoda_addr::{Frame, FrameRange, Order, PhysAddr, PhysMap};
+use pagoda_frames::{FrameAllocator, FrameInfo, Request, Setup, backing, required};
+use pagoda_sync::host::ThreadCpus;
+use pagoda_sync::{Cpus as _, RawSpin, SpinMutex};
+
+use crate::measure::{Contestant, Numbers, contest, figure, thread_time};
+use crate::report::{Better, Row};
+
+const GIB: u64 = 1 << 18;
+
+/// What every contestant can do: 2^`order` frames, by number.
+pub trait Frames: Sync {
+    /// The first frame of a block, if there is one.
+    fn alloc(&self, order: u8) -> Option<u64>;
+    /// Takes a block back.
+    fn free(&self, frame: u64, order: u8);
+}
+
+/// Nobody asks for zeroed frames here.
+pub struct NoMap;
+
+// SAFETY: never asked: no request here wants zeroes.
+unsafe impl PhysMap for NoMap {
+    fn ptr(&self, _: PhysAddr) -> *mut u8 {
+        unreachable!("no frame is touched")
+    }
+}
+
+/// Our allocator; its metadata is leaked, as a kernel's is.
+pub struct Ours(pub FrameAllocator<'static, ThreadCpus, NoMap, RawSpin>);
+
+impl Ours {
+    /// `frames` frames from 1 GiB on, with or without a frame table.
+    pub fn new(frames: u64, table: bool) -> Self {
+        let start = Frame::from_number(GIB);
+        let ranges = [FrameRange::new(start, frames).expect("a range")];
+        let layout = required(&ranges, ThreadCpus.limit()).expect("a layout");
+        let bytes = layout.size() + layout.align();
+        let storage = Box::leak(vec![MaybeUninit::<u8>::uninit(); bytes].into_boxed_slice());
+        let skip = storage.as_ptr().align_offset(layout.align());
+        let table = table.then(|| {
+            let last = backing(&ranges).last().expect("a backing");
+            let bytes = (last.0 + last.1) as usize;
+            let entries: Vec<FrameInfo> = Vec::with_capacity(bytes / size_of::<FrameInfo>() + 4096);
+            let base = Box::leak(Box::new(entries)).as_mut_ptr();
+            // Parts of the array start at multiples of 8 KiB.
+            let base = base.map_addr(|address| address.next_multiple_of(8192));
+            std::ptr::NonNull::new(base).expect("not null")
+        });
+        let setup = Setup { ranges: &ranges, storage: &mut storage[skip..], table, reserve: 0 };
+        // SAFETY: the frames are only numbers here; the table's array is leaked, and large enough.
+        let frames = unsafe { FrameAllocator::new(setup, ThreadCpus, NoMap) };
+        Self(frames.expect("an allocator"))
+    }
+}
+
+impl Frames for Ours {
+    #[inline]
+    fn alloc(&self, order: u8) -> Option<u64> {
+        let request = match order {
+            0 => Request::frame(),
+            _ => Request::order(Order::new(order)?),
+        };
+        self.0.alloc(request).ok().map(|owned| owned.into_range().start().number())
+    }
+    #[inline]
+    fn free(&self, frame: u64, order: u8) {
+        let range = FrameRange::new(Frame::from_number(frame), 1 << order).expect("a range");
+        self.0.free_range(range).expect("a block of ours");
+    }
+}
+
+/// The buddy of buddy_system_allocator, behind our lock.
+pub struct Buddy(SpinMutex<buddy_system_allocator::FrameAllocator<19>>);
+
+impl Buddy {
+    fn new(frames: u64) -> Self {
+        let mut buddy = buddy_system_allocator::FrameAllocator::new();
+        buddy.add_frame(GIB as usize, (GIB + frames) as usize);
+        Self(SpinMutex::new(buddy))
+    }
+}
+
+impl Frames for Buddy {
+    fn alloc(&self, order: u8) -> Option<u64> {
+        self.0.lock().alloc(1 << order).map(|frame| frame as u64)
+    }
+    fn free(&self, frame: u64, order: u8) {
+        self.0.lock().dealloc(frame as usize, 1 << order);
+    }
+}
+
+/// The bitmap of bitmap-allocator, behind our lock.
+pub struct Bitmap(SpinMutex<Box<bitmap_allocator::BitAlloc16M>>);
+
+impl Bitmap {
+    fn new(frames: u64) -> Self {
+        // Larger than a stack: made in place, since all zeroes is its empty state.
+        let layout = std::alloc::Layout::new::<bitmap_allocator::BitAlloc16M>();
+        // SAFETY: an array of integers, for which zeroes are valid, allocated with its layout.
+        let mut bitmap = unsafe { Box::from_raw(std::alloc::alloc_zeroed(layout).cast()) };
+        bitmap_allocator::BitAlloc16M::insert(&mut bitmap, 0..frames as usize);
+        Self(SpinMutex::new(bitmap))
+    }
+}
+
+impl Frames for Bitmap {
+    fn alloc(&self, order: u8) -> Option<u64> {
+        let mut bitmap = self.0.lock();
+        let frame = match order {
+            0 => bitmap.alloc(),
+            _ => bitmap.alloc_contiguous(None, 1 << order, usize::from(order)),
+        };
+        frame.map(|frame| frame as u64)
+    }
+    fn free(&self, frame: u64, order: u8) {
+        let mut bitmap = self.0.lock();
+        match order {
+            0 => bitmap.dealloc(frame as usize),
+            _ => bitmap.dealloc_contiguous(frame as usize, 1 << order),
+        };
+    }
+}
+
+/// Address is pointer; the pool is reserved address space.
+pub struct Identity;
+
+// SAFETY: the pool is a mapping of this process, and its provenance was exposed.
+unsafe impl frame_alloc::Provenance for Identity {
+    unsafe fn create(phys: usize) -> std::ptr::NonNull<u8> {
+        std::ptr::NonNull::new(std::ptr::with_exposed_provenance_mut(phys)).expect("not null")
+    }
+    unsafe fn destroy<T>(pointer: std::ptr::NonNull<T>) -> usize {
+        pointer.addr().get()
+    }
+}
+
+/// The same thread numbers that ours uses.
+pub struct ThreadNumber;
+
+// Two threads that live at once have different numbers, below the number of slots.
+impl frame_alloc::CpuId for ThreadNumber {
+    fn current_cpu() -> usize {
+        ThreadCpus.pin().cpu().index()
+    }
+}
+
+type Summary = frame_alloc::SummaryBuddyAllocator<19, Identity>;
+type Depot = frame_alloc::DepotAllocator<Summary, ThreadNumber, 16>;
+const BASE: frame_alloc::PageSize = frame_alloc::PageSize::from_log2(12);
+
+/// One of frame-alloc's, over reserved address space.
+pub struct Pool<A>(A);
+
+fn pool(frames: u64) -> usize {
+    let bytes = (frames as usize) << 12;
+    let align = 1usize << 30;
+    // SAFETY: a fresh mapping at an address of the system's choice; never unmapped.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes + align,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    assert_ne!(start, libc::MAP_FAILED, "address space for a pool");
+    start.expose_provenance().next_multiple_of(align)
+}
+
+impl<A: frame_alloc::RegionInit> Pool<A> {
+    fn new(frames: u64, allocator: A) -> Self {
+        let base = pool(frames);
+        let usable = [frame_alloc::PhysRange { base, len: (frames as usize) << 12 }];
+        // SAFETY: the pool is reserved for this allocator, and it is not shared yet.
+        unsafe { allocator.init(base, (frames as usize) << 12, &usable) };
+        Self(allocator)
+    }
+}
+
+impl<A: frame_alloc::PhysicalAllocator + Sync> Frames for Pool<A> {
+    fn alloc(&self, order: u8) -> Option<u64> {
+        let count = std::num::NonZeroUsize::new(1 << order)?;
+        self.0.allocate_physical(BASE, count).ok().map(|address| (address >> 12) as u64)
+    }
+    fn free(&self, frame: u64, order: u8) {
+        let count = std::num::NonZeroUsize::new(1 << order).expect("not zero");
+        // SAFETY: allocated with this count, freed once.
+        unsafe { self.0.deallocate_physical(BASE, count, (frame << 12) as usize) };
+    }
+}
+
+/// Everybody, by name. `f` is called once for each with a fresh allocator of `frames` frames.
+fn everybody<T>(frames: u64, f: impl Fn(&'static str, Box<dyn Frames>) -> T) -> Vec<T> {
+    vec![
+        f("ours", Box::new(Ours::new(frames, false))),
+        f("SummaryBuddy", Box::new(Pool::new(frames, Summary::new(BASE)))),
+        f("Depot", Box::new(Pool::new(frames, Depot::new(BASE, Summary::new(BASE))))),
+        f("bitmap-allocator", Box::new(Bitmap::new(frames))),
+        f("buddy_system_allocator", Box::new(Buddy::new(frames))),
+    ]
+}
+
+/// Measures everything.
+pub fn rows(quick: bool) -> Vec<Row> {
+    let mut rows = Vec::new();
+    fill_and_free(&mut rows, quick);
+    pairs(&mut rows, quick);
+    blocks(&mut rows, quick);
+    recovered(&mut rows, quick);
+    two_threads(&mut rows, quick);
+    rows
+}
+
+fn fill_and_free(rows: &mut Vec<Row>, quick: bool) {
+    let rounds = if quick { 1 } else { 5 };
+    let mut order: Vec<usize> = (0..GIB as usize).collect();
+    let mut numbers = Numbers::new(3);
+    for index in (1..order.len()).rev() {
+        order.swap(index, numbers.below(index as u64 + 1) as usize);
+    }
+    let figures = everybody(GIB, |name, frames| {
+        let (mut fills, mut frees) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            let mut all = Vec::with_capacity(GIB as usize);
+            let before = thread_time();
+            while let Some(frame) = frames.alloc(0) {
+                all.push(frame);
+            }
+            fills.push((thread_time() - before).as_nanos() as f64 / all.len() as f64);
+            let shuffled: Vec<u64> = order.iter().filter_map(|&i| all.get(i).copied()).collect();
+            let before = thread_time();
+            for &frame in &shuffled {
+                frames.free(frame, 0);
+            }
+            frees.push((thread_time() - before).as_nanos() as f64 / shuffled.len() as f64);
+        }
+        (figure(name, fills), figure(name, frees))
+    });
+    let (fills, frees): (Vec<_>, Vec<_>) = figures.into_iter().unzip();
+    // No slower than the fastest peer that caches, which is Depot: the others inform.
+    rows.push(against(Row::times("fill, 1 GiB", &fills, Some(1.0)), "Depot"));
+    rows.push(against(Row::times("free random, 1 GiB", &frees, Some(1.0)), "Depot"));
+}
+
+/// Holds the row to one peer, by a gate relative to the best: the others keep no magazines and may
+/// be faster or slower.
+fn against(mut row: Row, peer: &str) -> Row {
+    let (Some(&rival), Some(best)) = (row.peers.get(peer), row.best_peer()) else { return row };
+    row.gate = row.gate.map(|gate| gate * rival / best);
+    row
+}
+
+/// Frames in use, and a source of random places among them.
+struct InUse<'a> {
+    frames: &'a dyn Frames,
+    all: Vec<u64>,
+    numbers: Numbers,
+}
+
+impl<'a> InUse<'a> {
+    /// Fills `percent` of `total` frames: first everything, then random ones are freed.
+    fn new(frames: &'a dyn Frames, total: u64, percent: u64) -> Self {
+        let mut all = Vec::with_capacity(total as usize);
+        while let Some(frame) = frames.alloc(0) {
+            all.push(frame);
+        }
+        let mut numbers = Numbers::new(17);
+        while all.len() as u64 > total * percent / 100 {
+            let frame = all.swap_remove(numbers.below(all.len() as u64) as usize);
+            frames.free(frame, 0);
+        }
+        Self { frames, all, numbers }
+    }
+
+    #[inline]
+    fn turn(&mut self) {
+        let place = self.numbers.below(self.all.len() as u64) as usize;
+        self.frames.free(self.all[place], 0);
+        self.all[place] = self.frames.alloc(0).expect("one was just freed");
+    }
+}
+
+fn pairs(rows: &mut Vec<Row>, quick: bool) {
+    let rounds = if quick { 5 } else { 31 };
+    for (gib, gate) in [(1, 0.65), (16, 0.8)] {
+        for percent in [50, 95] {
+            let all = everybody(gib * GIB, |name, frames| (name, frames));
+            let mut contestants = Vec::new();
+            for (name, frames) in &all {
+                contestants.push(random_pairs(name, &**frames, gib, percent));
+            }
+            let figures = contest(&mut contestants, rounds);
+            let case = format!("random pair, {gib} GiB, {percent} % used");
+            rows.push(Row::times(&case, &figures, Some(gate)));
+            drop(contestants);
+            // Ours with its table, beside the others' figures of a moment ago.
+            let table = Ours::new(gib * GIB, true);
+            let mut again = [random_pairs("ours", &table, gib, percent)];
+            let figures_table = contest(&mut again, rounds);
+            let mut both = figures_table;
+            both.extend(figures.iter().skip(1).cloned());
+            let gate = (gib == 1).then_some(1.0);
+            rows.push(Row::times(&format!("{case}, with frame table"), &both, gate));
+        }
+    }
+    let all = everybody(GIB, |name, frames| (name, frames));
+    let mut contestants: Vec<_> =
+        all.iter().map(|(name, frames)| repeat(name, &**frames)).collect();
+    rows.push(Row::times("repeat pair", &contest(&mut contestants, rounds), Some(0.35)));
+    let table = Ours::new(GIB, true);
+    let mut contestants = vec![repeat("ours", &table)];
+    contestants.extend(all.iter().skip(1).map(|(name, frames)| repeat(name, &**frames)));
+    let figures = contest(&mut contestants, rounds);
+    rows.push(Row::times("repeat pair, with frame table", &figures, Some(1.0)));
+}
+
+fn random_pairs<'a>(name: &str, frames: &'a dyn Frames, gib: u64, percent: u64) -> Contestant<'a> {
+    let mut in_use = InUse::new(frames, gib * GIB, percent);
+    // A turnover before anything is timed, so that the order of filling is forgotten.
+    for _ in 0..in_use.all.len() {
+        in_use.turn();
+    }
+    Contestant::new(name, move || {
+        const TURNS: u64 = 100_000;
+        for _ in 0..TURNS {
+            in_use.turn();
+        }
+        TURNS
+    })
+}
+
+fn repeat<'a>(name: &str, frames: &'a dyn Frames) -> Contestant<'a> {
+    let mut frame = frames.alloc(0).expect("a frame");
+    Contestant::new(name, move || {
+        const TURNS: u64 = 100_000;
+        for _ in 0..TURNS {
+            frames.free(std::hint::black_box(frame), 0);
+            frame = frames.alloc(0).expect("one was just freed");
+        }
+        TURNS
+    })
+}
+
+fn blocks(rows: &mut Vec<Row>, quick: bool) {
+    let rounds = if quick { 3 } else { 15 };
+    for (case, gib, order, gate) in [
+        ("order 9, empty 1 GiB", 1, 9, Some(1.0)),
+        ("order 9, empty 16 GiB", 16, 9, Some(1.0)),
+        ("1 GiB blocks, empty 16 GiB", 16, 18, None),
+    ] {
+        let all = everybody(gib * GIB, |name, frames| (name, frames));
+        let mut contestants: Vec<_> = all
+            .iter()
+            .map(|(name, frames)| {
+                Contestant::new(*name, move || {
+                    let mut taken = Vec::with_capacity(8192);
+                    let mut operations = 0;
+                    for _ in 0..4 {
+                        while let Some(frame) = frames.alloc(order) {
+                            taken.push(frame);
+                        }
+                        operations += 2 * taken.len() as u64;
+                        for frame in taken.drain(..) {
+                            frames.free(frame, order);
+                        }
+                    }
+                    operations
+                })
+            })
+            .collect();
+        rows.push(Row::times(case, &contest(&mut contestants, rounds), gate));
+    }
+    ranges(rows, rounds);
+}
+
+/// Contiguous ranges and large blocks of ours in fragmented memory; the peers cannot do the former.
+fn ranges(rows: &mut Vec<Row>, rounds: usize) {
+    let ours = Ours::new(GIB, false);
+    let in_use = InUse::new(&ours, GIB, 50);
+    for count in [3u64, 37, 1000] {
+        let align = Order::new(2).expect("an order");
+        let mut refused = 0;
+        let mut one = [Contestant::new("ours", || {
+            for _ in 0..200 {
+                match ours.0.alloc(Request::count(count).align(align)) {
+                    Ok(owned) => ours.0.free(owned).expect("ours"),
+                    Err(_) => refused += 1,
+                }
+            }
+            200
+        })];
+        let figures = contest(&mut one, rounds);
+        drop(one);
+        let note = if refused > 0 { " (there is none: refused)" } else { "" };
+        let case = format!("{count} frames, aligned to 4, 50 % random use, alloc + free{note}");
+        rows.push(Row::times(&case, &figures, None));
+    }
+    drop(in_use);
+    let ours = Ours::new(16 * GIB, false);
+    let mut in_use = InUse::new(&ours, 16 * GIB, 50);
+    for _ in 0..in_use.all.len() * 2 {
+        in_use.turn();
+    }
+    let mut one = [Contestant::new("ours", || {
+        let mut taken = Vec::new();
+        while let Some(frame) = ours.alloc(9) {
+            taken.push(frame);
+        }
+        let count = taken.len() as u64;
+        for frame in taken {
+            ours.free(frame, 9);
+        }
+        2 * count.max(1)
+    })];
+    let figures = contest(&mut one, 3);
+    rows.push(Row::times("order 9, fragmented 16 GiB (ours: at most 200)", &figures, None));
+}
+
+fn recovered(rows: &mut Vec<Row>, quick: bool) {
+    let turnovers = if quick { 2 } else { 16 };
+    for free in [50, 20, 10] {
+        for threads in [1u64, 8] {
+            let parts = everybody(GIB, |name, frames| {
+                (name.to_owned(), recover(&*frames, free, turnovers, threads))
+            });
+            let mut parts: BTreeMap<String, f64> = parts.into_iter().collect();
+            let ours = parts.remove("ours").expect("ours");
+            let best = parts.values().copied().fold(0.0, f64::max);
+            rows.push(Row {
+                case: format!(
+                    "recovered as 2 MiB, {free} % free, {threads} CPUs (ours: at least 98)"
+                ),
+                unit: "%",
+                better: Better::More,
+                ours,
+                peers: parts,
+                gate: Some((98.0 / best).min(1.0)),
+                spread: 0.0,
+            });
+        }
+    }
+}
+
+/// The part of the free memory that comes as 2 MiB blocks after the turnovers. The threads take
+/// turns, so that all their caches are in play on however few processors.
+fn recover(frames: &dyn Frames, free: u64, turnovers: u64, threads: u64) -> f64 {
+    let in_use = SpinMutex::new(InUse::new(frames, GIB, 100 - free));
+    let count = in_use.lock().all.len() as u64;
+    let barrier = Barrier::new(threads as usize);
+    let turn = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let (in_use, barrier, turn) = (&in_use, &barrier, &turn);
+            scope.spawn(move || {
+                for slice in 0..turnovers * 8 {
+                    if slice % threads == thread {
+                        let mut in_use = in_use.lock();
+                        for _ in 0..count / 8 {
+                            in_use.turn();
+                        }
+                        turn.fetch_add(1, Ordering::Relaxed);
+                    }
+                    barrier.wait();
+                }
+            });
+        }
+    });
+    let free_frames = GIB - count;
+    let mut blocks = 0;
+    while frames.alloc(9).is_some() {
+        blocks += 1;
+    }
+    // As many whole blocks as the free frames could form at best.
+    100.0 * blocks as f64 / (free_frames / 512) as f64
+}
+
+fn two_threads(rows: &mut Vec<Row>, quick: bool) {
+    let turns = if quick { 200_000 } else { 2_000_000 };
+    let rounds = if quick { 1 } else { 5 };
+    let works: [(&str, fn(&dyn Frames, u64)); 2] =
+        [("pairs", pair_work), ("bursts of 256", burst_work)];
+    for (what, work) in works {
+        let figures = everybody(GIB, |name, frames| {
+            let samples = (0..rounds).map(|_| together(&[&*frames, &*frames], turns, work));
+            figure(name, samples.collect())
+        });
+        rows.push(Row::times(&format!("two threads, {what}"), &figures, None));
+        let (one, two) = (Ours::new(GIB / 2, false), Ours::new(GIB / 2, false));
+        let apart = (0..rounds).map(|_| together(&[&one, &two], turns, work)).collect();
+        let apart = figure("two allocators of ours", apart);
+        let mut row = Row::times(
+            &format!("two threads, {what}, beside two independent allocators"),
+            &[figures[0].clone(), apart],
+            Some(1.05),
+        );
+        row.unit = "ns";
+        rows.push(row);
+    }
+    let figures = everybody(GIB, |name, frames| {
+        let samples = (0..rounds).map(|_| hand_over(&*frames, turns));
+        figure(name, samples.collect())
+    });
+    rows.push(Row::times("two threads, one allocates what the other frees", &figures, None));
+}
+
+fn pair_work(frames: &dyn Frames, turns: u64) {
+    for _ in 0..turns {
+        let frame = frames.alloc(0).expect("a frame");
+        frames.free(std::hint::black_box(frame), 0);
+    }
+}
+
+fn burst_work(frames: &dyn Frames, turns: u64) {
+    let mut burst = [0; 256];
+    for _ in 0..turns / 256 {
+        for frame in &mut burst {
+            *frame = frames.alloc(0).expect("a frame");
+        }
+        for &frame in &burst {
+            frames.free(frame, 0);
+        }
+    }
+}
+
+/// CPU time per pair with one thread for each of `frames`.
+fn together(frames: &[&dyn Frames], turns: u64, work: fn(&dyn Frames, u64)) -> f64 {
+    let barrier = Barrier::new(frames.len());
+    let spent: u128 = std::thread::scope(|scope| {
+        let workers: Vec<_> = frames
+            .iter()
+            .map(|&frames| {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    work(frames, turns / 10);
+                    barrier.wait();
+                    let before = thread_time();
+                    work(frames, turns);
+                    (thread_time() - before).as_nanos()
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().expect("a worker")).sum()
+    });
+    spent as f64 / (frames.len() as u64 * turns) as f64
+}
+
+/// One thread allocates, the other frees, in batches of 512 through a buffer.
+fn hand_over(frames: &dyn Frames, turns: u64) -> f64 {
+    let buffers: [SpinMutex<Vec<u64>>; 2] =
+        [SpinMutex::new(Vec::new()), SpinMutex::new(Vec::new())];
+    let full = [AtomicBool::new(false), AtomicBool::new(false)];
+    let wait = |flag: &AtomicBool, value: bool| {
+        while flag.load(Ordering::Acquire) != value {
+            std::thread::sleep(std::time::Duration::from_micros(20));
+        }
+    };
+    let batches = (turns / 512) as usize;
+    let spent: u128 = std::thread::scope(|scope| {
+        let producer = scope.spawn(|| {
+            let before = thread_time();
+            for batch in 0..batches {
+                wait(&full[batch % 2], false);
+                let mut buffer = buffers[batch % 2].lock();
+                buffer.extend((0..512).map(|_| frames.alloc(0).expect("a frame")));
+                full[batch % 2].store(true, Ordering::Release);
+            }
+            (thread_time() - before).as_nanos()
+        });
+        let consumer = scope.spawn(|| {
+            let before = thread_time();
+            for batch in 0..batches {
+                wait(&full[batch % 2], true);
+                for frame in buffers[batch % 2].lock().drain(..) {
+                    frames.free(frame, 0);
+                }
+                full[batch % 2].store(false, Ordering::Release);
+            }
+            (thread_time() - before).as_nanos()
+        });
+        producer.join().expect("producer") + consumer.join().expect("consumer")
+    });
+    spent as f64 / (batches * 512) as f64
+}
