@@ -44,6 +44,17 @@ impl Content {
         Self { volume, size: base.len() as u64, base, chunks: Vec::new(), owned: 0 }
     }
 
+    /// Lets the file be `base`, whatever it was.
+    pub(crate) fn set_base(&mut self, base: &'static [u8]) {
+        self.drop_pages(0, u64::MAX);
+        (self.base, self.size) = (base, base.len() as u64);
+    }
+
+    /// Is it exactly `bytes`, in place?
+    pub(crate) fn is_base(&self, bytes: &[u8]) -> bool {
+        self.owned == 0 && self.size == bytes.len() as u64 && self.base == bytes
+    }
+
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
@@ -158,7 +169,7 @@ impl Content {
                 // The base would shine through: this page needs zeros of its own.
                 let within = (at % PAGE) as usize;
                 self.page_for_writing(index)?[within..within + (next - at) as usize].fill(0);
-            } else if at % PAGE == 0 && next % PAGE == 0 {
+            } else if at.is_multiple_of(PAGE) && next.is_multiple_of(PAGE) {
                 let last = end / PAGE;
                 self.drop_pages(index, last);
                 at = last * PAGE;

@@ -68,18 +68,16 @@ pub trait LinkSource: Send + Sync {
     }
 }
 
+/// Takes the entries of a listing: the position *after* the entry, the inode number, the kind and
+/// the name. Answers whether it wants more.
+pub type Emit<'a> = dyn FnMut(u64, u64, FileType, &[u8]) -> bool + 'a;
+
 /// A directory whose entries are made up when asked for.
 pub trait DirSource: Send + Sync {
     /// The entry of that name, or [`Errno::ENOENT`].
     fn lookup(&self, name: &[u8]) -> Result<Found>;
-    /// Reports the entries (without `.` and `..`) from position `from` (0 is the first) to `emit`,
-    /// which gets the position *after* the entry, the inode number, the kind and the name, and
-    /// answers whether it wants more.
-    fn list(
-        &self,
-        from: u64,
-        emit: &mut dyn FnMut(u64, u64, FileType, &[u8]) -> bool,
-    ) -> Result<()>;
+    /// Reports the entries (without `.` and `..`) from position `from` (0 is the first) to `emit`.
+    fn list(&self, from: u64, emit: &mut Emit) -> Result<()>;
 }
 
 /// The content of a generated file.

@@ -6,8 +6,8 @@
 //! the queue's [`key`](Waiters::key) until [`Host::wake`] is called with that key (or the
 //! generation has moved on: then it tries at once).
 //!
-//! Lock rule: [`Host::wake`], [`Host::terminal_output`](crate::tty::Sink) aside, and every source
-//! of generated text are called with no lock of this crate held.
+//! Lock rule: [`Host::wake`] and every source of generated text are called with no lock of this
+//! crate held; the other methods of [`Host`] and [`Sink`](crate::tty::Sink) may be called with one.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -93,10 +93,6 @@ impl Waiters {
     pub fn wake(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.host.wake(self.key());
-    }
-
-    pub(crate) fn host(&self) -> &Arc<dyn Host> {
-        &self.host
     }
 }
 

@@ -7,6 +7,7 @@ extern crate alloc;
 extern crate std;
 
 mod content;
+pub mod cpio;
 mod device;
 mod directory;
 mod event;
@@ -25,6 +26,7 @@ pub mod pack;
 mod pipe;
 mod rename;
 pub mod tty;
+mod unpack;
 mod vfs;
 mod volume;
 mod walk;
@@ -32,12 +34,15 @@ mod walk;
 pub use fdtable::{DEFAULT_FD_LIMIT, FdTable};
 pub use file::{CustomFile, OpenFile};
 pub use flags::{OpenFlags, RenameFlags, SeekFrom};
-pub use generated::{DirSource, Found, Generated, LinkSource, Target, TextBuffer, TextSource};
+pub use generated::{
+    DirSource, Emit, Found, Generated, LinkSource, Target, TextBuffer, TextSource,
+};
 pub use host::{Host, IoctlMemory, Ready, Waiters};
 pub use inode::Inode;
 pub use meta::{Caller, DeviceNumber, FileType, Stat, StatFs, Time, Viewpoint};
 pub use pagoda_linux::Errno;
 pub use pipe::{PIPE_BUF, PIPE_CAPACITY};
+pub use unpack::{UnpackError, Unpacked};
 pub use vfs::{Follow, Vfs};
 pub use walk::{NAME_MAX, PATH_MAX};
 

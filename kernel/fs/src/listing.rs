@@ -9,21 +9,16 @@ use alloc::sync::Arc;
 use crate::file::{Handle, OpenFile};
 use crate::generated::Generated;
 use crate::inode::Body;
-use crate::{Errno, FileType, Inode, Result, pack};
+use crate::{Emit, Errno, FileType, Inode, Result, pack};
 
 /// Where `..` leads from `directory`, for its number.
 fn parent_ino(directory: &Arc<Inode>) -> u64 {
     directory.parent().map_or(directory.ino(), |parent| parent.ino())
 }
 
-/// Reports the entries of `directory` from position `from` on to `emit`, which gets the position
-/// after the entry, the inode number, the kind and the name, and answers whether it wants more.
-/// Called with the directory's lock held if it is an in-memory one.
-pub(crate) fn list(
-    directory: &Arc<Inode>,
-    from: u64,
-    emit: &mut dyn FnMut(u64, u64, FileType, &[u8]) -> bool,
-) -> Result<()> {
+/// Reports the entries of `directory` from position `from` on. `emit` is called with the
+/// directory's lock held if it is an in-memory one.
+fn list(directory: &Arc<Inode>, from: u64, emit: &mut Emit) -> Result<()> {
     const NAMED: u64 = 2;
     if from == 0 && !emit(1, directory.ino(), FileType::Directory, b".") {
         return Ok(());
