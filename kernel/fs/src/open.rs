@@ -10,7 +10,7 @@ use crate::generated::Generated;
 use crate::inode::Body;
 use crate::names::New;
 use crate::pipe::{End, Pipe};
-use crate::walk::{Component, Last, walk};
+use crate::walk::{Last, walk};
 use crate::{Caller, Errno, FileType, Inode, Lock, OpenFlags, Result, Vfs, Viewpoint, fallible};
 
 impl Vfs {
@@ -30,13 +30,15 @@ impl Vfs {
         let create = flags.contains(OpenFlags::CREAT);
         let exclusive = create && flags.contains(OpenFlags::EXCL);
         let keep = exclusive || flags.contains(OpenFlags::NOFOLLOW);
-        let walked = walk(view, path, if keep { Last::Keep } else { Last::Follow })?;
+        let last = match (create, keep) {
+            (true, _) => Last::Create { follow: !keep },
+            (false, true) => Last::Keep,
+            (false, false) => Last::Follow,
+        };
+        let walked = walk(view, path, last)?;
         if flags.contains(OpenFlags::TMPFILE) {
             let directory = walked.node.ok_or(Errno::ENOENT)?;
             return self.open_unnamed(view, &directory, flags, mode);
-        }
-        if create && walked.slash && walked.component == Component::Name {
-            return Err(Errno::EISDIR);
         }
         let node = match walked.node {
             Some(_) if exclusive => return Err(Errno::EEXIST),

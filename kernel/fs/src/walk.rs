@@ -27,6 +27,8 @@ pub(crate) enum Last {
     Keep,
     /// The entry itself is meant, for making, removing or renaming it.
     Entry,
+    /// `O_CREAT`: a name is meant, so that no slash may follow it; links are followed or not.
+    Create { follow: bool },
 }
 
 /// What the last component of a path was.
@@ -119,6 +121,9 @@ pub(crate) fn walk<'p>(view: &Viewpoint, path: &'p [u8], last: Last) -> Result<W
         if name.len() > NAME_MAX {
             return Err(Errno::ENAMETOOLONG);
         }
+        if is_last && slash && matches!(last, Last::Create { .. }) {
+            return Err(Errno::EISDIR);
+        }
         let found = match current.lookup(name) {
             Ok(found) => found,
             Err(Errno::ENOENT) if is_last => {
@@ -128,7 +133,12 @@ pub(crate) fn walk<'p>(view: &Viewpoint, path: &'p [u8], last: Last) -> Result<W
             }
             Err(error) => return Err(error),
         };
-        let follows = !is_last || last == Last::Follow || (last == Last::Keep && slash);
+        let follows = match last {
+            _ if !is_last => true,
+            Last::Follow | Last::Create { follow: true } => true,
+            Last::Keep => slash,
+            Last::Entry | Last::Create { follow: false } => false,
+        };
         if found.kind() == FileType::Symlink && follows {
             links += 1;
             if links > MAX_LINKS {
