@@ -14,19 +14,19 @@ bitflags::bitflags! {
         /// May be written.
         const WRITE = 1 << 1;
         /// May be executed.
-        const EXEC = 1 << 2;
+        const EXEC = 1 << 7;
         /// May be used by programs; without it, by the kernel alone.
-        const USER = 1 << 3;
+        const USER = 1 << 2;
         /// Stands in every address space: survives the switch to another one.
-        const GLOBAL = 1 << 4;
+        const GLOBAL = 1 << 8;
         /// Was used since the bit was last cleared. Set by hardware.
         const ACCESSED = 1 << 5;
         /// Was written since the bit was last cleared. Set by hardware.
         const DIRTY = 1 << 6;
         /// Device memory: no caching, no merging, no reordering.
-        const UNCACHED = 1 << 7;
+        const UNCACHED = 1 << 4;
         /// Frame buffers: writes are merged, nothing is cached.
-        const WRITE_COMBINE = 1 << 8;
+        const WRITE_COMBINE = 1 << 3;
         /// Free for the caller; kept by every operation that does not set it.
         const SOFT1 = 1 << 9;
         /// Free for the caller; kept by every operation that does not set it.

@@ -28,7 +28,8 @@ pub enum Decoded {
 pub trait Format: Copy {
     /// Levels of tables, 3 to 5.
     fn levels(&self) -> u32;
-    /// Is a leaf of this size possible?
+    /// Is a leaf of this size possible? (Leaves never stand in the root, whatever is said here:
+    /// entries of the root may be shared.)
     fn has_size(&self, size: PageSize) -> bool;
     /// Does the machine implement addresses of this page?
     fn covers(&self, page: Page) -> bool;

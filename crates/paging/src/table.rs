@@ -109,7 +109,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     ///
     /// # Safety
     /// `root` is the root of a tree in this format, whose tables are all the new value's own: they
-    /// can be given to `platform.release`, `platform` reaches them, and nobody else changes them.
+    /// can be given to `platform.release`, `platform` reaches them, and nobody else changes them or
+    /// shares the upper half.
     pub unsafe fn adopt(format: F, platform: P, root: Frame) -> Self {
         let mut table = Self::with_root(format, platform, root, 0, false);
         let mut tables = 0;

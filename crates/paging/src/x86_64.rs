@@ -36,15 +36,30 @@ const PARKED: u64 = 1 << 1;
 const ABSENT_SHIFT: u32 = 2;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// Flags with a bit of their own, present or parked.
-const PLAIN: [(PageFlags, u64); 6] = [
-    (PageFlags::USER, USER),
-    (PageFlags::GLOBAL, GLOBAL),
-    (PageFlags::ACCESSED, ACCESSED),
-    (PageFlags::DIRTY, DIRTY),
-    (PageFlags::SOFT1, SOFT1),
-    (PageFlags::SOFT2, SOFT2),
-];
+/// Flags that have the same bit here and in [`PageFlags`], and mean the same present and parked.
+const PLAIN: u64 = USER | PCD | PWT | ACCESSED | DIRTY | GLOBAL | SOFT1 | SOFT2;
+/// The same bit too, in present leaves only.
+const RIGHTS: u64 = PRESENT | WRITE;
+
+const _: () = {
+    let same = [
+        (PageFlags::READ, PRESENT),
+        (PageFlags::WRITE, WRITE),
+        (PageFlags::USER, USER),
+        (PageFlags::WRITE_COMBINE, PWT),
+        (PageFlags::UNCACHED, PCD),
+        (PageFlags::ACCESSED, ACCESSED),
+        (PageFlags::DIRTY, DIRTY),
+        (PageFlags::GLOBAL, GLOBAL),
+        (PageFlags::SOFT1, SOFT1),
+        (PageFlags::SOFT2, SOFT2),
+    ];
+    let mut index = 0;
+    while index < same.len() {
+        assert!(same[index].0.bits() as u64 == same[index].1);
+        index += 1;
+    }
+};
 
 /// The format of x86-64 with four or five levels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,46 +84,21 @@ impl X86_64 {
         Self { levels, phys_bits, nx, huge }
     }
 
-    /// Flags that mean the same in a present and in a parked leaf.
     #[inline]
-    fn common(flags: PageFlags) -> u64 {
-        let mut word = 0;
-        for (flag, bit) in PLAIN {
-            if flags.contains(flag) {
-                word |= bit;
-            }
+    fn flags(word: u64) -> PageFlags {
+        let mut bits = word & PLAIN;
+        if word & PCD != 0 {
+            // Uncached has both bits here.
+            bits &= !PWT;
         }
-        if flags.contains(PageFlags::UNCACHED) {
-            word |= PCD | PWT;
-        } else if flags.contains(PageFlags::WRITE_COMBINE) {
-            word |= PWT;
-        }
-        word
-    }
-
-    #[inline]
-    fn flags(&self, word: u64) -> PageFlags {
-        let mut flags = PageFlags::empty();
-        for (flag, bit) in PLAIN {
-            if word & bit != 0 {
-                flags |= flag;
-            }
-        }
-        flags |= match (word & PCD != 0, word & PWT != 0) {
-            (true, _) => PageFlags::UNCACHED,
-            (false, true) => PageFlags::WRITE_COMBINE,
-            (false, false) => PageFlags::empty(),
-        };
+        let mut exec = PageFlags::empty();
         if word & PRESENT != 0 {
-            flags |= PageFlags::READ;
-            if word & WRITE != 0 {
-                flags |= PageFlags::WRITE;
-            }
+            bits |= word & RIGHTS;
             if word & NX == 0 {
-                flags |= PageFlags::EXEC;
+                exec = PageFlags::EXEC;
             }
         }
-        flags
+        PageFlags::from_bits_retain(bits as u32) | exec
     }
 }
 
@@ -160,20 +150,21 @@ impl Format for X86_64 {
 
     #[inline]
     fn leaf(&self, frame: Frame, size: PageSize, flags: PageFlags) -> u64 {
-        let mut word = frame.start().as_u64() | Self::common(flags);
+        let bits = u64::from(flags.bits());
+        let mut word = frame.start().as_u64() | (bits & PLAIN);
+        if flags.contains(PageFlags::UNCACHED) {
+            word |= PWT;
+        }
         if size != PageSize::K4 {
             word |= LEAF;
         }
         if !flags.intersects(PageFlags::ACCESS) {
             return word | PARKED;
         }
-        if flags.contains(PageFlags::WRITE) {
-            word |= WRITE;
-        }
         if self.nx && !flags.contains(PageFlags::EXEC) {
             word |= NX;
         }
-        word | PRESENT
+        word | (bits & RIGHTS) | PRESENT
     }
 
     #[inline]
@@ -195,7 +186,7 @@ impl Format for X86_64 {
             return Decoded::Absent(AbsentWord::from_bits(word >> ABSENT_SHIFT));
         }
         if level == 1 || word & LEAF != 0 {
-            return Decoded::Leaf(frame, self.flags(word));
+            return Decoded::Leaf(frame, Self::flags(word));
         }
         Decoded::Table(frame)
     }

@@ -237,6 +237,37 @@ fn one_cursor_does_many_things_one_after_another() {
 }
 
 #[test]
+fn threads_share_a_table() {
+    let machine = machine();
+    let table = PageTable::new(machine.format(), &machine).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (table, machine) = (&table, &machine);
+            scope.spawn(move || {
+                for round in 0..200 {
+                    // Neighbours in the same tables, and ranges of their own.
+                    let at = (round % 5) * 1024 + thread * 2;
+                    map(table, at, machine.alloc_page(false).unwrap(), PageSize::K4, RW);
+                    map(table, at + 1, machine.alloc_page(false).unwrap(), PageSize::K4, RW);
+                    protect(table, at, 1, PageFlags::READ);
+                    let mut batch = table.batch();
+                    let mut taken = 0;
+                    let range = pages(at, 2);
+                    let count = |_, _| {
+                        taken += 1;
+                        Fate::Release
+                    };
+                    table.cursor(range).unwrap().take(range, &mut batch, count).unwrap();
+                    batch.finish();
+                    assert_eq!(taken, 2);
+                }
+            });
+        }
+    });
+    assert_eq!((table.tables(), machine.arena().used()), (1, 1));
+}
+
+#[test]
 fn a_table_that_was_always_empty_is_flushed_before_it_is_freed() {
     let machine = machine();
     let table = PageTable::new(machine.format(), &machine).unwrap();

@@ -180,7 +180,7 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
     }
 
     fn check_frame(&self, page: u64, frame: Frame, size: PageSize) -> Result<(), MapError> {
-        if !self.format().has_size(size) || size.level() > self.format().levels() {
+        if !self.format().has_size(size) || size.level() >= self.format().levels() {
             return Err(MapError::Size);
         }
         if page & (size.pages() - 1) != 0 || !frame.is_aligned(size.order()) {
