@@ -216,6 +216,9 @@ impl<P: VmPlatform> Regions<P> {
     /// Removes everything from `window`. Reserved before.
     pub(crate) fn carve(&mut self, window: Window) {
         let (low, high) = window;
+        if low >= high {
+            return;
+        }
         while let Some(entry) = self.tree.find(low).filter(|entry| entry.start < high) {
             let (start, end) = (entry.start, entry.end);
             if start >= low && end <= high {

@@ -84,7 +84,10 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         }
         self.unmap_window(inner, to)?;
         if old_len > new_len {
-            self.unmap_window(inner, (start + new_len, old_end.min(limit)))?;
+            if old_end > limit {
+                return Err(VmError::Invalid);
+            }
+            self.unmap_window(inner, (start + new_len, old_end))?;
             old_len = new_len;
         }
         let region = self.resizable(inner, start, old_len, new_len, keep_old)?;

@@ -147,6 +147,7 @@ fn shared_memory_forked_before_the_first_touch_is_shared() {
     };
     let twin = parent.remap(twin).unwrap().as_u64();
     assert_eq!(host.load(0, &parent, twin + 0x1000), Ok(8));
+    assert_eq!(parent.stats().regions, 2, "the first mapping was not cut");
     host.leave(0, &parent);
     host.leave(1, &child);
     drop((parent, child));

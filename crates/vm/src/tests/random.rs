@@ -359,9 +359,9 @@ fn expected_place(model: &Model, place: Place, pages: u64) -> Result<u64, VmErro
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 4000, ..ProptestConfig::default() })]
     #[test]
-    fn spaces_and_oracle_agree(steps in prop::collection::vec(step(), 1..160)) {
+    fn spaces_and_oracle_agree(steps in prop::collection::vec(step(), 1..220)) {
         let host = Host::new(3072);
         {
             let mut world = World::new(&host);
