@@ -20,7 +20,7 @@ use pagoda_bootmap::{EarlyAllocator, MemoryMap};
 use pagoda_frames::{Class, FrameAllocator, Kind, Mobility, Request};
 use pagoda_heap::{Heap, OutOfPages, PageSource, PageTags};
 use pagoda_paging::{FlushRange, Platform, Released, SpaceTlb};
-use pagoda_sync::{Ranked, RawSpin, rank};
+use pagoda_sync::{CpuId, Ranked, RawSpin, rank};
 use pagoda_vm::VmPlatform;
 use x86_64::instructions::tlb;
 use x86_64::registers::control::{Cr3, Cr4, Cr4Flags};
@@ -146,7 +146,7 @@ impl Kernel {
 }
 
 // SAFETY: tables come zeroed from allocators that own all RAM. There is one CPU: `flush` makes it
-// forget before it returns, whether or not it uses the space at this moment.
+// forget before it returns, if it is in the space's set.
 unsafe impl Platform for Kernel {
     type Lock = Lock<{ rank::PAGE_TABLE }>;
 
@@ -170,7 +170,10 @@ unsafe impl Platform for Kernel {
         }
     }
 
-    fn flush(&self, _: &SpaceTlb, what: FlushRange<'_>) {
+    fn flush(&self, space: &SpaceTlb, what: FlushRange<'_>) {
+        if !space.cpus().contains(CpuId::BOOT) {
+            return; // whoever left the space loaded another root, and thereby forgot it
+        }
         if what.everything || what.pages() > FLUSH_ALL_PAGES {
             return flush_all(what.global);
         }

@@ -61,9 +61,9 @@ use pagoda_addr::PhysAddr;
 use pagoda_kernel_core::machine::Port;
 use pagoda_kernel_core::{BootConfig, ExitStatus};
 
-use boot_info::Loaded;
 use exit::Exit;
 use host::KERNEL;
+use storeys::Handover;
 
 /// The status of a first process that could not be started, as a shell has it for a program that
 /// it cannot find.
@@ -80,8 +80,8 @@ extern "C" fn entry(magic: u32, info: u32) -> ! {
     user::init();
     let clock = time::init();
     irq::init();
-    let loaded = match storeys::build(magic, PhysAddr::new(info.into())) {
-        Ok(loaded) => loaded,
+    let handover = match storeys::build(magic, PhysAddr::new(info.into())) {
+        Ok(handover) => handover,
         Err(error) => panic!("the tower cannot be built: {error}"),
     };
     if clock.is_none() {
@@ -89,19 +89,17 @@ extern "C" fn entry(magic: u32, info: u32) -> ! {
     }
     time::start_ticks();
     serial::listen();
-    run(&loaded)
+    run(&handover)
 }
 
 /// Storey 4 and everything above it, then the accounts.
-fn run(loaded: &Loaded) -> ! {
+fn run(handover: &Handover) -> ! {
     let Some(frames) = KERNEL.frames.get() else { panic!("no frame allocator") };
     let before = ledger::take(frames);
-    selftest::run(loaded.command_line());
+    selftest::run(handover.command_line);
     log::info!("storey 4, processes: {} frames handed over", frames.stats().free);
-    let config = BootConfig {
-        command_line: loaded.command_line(),
-        initramfs: storeys::module(loaded, b"initramfs"),
-    };
+    let config =
+        BootConfig { command_line: handover.command_line, initramfs: handover.initramfs() };
     let status = match pagoda_kernel_core::start(&KERNEL, config) {
         Ok(ExitStatus(status)) => status,
         Err(error) => {

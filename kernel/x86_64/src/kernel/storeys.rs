@@ -90,29 +90,42 @@ impl fmt::Display for Size {
     }
 }
 
+/// What is still needed of what the loader left. It lies in RAM that the final map shows; the rest
+/// of the loader's memory is not looked at any more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Handover {
+    /// The kernel's command line, copied.
+    pub(crate) command_line: &'static [u8],
+    /// The module that calls itself `initramfs`.
+    initramfs: Option<PhysRange>,
+}
+
 /// Builds storeys 1 to 3 from what the loader left in `eax` and `ebx`.
-pub(crate) fn build(magic: u32, info: PhysAddr) -> Result<Loaded, BuildError> {
+pub(crate) fn build(magic: u32, info: PhysAddr) -> Result<Handover, BuildError> {
     let loaded = boot_info::read(magic, info)?;
     console::configure(loaded.command_line());
     if let Some(features) = cpu::features() {
         info!("pagoda {} on {features}", env!("CARGO_PKG_VERSION"));
     }
     storey1(&loaded)?;
+    let handover = Handover {
+        command_line: keep(loaded.command_line())?,
+        initramfs: find_module(&loaded, b"initramfs"),
+    };
     storey2_paging()?;
     storey2_frames()?;
     storey3();
-    Ok(loaded)
+    Ok(handover)
 }
 
 /// What RAM is there, and who already sits in it?
 fn storey1(loaded: &Loaded) -> Result<(), BuildError> {
     let map = boot_info::build_map(loaded)?;
+    let name = str::from_utf8(loaded.loader_name()).ok().filter(|name| !name.is_empty());
+    info!("storey 1, boot map: what RAM is there, and who sits in it?");
     info!(
-        "storey 1, boot map: what RAM is there, and who sits in it? {} says, by {}: {} entries, {} modules",
-        str::from_utf8(loaded.loader_name())
-            .ok()
-            .filter(|name| !name.is_empty())
-            .unwrap_or("the loader"),
+        "    {} says, by {}: {} entries, {} modules",
+        name.unwrap_or("the loader"),
         boot_info::protocol_name(loaded.protocol()),
         loaded.memory().count(),
         loaded.modules().count(),
@@ -128,6 +141,43 @@ fn storey1(loaded: &Loaded) -> Result<(), BuildError> {
     );
     *KERNEL.early.lock() = Some(EarlyAllocator::new(map));
     Ok(())
+}
+
+/// Copies bytes of the loader, which may lie where the final map shows nothing.
+fn keep(bytes: &[u8]) -> Result<&'static [u8], BuildError> {
+    if bytes.is_empty() {
+        return Ok(&[]);
+    }
+    let room = early_bytes(bytes.len() as u64, 1, Some(PhysAddr::new(4 << 30)))?;
+    let (room, _) = room.split_at_mut(bytes.len());
+    for (place, byte) in room.iter_mut().zip(bytes) {
+        place.write(*byte);
+    }
+    let copy = core::ptr::from_mut(room) as *const [u8];
+    // SAFETY: every byte was just written, and nobody else has this memory.
+    Ok(unsafe { &*copy })
+}
+
+/// The first module with the word `name` in its command line.
+fn find_module(loaded: &Loaded, name: &[u8]) -> Option<PhysRange> {
+    let named = |line: &[u8]| line.split(u8::is_ascii_whitespace).any(|word| word == name);
+    Some(loaded.modules().find(|module| named(module.command_line))?.range)
+}
+
+impl Handover {
+    /// The bytes of the initramfs; empty when there is none.
+    pub(crate) fn initramfs(&self) -> &'static [u8] {
+        let Some(range) = self.initramfs else { return &[] };
+        let inside = |ram: PhysRange| ram.contains_range(range);
+        if !KERNEL.map.get().is_some_and(|map| map.ram().any(inside)) {
+            log::warn!("the initramfs at {range:?} does not lie in RAM and is ignored");
+            return &[];
+        }
+        let first = DirectMap.ptr(range.start());
+        // SAFETY: RAM, shown by the direct map, taken out of the map for good as a module's:
+        // nobody writes it.
+        unsafe { core::slice::from_raw_parts(first, range.len() as usize) }
+    }
 }
 
 /// Asks the early allocator, which exists between storeys 1 and 2.
@@ -201,8 +251,12 @@ fn storey2_paging() -> Result<(), BuildError> {
 }
 
 /// Carves early memory and shows it through the direct map.
-fn early_bytes(bytes: u64, align: u64) -> Result<&'static mut [MaybeUninit<u8>], BuildError> {
-    let range = early(|early| early.alloc(bytes, align, None))?;
+fn early_bytes(
+    bytes: u64,
+    align: u64,
+    below: Option<PhysAddr>,
+) -> Result<&'static mut [MaybeUninit<u8>], BuildError> {
+    let range = early(|early| early.alloc(bytes, align, below))?;
     let first = DirectMap.ptr(range.start()).cast();
     // SAFETY: carved out of usable RAM for this caller alone, for good; the direct map shows it.
     Ok(unsafe { core::slice::from_raw_parts_mut(first, range.len() as usize) })
@@ -261,7 +315,7 @@ struct RangeList {
 
 impl RangeList {
     fn new(places: usize) -> Result<Self, BuildError> {
-        let bytes = early_bytes((places * size_of::<FrameRange>()) as u64, 4096)?;
+        let bytes = early_bytes((places * size_of::<FrameRange>()) as u64, 4096, None)?;
         let room = core::ptr::slice_from_raw_parts_mut(bytes.as_mut_ptr().cast(), places);
         // SAFETY: `bytes` is at least as long, page-aligned, and this caller's alone.
         Ok(Self { room: unsafe { &mut *room }, used: 0 })
@@ -296,11 +350,11 @@ fn storey2_frames() -> Result<(), BuildError> {
     // For all RAM, in one piece or in many: what is left when all this is carved needs less.
     let needed = pagoda_frames::required(ranges.get(), cpus)?;
     let slack = (places * 64 + 4096) as u64;
-    let storage = early_bytes(needed.size() as u64 + slack, needed.align() as u64)?;
+    let storage = early_bytes(needed.size() as u64 + slack, needed.align() as u64, None)?;
     let metadata_bytes = storage.len() as u64;
 
     let window = heap_window();
-    let tags = early_bytes(PageTags::required(window as usize) as u64, 4096)?;
+    let tags = early_bytes(PageTags::required(window as usize) as u64, 4096, None)?;
     let tags_bytes = tags.len() as u64;
     // SAFETY: the memory is this function's own, and this long.
     unsafe { tags.as_mut_ptr().write_bytes(0, tags.len()) };
@@ -346,24 +400,6 @@ fn heap_window() -> u64 {
     let limit = PhysRange::clamped(PhysAddr::ZERO, layout::HEAP_MEMORY);
     let last = (0..).map_while(ram).filter_map(|range| range.intersection(limit)).last();
     last.map_or(0, |range| range.end().as_u64())
-}
-
-/// The bytes of the first module with the word `name` in its command line; empty when there
-/// is none.
-pub(crate) fn module(loaded: &Loaded, name: &[u8]) -> &'static [u8] {
-    let named = |line: &[u8]| line.split(u8::is_ascii_whitespace).any(|word| word == name);
-    let Some(module) = loaded.modules().find(|module| named(module.command_line)) else {
-        return &[];
-    };
-    let inside = |ram: PhysRange| ram.contains_range(module.range);
-    if !KERNEL.map.get().is_some_and(|map| map.ram().any(inside)) {
-        log::warn!("module {:?} does not lie in RAM and is ignored", module.range);
-        return &[];
-    }
-    let first = DirectMap.ptr(module.range.start());
-    // SAFETY: RAM, shown by the direct map, taken out of the map for good as a module's: nobody
-    // writes it.
-    unsafe { core::slice::from_raw_parts(first, module.range.len() as usize) }
 }
 
 /// How does the kernel get 40 bytes, or a guarded stack? Both are taken, shown and given back.

@@ -7,6 +7,7 @@ use pagoda_addr::{FrameRange, Page, PageRange, PhysMap, VirtAddr};
 use pagoda_frames::{OwnedFrames, Request};
 use pagoda_kernel_core::machine::{Machine, Trap, UserRegs};
 use pagoda_paging::{Fate, PageFlags, PageSize, PageTable, X86_64};
+use pagoda_sync::CpuId;
 
 use crate::kernel::host::{DirectMap, KERNEL, Kernel, kind};
 use crate::kernel::{cpu, layout, time};
@@ -80,6 +81,7 @@ impl Space {
 
     fn end(self) {
         KERNEL.activate(None);
+        self.table.space().leave(CpuId::BOOT);
         for addr in [CODE, DATA] {
             let mut batch = self.table.batch();
             if let Ok(mut cursor) = self.table.cursor(PageRange::single(page(addr))) {
@@ -141,6 +143,7 @@ fn run_program(program: *const u8, set: impl FnOnce(&mut UserRegs)) -> (Trap, Us
 /// Runs all checks; panics at the first that does not hold.
 pub(super) fn run() {
     let Some(space) = Space::new() else { return log::warn!("selftest: no memory") };
+    space.table.space().join(CpuId::BOOT);
     KERNEL.activate(Some(space.table.root()));
     let checks: [(&str, fn()); 9] = [
         ("system calls keep all registers", system_calls),
