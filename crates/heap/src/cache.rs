@@ -18,9 +18,9 @@ use pagoda_addr::Order;
 use pagoda_sync::Cpus;
 
 use crate::classes::Tag;
-use crate::heap::What;
-use crate::shelf::Shelf;
-use crate::slab::capacity;
+use crate::inspect::What;
+use crate::shelf::{Destroy, Shelf};
+use crate::slab::{Slab, capacity};
 use crate::{Heap, HeapError, Misuse, MisuseKind, PageSource, PanicReport, Report};
 
 /// The part of a cache that the heap knows.
@@ -70,7 +70,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             .ok_or(HeapError::TooLarge)?;
         let order = slab_order(stride).ok_or(HeapError::TooLarge)?;
         let shelf =
-            Shelf::new(name, layout.size(), stride, order, Tag::Cache(order), destroy_of::<T>());
+            Shelf::new(name, layout.size(), stride, 1, Tag::Cache(order), destroy_of::<T>());
         let memory: NonNull<CacheShelf> = self.kalloc(Layout::new::<CacheShelf>())?.cast();
         memory.as_ptr().expose_provenance();
         let mut state = self.state.lock();
@@ -81,9 +81,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         Ok(Cache { heap: self, shelf: memory, construct })
     }
 
-    /// The empty slabs of all caches go back; returns their pages.
-    pub(crate) fn shrink_caches(&self) -> usize {
-        let mut pages = 0;
+    /// The empty slabs of all caches go back.
+    pub(crate) fn shrink_caches(&self) {
         loop {
             let state = self.state.lock();
             let mut found = None;
@@ -92,16 +91,51 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 // SAFETY: *cache-listed*; the lock is held.
                 let cache = unsafe { &mut *cache.as_ptr() };
                 if let Some(slab) = cache.shelf.pop_empty() {
-                    found = Some((slab, cache.shelf.order, cache.shelf.destroy));
+                    found = Some((slab, cache.shelf.order(), cache.shelf.destroy));
                     break;
                 }
                 next = cache.next;
             }
             drop(state);
-            let Some((slab, order, destroy)) = found else { return pages };
-            pages += order.count() as usize;
+            let Some((slab, order, destroy)) = found else { return };
             self.give_slab(slab, order, destroy);
         }
+    }
+}
+
+impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
+    /// A fresh slab of 2^`order` pages for a cache, tagged, on no shelf yet.
+    fn take_slab(
+        &self,
+        order: Order,
+        stride: usize,
+        tag: Tag,
+        owner: NonNull<CacheShelf>,
+    ) -> Result<Slab, HeapError> {
+        let base = self.take_pages_hard(order, false)?;
+        let span = order.bytes() as usize;
+        // SAFETY: fresh pages; the order was chosen so that the stride fits.
+        let slab = unsafe { Slab::create(base, span, stride) };
+        slab.owner.set(owner.as_ptr() as usize);
+        let _state = self.state.lock();
+        self.tag_all(base.as_ptr() as usize, span, tag);
+        Ok(slab)
+    }
+
+    /// Gives a cache's slab back that is on no shelf any more.
+    pub(crate) fn give_slab(&self, slab: Slab, order: Order, destroy: Option<Destroy>) {
+        {
+            // Under the lock: whoever inspects an address reads its tag and then the header.
+            let _state = self.state.lock();
+            self.tag_all(slab.base().as_ptr() as usize, slab.span(), Tag::Gone);
+        }
+        if let Some(destroy) = destroy {
+            for index in 0..slab.count() {
+                // SAFETY: the cache constructed each object, and nobody can reach them any more.
+                unsafe { destroy(slab.object(index)) };
+            }
+        }
+        self.give_pages(slab.base(), order);
     }
 }
 
@@ -115,7 +149,7 @@ fn slab_order(stride: usize) -> Option<Order> {
     Order::all().take(4).find(holds(8)).or_else(|| Order::all().find(holds(1)))
 }
 
-fn destroy_of<T>() -> Option<crate::shelf::Destroy> {
+fn destroy_of<T>() -> Option<Destroy> {
     /// # Safety
     /// A constructed `T` lies there, and nobody uses it any more.
     unsafe fn destroy<T>(object: NonNull<u8>) {
@@ -137,8 +171,8 @@ impl<T, S: PageSource, C: Cpus, R: RawMutex, P: Report> Cache<'_, T, S, C, R, P>
         if let Some(object) = self.with(Shelf::take) {
             return Ok(object.cast());
         }
-        let (order, stride, tag) = self.with(|shelf| (shelf.order, shelf.stride, shelf.tag));
-        let slab = self.heap.take_slab(order, stride, tag, self.shelf.as_ptr() as usize)?;
+        let (order, stride, tag) = self.with(|shelf| (shelf.order(), shelf.stride, shelf.tag));
+        let slab = self.heap.take_slab(order, stride, tag, self.shelf)?;
         for index in 0..slab.count() {
             // SAFETY: the slab is not yet on the shelf; the object has the size and alignment of T.
             unsafe { slab.object(index).cast::<T>().write((self.construct)()) };
@@ -153,8 +187,8 @@ impl<T, S: PageSource, C: Cpus, R: RawMutex, P: Report> Cache<'_, T, S, C, R, P>
     ///
     /// # Safety
     /// Nobody uses the object any more, and it is a valid `T` from which the next owner can start.
-    pub unsafe fn free_raw(&self, object: NonNull<T>) -> Result<(), Misuse> {
-        self.heap.free(object.cast(), |found| match found.what {
+    pub unsafe fn free_raw(&self, object: NonNull<T>) -> Result<(), MisuseKind> {
+        self.heap.free_checked(object.cast(), |found| match found.what {
             What::Cache(owner, ..) if owner == self.shelf => None,
             _ => Some(MisuseKind::WrongCache),
         })
@@ -177,7 +211,7 @@ impl<T, S: PageSource, C: Cpus, R: RawMutex, P: Report> Drop for Cache<'_, T, S,
     /// the cache's record.
     fn drop(&mut self) {
         while let (Some(slab), order, destroy) =
-            self.with(|shelf| (shelf.pop_empty(), shelf.order, shelf.destroy))
+            self.with(|shelf| (shelf.pop_empty(), shelf.order(), shelf.destroy))
         {
             self.heap.give_slab(slab, order, destroy);
         }

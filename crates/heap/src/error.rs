@@ -11,7 +11,7 @@ pub enum HeapError {
     OutOfPages,
     /// The pointer to be resized is not a live block, or the heap's own records are damaged. The
     /// [`Report`] hook has been told already.
-    Misuse(Misuse),
+    Misuse(MisuseKind),
 }
 
 impl fmt::Display for HeapError {
@@ -19,7 +19,7 @@ impl fmt::Display for HeapError {
         match self {
             Self::TooLarge => f.write_str("the request is larger than the heap can ever serve"),
             Self::OutOfPages => f.write_str("the page source has no pages left"),
-            Self::Misuse(misuse) => misuse.fmt(f),
+            Self::Misuse(kind) => f.write_str(kind.name()),
         }
     }
 }
@@ -60,6 +60,14 @@ impl MisuseKind {
         }
     }
 }
+
+impl fmt::Display for MisuseKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl core::error::Error for MisuseKind {}
 
 /// A misuse of the heap and its evidence. The heap has changed nothing: the block, if there is one,
 /// is as it was.
@@ -102,7 +110,7 @@ impl core::error::Error for Misuse {}
 /// Told about every misuse before the call that found it returns. No lock of the heap is held.
 ///
 /// A kernel prints the evidence and stops; when the hook returns, the heap has done nothing (it
-/// leaks rather than guesses) and the call returns the misuse as an error where it can.
+/// leaks rather than guesses) and the call returns the kind of misuse as an error where it can.
 pub trait Report {
     /// Somebody misused the heap.
     fn misuse(&self, misuse: &Misuse);

@@ -1,22 +1,20 @@
-//! The heap: `kalloc`, `kfree` and their kin.
-//!
-//! One lock guards the shelves. It is never held while the source is asked for pages or given some
-//! back, nor while the host's report hook runs.
+//! The heap: `kalloc`, `kfree` and their kin, and the paths that are hot.
 #![allow(unsafe_code)] // hands out and takes back raw memory
 
 use core::alloc::Layout;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::ptr::{NonNull, null_mut, with_exposed_provenance_mut};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use lock_api::RawMutex;
-use pagoda_addr::Order;
-use pagoda_sync::Cpus;
+use pagoda_sync::{Cpus, MAX_CPUS, Pinned};
 
 use crate::cache::CacheShelf;
-use crate::classes::{CLASSES, NAMES, Place, SIZES, Tag, place};
-use crate::shelf::{Destroy, Shelf};
-use crate::slab::{Slab, Spot};
-use crate::source::TAG_SHIFT;
+use crate::classes::{ALIGN_MASK, CLASSES, Place, SLAB_CLASSES, Tag, class_of, place};
+use crate::depot::Depot;
+use crate::inspect::What;
+use crate::magazine::{Area, Magazine};
+use crate::pool::Pool;
+use crate::shelf::Shelf;
 use crate::{HeapError, Misuse, MisuseKind, PageSource, PanicReport, Report};
 
 /// A kernel heap over the pages of `S`, for the CPUs of `C`, locked by `R`, telling `P` about
@@ -26,41 +24,40 @@ use crate::{HeapError, Misuse, MisuseKind, PageSource, PanicReport, Report};
 /// heap returns nothing to the source; [`shrink`](Self::shrink) does, for what is not live.
 pub struct Heap<S, C, R, P = PanicReport> {
     pub(crate) source: S,
-    #[allow(dead_code)] // every CPU goes to the shelves so far
-    cpus: C,
+    pub(crate) cpus: C,
     pub(crate) report: P,
+    /// Each CPU's magazines; null until it first misses them.
+    pub(crate) areas: [AtomicPtr<Area>; MAX_CPUS],
+    /// How often all CPUs were asked to drain their magazines.
+    pub(crate) wanted: AtomicUsize,
+    pub(crate) depots: [lock_api::Mutex<R, Depot>; CLASSES],
+    /// Bytes in depots.
+    pub(crate) in_depots: AtomicUsize,
     pub(crate) state: lock_api::Mutex<R, State>,
     /// Bytes taken from the source and not given back.
     pub(crate) taken: AtomicUsize,
+    /// Bytes ever given back to the source.
+    pub(crate) given: AtomicUsize,
 }
 
-/// What the lock guards.
+/// What the central lock guards.
 pub(crate) struct State {
-    pub(crate) classes: [Shelf; CLASSES],
-    /// All object caches, newest first.
-    pub(crate) caches: Option<NonNull<CacheShelf>>,
+    pub(crate) pool: Pool,
+    pub(crate) shelves: [Shelf; SLAB_CLASSES],
+    /// Blocks of each middle class that are out of the pool.
+    pub(crate) middle: [usize; CLASSES - SLAB_CLASSES],
+    /// Bytes of live blocks of the pool without a class.
+    pub(crate) unclassed: usize,
+    /// Bytes of the pool in the heap's own records.
+    pub(crate) own: usize,
     /// Bytes in live runs.
     pub(crate) runs: usize,
+    /// All object caches, newest first.
+    pub(crate) caches: Option<NonNull<CacheShelf>>,
 }
 
 // SAFETY: the pointers inside lead to memory that only the holder of the state uses.
 unsafe impl Send for State {}
-
-/// What `kfree` found behind a pointer.
-pub(crate) struct Found {
-    pub(crate) what: What,
-    pub(crate) start: usize,
-    pub(crate) size: usize,
-    pub(crate) name: &'static str,
-}
-
-/// A live block.
-#[derive(Clone, Copy)]
-pub(crate) enum What {
-    Class(u8, Slab, usize),
-    Cache(NonNull<CacheShelf>, Slab, usize),
-    Run(Order),
-}
 
 impl<S: PageSource, C: Cpus, R: RawMutex> Heap<S, C, R> {
     /// An empty heap that panics on misuse. Allocates nothing.
@@ -72,19 +69,32 @@ impl<S: PageSource, C: Cpus, R: RawMutex> Heap<S, C, R> {
 impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// An empty heap that tells `report` about misuse. Allocates nothing.
     pub const fn with_report(source: S, cpus: C, report: P) -> Self {
-        let mut classes = [const { Shelf::of_class(0) }; CLASSES];
+        let mut shelves = [const { Shelf::of_class(0) }; SLAB_CLASSES];
         let mut class = 1;
-        while class < CLASSES {
-            classes[class] = Shelf::of_class(class);
+        while class < SLAB_CLASSES {
+            shelves[class] = Shelf::of_class(class);
             class += 1;
         }
-        let state = State { classes, caches: None, runs: 0 };
+        let state = State {
+            pool: Pool::new(),
+            shelves,
+            middle: [0; CLASSES - SLAB_CLASSES],
+            unclassed: 0,
+            own: 0,
+            runs: 0,
+            caches: None,
+        };
         Self {
             source,
             cpus,
             report,
+            areas: [const { AtomicPtr::new(null_mut()) }; MAX_CPUS],
+            wanted: AtomicUsize::new(0),
+            depots: [const { lock_api::Mutex::const_new(R::INIT, Depot::new()) }; CLASSES],
+            in_depots: AtomicUsize::new(0),
             state: lock_api::Mutex::const_new(R::INIT, state),
             taken: AtomicUsize::new(0),
+            given: AtomicUsize::new(0),
         }
     }
 
@@ -94,52 +104,62 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     }
 
     /// A block of `layout`, contents arbitrary. Size 0 is served as size 1: a block of its own.
+    #[inline]
     pub fn kalloc(&self, layout: Layout) -> Result<NonNull<u8>, HeapError> {
-        match place(layout).ok_or(HeapError::TooLarge)? {
-            Place::Class(class) => self.alloc_small(class),
-            Place::Run(order) => self.alloc_run(order, false),
+        match class_of(layout) {
+            Some(class) => match self.pop(class) {
+                Some(block) => Ok(block),
+                None => self.alloc_slow(class),
+            },
+            None => self.alloc_odd(layout, false),
         }
     }
 
     /// A block of `layout`, its first `layout.size()` bytes zero.
     pub fn kalloc_zeroed(&self, layout: Layout) -> Result<NonNull<u8>, HeapError> {
-        match place(layout).ok_or(HeapError::TooLarge)? {
-            Place::Class(class) => {
-                let block = self.alloc_small(class)?;
-                // SAFETY: the block is the caller's, and holds the layout.
-                unsafe { block.write_bytes(0, layout.size()) };
-                Ok(block)
-            }
-            Place::Run(order) => self.alloc_run(order, true),
+        if class_of(layout).is_none() {
+            return self.alloc_odd(layout, true);
         }
+        let block = self.kalloc(layout)?;
+        // SAFETY: the block is the caller's, and holds the layout.
+        unsafe { block.write_bytes(0, layout.size()) };
+        Ok(block)
     }
 
     /// Frees a block whose size the caller does not know.
     ///
-    /// That the pointer is a live block of this heap is checked, not trusted; whatever else it is
-    /// goes to the report hook, comes back as the error, and changes nothing.
+    /// What is not a live block of this heap goes to the report hook and changes nothing; the call
+    /// returns it as the error when it is found at once. A block that goes into a magazine is
+    /// checked in full only when it leaves it for its slab or the pool.
     ///
     /// # Safety
     /// Nobody uses the block any more.
-    pub unsafe fn kfree(&self, ptr: NonNull<u8>) -> Result<(), Misuse> {
-        self.free(ptr, |found| match found.what {
-            What::Cache(..) => Some(MisuseKind::WrongCache),
-            _ => None,
-        })
+    #[inline]
+    pub unsafe fn kfree(&self, ptr: NonNull<u8>) -> Result<(), MisuseKind> {
+        if let Some(tag) = self.source.tag(ptr.as_ptr() as usize) {
+            // A class is coded as itself and one, see `Tag::encode`.
+            let class = tag.load(Ordering::Relaxed).wrapping_sub(1);
+            if usize::from(class) < CLASSES && self.push(class, ptr) {
+                return Ok(());
+            }
+        }
+        self.free_slow(ptr, None)
     }
 
-    /// Frees a block that was allocated with `layout`.
+    /// Frees a block that was allocated with `layout`: the fast way.
+    ///
+    /// Checked as in [`kfree`](Self::kfree).
     ///
     /// # Safety
     /// Nobody uses the block any more.
-    pub unsafe fn kfree_sized(&self, ptr: NonNull<u8>, layout: Layout) -> Result<(), Misuse> {
-        let expected = place(layout);
-        self.free(ptr, |found| match found.what {
-            What::Cache(..) => Some(MisuseKind::WrongCache),
-            What::Class(class, ..) if expected == Some(Place::Class(class)) => None,
-            What::Run(order) if expected == Some(Place::Run(order)) => None,
-            _ => Some(MisuseKind::WrongLayout),
-        })
+    #[inline]
+    pub unsafe fn kfree_sized(&self, ptr: NonNull<u8>, layout: Layout) -> Result<(), MisuseKind> {
+        if let Some(class) = class_of(layout) {
+            if self.push(class, ptr) {
+                return Ok(());
+            }
+        }
+        self.free_slow(ptr, Some(layout))
     }
 
     /// Makes a block of `old` layout `new_size` bytes large, in place where it can; contents are
@@ -157,8 +177,15 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             Layout::from_size_align(new_size, old.align()).map_err(|_| HeapError::TooLarge)?;
         let new_place = place(new).ok_or(HeapError::TooLarge)?;
         if place(old) == Some(new_place) {
-            return self.usable_size(ptr).map(|_| ptr).map_err(HeapError::Misuse);
+            return match new_place {
+                Place::Class(class) if self.tag(ptr.as_ptr() as usize) == Tag::Class(class) => {
+                    Ok(ptr)
+                }
+                _ => self.usable_size(ptr).map(|_| ptr).map_err(HeapError::Misuse),
+            };
         }
+        // A block that is not live is found out before anything is copied from it.
+        self.usable_size(ptr).map_err(HeapError::Misuse)?;
         let block = self.kalloc(new)?;
         let kept = old.size().min(new_size);
         // SAFETY: both blocks are live and hold `kept` bytes; the new one is nobody else's.
@@ -172,250 +199,85 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         Ok(block)
     }
 
-    /// The bytes that may be used behind a live block's pointer.
-    pub fn usable_size(&self, ptr: NonNull<u8>) -> Result<usize, Misuse> {
+    /// The bytes that may be used behind a live block's pointer. Takes the lock.
+    pub fn usable_size(&self, ptr: NonNull<u8>) -> Result<usize, MisuseKind> {
         let found = {
             let state = self.state.lock();
             self.inspect(&state, ptr.as_ptr() as usize)
         };
-        found.map(|found| found.size).inspect_err(|misuse| self.report.misuse(misuse))
-    }
-
-    /// Gives every page without a live block back to the source. Returns the number of pages.
-    pub fn shrink(&self) -> usize {
-        let mut pages = 0;
-        for class in 0..CLASSES {
-            loop {
-                // The guard must not live on into the body.
-                let slab = self.state.lock().classes[class].pop_empty();
-                let Some(slab) = slab else { break };
-                pages += slab.span() >> pagoda_addr::PAGE_SHIFT;
-                self.give_slab(slab, crate::shelf::CLASS_ORDER, None);
-            }
+        match found {
+            Ok(found) => Ok(found.size),
+            Err(misuse) => Err(self.tell(misuse)),
         }
-        pages + self.shrink_caches()
     }
 
-    fn alloc_small(&self, class: u8) -> Result<NonNull<u8>, HeapError> {
-        let class = usize::from(class);
-        if let Some(object) = self.state.lock().classes[class].take() {
-            return Ok(object);
-        }
-        self.grow(class)
-    }
-
+    /// Tells the host; returns what the caller is told.
     #[cold]
-    fn grow(&self, class: usize) -> Result<NonNull<u8>, HeapError> {
-        let order = crate::shelf::CLASS_ORDER;
-        let slab = self.take_slab(order, usize::from(SIZES[class]), Tag::Slab(class as u8), 0)?;
-        let mut state = self.state.lock();
-        let shelf = &mut state.classes[class];
-        shelf.add(slab);
-        shelf.take().ok_or(HeapError::OutOfPages)
+    pub(crate) fn tell(&self, misuse: Misuse) -> MisuseKind {
+        self.report.misuse(&misuse);
+        misuse.kind
     }
 
-    /// A fresh slab of 2^`order` pages, tagged, on no shelf yet.
-    pub(crate) fn take_slab(
-        &self,
-        order: Order,
-        stride: usize,
-        tag: Tag,
-        owner: usize,
-    ) -> Result<Slab, HeapError> {
-        let base = self.take_pages(order, false)?;
-        let span = order.bytes() as usize;
-        // SAFETY: fresh pages; every caller's stride fits (classes: by their table; caches: by
-        // their choice of order).
-        let slab = unsafe { Slab::create(base, span, stride) };
-        slab.owner.set(owner);
-        self.tag_all(base.as_ptr() as usize, span, tag);
-        Ok(slab)
+    /// A block of the class from this CPU's magazine.
+    #[inline]
+    pub(crate) fn pop(&self, class: u8) -> Option<NonNull<u8>> {
+        let pin = self.cpus.pin();
+        self.magazine(&pin, class)?.pop()
     }
 
-    /// Gives a slab back that is on no shelf any more.
-    pub(crate) fn give_slab(&self, slab: Slab, order: Order, destroy: Option<Destroy>) {
-        {
-            // Under the lock: whoever inspects an address reads its tag and then the header.
-            let _state = self.state.lock();
-            self.tag_all(slab.base().as_ptr() as usize, slab.span(), Tag::Gone);
+    /// A block into this CPU's magazine; false when it does not go in, for whatever reason.
+    #[inline]
+    fn push(&self, class: u8, ptr: NonNull<u8>) -> bool {
+        if ptr.as_ptr() as usize & usize::from(ALIGN_MASK[usize::from(class)]) != 0 {
+            return false;
         }
-        if let Some(destroy) = destroy {
-            for index in 0..slab.count() {
-                // SAFETY: the cache constructed each object, and nobody can reach them any more.
-                unsafe { destroy(slab.object(index)) };
-            }
-        }
-        self.give_pages(slab.base(), order);
+        let pin = self.cpus.pin();
+        self.magazine(&pin, class).is_some_and(|magazine| magazine.push(own(ptr)).is_ok())
     }
 
-    fn alloc_run(&self, order: Order, zeroed: bool) -> Result<NonNull<u8>, HeapError> {
-        let base = self.take_pages(order, zeroed)?;
-        let start = base.as_ptr() as usize;
-        self.tag_all(start, order.bytes() as usize, Tag::RunInside);
-        self.set_tag(start, Tag::Run);
-        self.set_tag(start + (1 << TAG_SHIFT), Tag::RunOrder(order));
-        self.state.lock().runs += order.bytes() as usize;
-        Ok(base)
+    /// This CPU's magazine for the class.
+    #[inline]
+    pub(crate) fn magazine<'p>(&self, pin: &'p Pinned<'_, C>, class: u8) -> Option<&'p Magazine> {
+        // SAFETY: a class is below the number of classes wherever one comes from.
+        Some(unsafe { self.area(pin)?.magazines.get_unchecked(usize::from(class)) })
     }
 
-    fn take_pages(&self, order: Order, zeroed: bool) -> Result<NonNull<u8>, HeapError> {
-        let pages = match zeroed {
-            true => self.source.alloc_zeroed_pages(order),
-            false => self.source.alloc_pages(order),
+    /// This CPU's magazines.
+    #[inline]
+    pub(crate) fn area<'p>(&self, pin: &'p Pinned<'_, C>) -> Option<&'p Area> {
+        let area = self.areas.get(pin.cpu().index())?.load(Ordering::Relaxed);
+        // SAFETY: *magazine-own*: this CPU made the area, and only it (or somebody who has stopped
+        // it) gives the area back.
+        unsafe { area.as_ref() }
+    }
+
+    /// Frees what the fast path did not take.
+    #[cold]
+    #[inline(never)]
+    fn free_slow(&self, ptr: NonNull<u8>, layout: Option<Layout>) -> Result<(), MisuseKind> {
+        let expected = layout.map(place);
+        let class = match (expected, self.tag(ptr.as_ptr() as usize)) {
+            (Some(Some(Place::Class(class))), Tag::Class(tag)) if class == tag => Some(class),
+            (None, Tag::Class(class)) => Some(class),
+            _ => None,
         };
-        let base = pages.map_err(|_| HeapError::OutOfPages)?;
-        base.as_ptr().expose_provenance();
-        self.taken.fetch_add(order.bytes() as usize, Ordering::Relaxed);
-        Ok(base)
-    }
-
-    fn give_pages(&self, base: NonNull<u8>, order: Order) {
-        self.taken.fetch_sub(order.bytes() as usize, Ordering::Relaxed);
-        // SAFETY: taken with this order; the heap holds no block in it and has cleared its tags.
-        unsafe { self.source.free_pages(base, order) };
-    }
-
-    fn tag(&self, address: usize) -> Tag {
-        self.source.tag(address).map_or(Tag::None, |tag| Tag::decode(tag.load(Ordering::Relaxed)))
-    }
-
-    fn set_tag(&self, address: usize, tag: Tag) {
-        if let Some(slot) = self.source.tag(address) {
-            slot.store(tag.encode(), Ordering::Relaxed);
-        }
-    }
-
-    fn tag_all(&self, start: usize, bytes: usize, tag: Tag) {
-        for offset in (0..bytes).step_by(1 << TAG_SHIFT) {
-            self.set_tag(start + offset, tag);
-        }
-    }
-
-    /// Frees the block at `ptr` unless `refuse` names a reason against it.
-    pub(crate) fn free(
-        &self,
-        ptr: NonNull<u8>,
-        refuse: impl FnOnce(&Found) -> Option<MisuseKind>,
-    ) -> Result<(), Misuse> {
-        let address = ptr.as_ptr() as usize;
-        let mut state = self.state.lock();
-        let outcome = self.inspect(&state, address).and_then(|found| match refuse(&found) {
-            Some(kind) => Err(found.misuse(kind, address)),
-            None => Ok(found.what),
-        });
-        let (slab, order, destroy) = match outcome {
-            Ok(What::Class(class, slab, index)) => {
-                let shelf = &mut state.classes[usize::from(class)];
-                (shelf.put(slab, index).flatten(), shelf.order, None)
-            }
-            Ok(What::Cache(cache, slab, index)) => {
-                // SAFETY: *cache-listed*: the shelf lives as long as a slab names it.
-                let shelf = unsafe { &mut (*cache.as_ptr()).shelf };
-                (shelf.put(slab, index).flatten(), shelf.order, shelf.destroy)
-            }
-            Ok(What::Run(order)) => {
-                state.runs -= order.bytes() as usize;
-                self.tag_all(address, order.bytes() as usize, Tag::Gone);
-                drop(state);
-                let base = core::ptr::with_exposed_provenance_mut(address);
-                self.give_pages(NonNull::new(base).unwrap_or(ptr), order);
-                return Ok(());
-            }
-            Err(misuse) => {
-                drop(state);
-                self.report.misuse(&misuse);
-                return Err(misuse);
-            }
-        };
-        drop(state);
-        if let Some(slab) = slab {
-            self.give_slab(slab, order, destroy);
-        }
-        Ok(())
-    }
-
-    /// What the block at `address` is; a misuse when no live block starts there. The state is the
-    /// proof that the lock is held.
-    pub(crate) fn inspect(&self, _state: &State, address: usize) -> Result<Found, Misuse> {
-        let foreign = Misuse { kind: MisuseKind::Foreign, address, cache: "", block: 0, size: 0 };
-        match self.tag(address) {
-            Tag::None => Err(foreign),
-            Tag::Gone => Err(Misuse { kind: MisuseKind::DoubleFree, ..foreign }),
-            Tag::Slab(class) => self.inspect_slab(crate::shelf::CLASS_ORDER, Some(class), address),
-            Tag::Cache(order) => self.inspect_slab(order, None, address),
-            Tag::Run | Tag::RunOrder(_) | Tag::RunInside => self.inspect_run(address),
-        }
-    }
-
-    fn inspect_slab(
-        &self,
-        order: Order,
-        class: Option<u8>,
-        address: usize,
-    ) -> Result<Found, Misuse> {
-        let base = address & !(order.bytes() as usize - 1);
-        let damaged =
-            Misuse { kind: MisuseKind::Damaged, address, cache: "", block: base, size: 0 };
-        // SAFETY: the tag says that a slab of this order lies here; the lock is held.
-        let slab = unsafe { Slab::at(base) }.ok_or(damaged)?;
-        let owner = NonNull::new(core::ptr::with_exposed_provenance_mut(slab.owner.get()));
-        let (name, size) = match (class, owner) {
-            (Some(class), None) => {
-                (NAMES[usize::from(class)], usize::from(SIZES[usize::from(class)]))
-            }
-            (None, Some(owner)) => {
-                let cache: NonNull<CacheShelf> = owner;
-                // SAFETY: *cache-listed*, and the lock is held.
-                unsafe { ((*cache.as_ptr()).shelf.name, (*cache.as_ptr()).shelf.object) }
-            }
-            _ => return Err(damaged),
-        };
-        let (index, kind) = match slab.locate(address) {
-            Spot::Start(index) if slab.is_free(index) => (index, Some(MisuseKind::DoubleFree)),
-            Spot::Start(index) => (index, None),
-            Spot::Inside(index) => (index, Some(MisuseKind::Interior)),
-            Spot::Outside => {
-                let kind = MisuseKind::Interior;
-                return Err(Misuse { kind, address, cache: name, block: 0, size: 0 });
-            }
-        };
-        let what = match (class, owner) {
-            (Some(class), _) => What::Class(class, slab, index),
-            (None, Some(owner)) => What::Cache(owner, slab, index),
-            (None, None) => return Err(damaged),
-        };
-        let found = Found { what, start: slab.object(index).as_ptr() as usize, size, name };
-        match kind {
-            Some(kind) => Err(found.misuse(kind, address)),
-            None => Ok(found),
-        }
-    }
-
-    fn inspect_run(&self, address: usize) -> Result<Found, Misuse> {
-        let step = 1 << TAG_SHIFT;
-        let mut start = address & !(step - 1);
-        // The first KiB is at most the largest order away; on the way there only tags of a run.
-        for _ in 0..Order::MAX.bytes() >> TAG_SHIFT {
-            match self.tag(start) {
-                Tag::RunOrder(_) | Tag::RunInside => start = start.wrapping_sub(step),
-                _ => break,
+        if let Some(class) = class {
+            if let Some(done) = self.free_full(ptr, class) {
+                return done;
             }
         }
-        let (Tag::Run, Tag::RunOrder(order)) = (self.tag(start), self.tag(start + step)) else {
-            let kind = MisuseKind::Damaged;
-            return Err(Misuse { kind, address, cache: "", block: start, size: 0 });
-        };
-        let size = order.bytes() as usize;
-        let found = Found { what: What::Run(order), start, size, name: "kmalloc-pages" };
-        match address == start {
-            true => Ok(found),
-            false => Err(found.misuse(MisuseKind::Interior, address)),
-        }
+        self.free_checked(ptr, |found| match (found.what, expected) {
+            (What::Cache(..), _) => Some(MisuseKind::WrongCache),
+            (_, None) => None,
+            (what, Some(place)) => (!what.is_served_as(place)).then_some(MisuseKind::WrongLayout),
+        })
     }
 }
 
-impl Found {
-    pub(crate) fn misuse(&self, kind: MisuseKind, address: usize) -> Misuse {
-        Misuse { kind, address, cache: self.name, block: self.start, size: self.size }
-    }
+/// The pointer with the heap's own provenance, whatever its last owner did with it.
+#[inline]
+pub(crate) fn own(ptr: NonNull<u8>) -> NonNull<u8> {
+    let address = ptr.as_ptr() as usize;
+    // SAFETY: not null, as `ptr` is not.
+    unsafe { NonNull::new_unchecked(with_exposed_provenance_mut(address)) }
 }

@@ -2,41 +2,69 @@
 //!
 //! # How it is built
 //!
+//! ```text
+//! kalloc, kfree      each CPU:  magazines, an array of free blocks for each class
+//!                               |  batches of up to 32
+//! one lock each      shared:    depots, for each class
+//!                               |
+//! one lock           shared:    shelves (slabs of small blocks) --spans--> pool --> page source
+//!                               middle blocks ----------------------------> pool
+//!                               larger blocks: runs -----------------------------> page source
+//! ```
+//!
 //! The nouns, each in its own file:
 //!
-//! - *block*: what `kalloc` gives. Small blocks (up to 1 KiB) are objects of a slab; larger ones are
-//!   *runs* of whole pages.
-//! - *class*: one of 32 sizes of small blocks.
-//! - *slab*: a span of pages cut into objects of one size. Its records are a header and a bitmap in
-//!   front of the objects, none inside them.
-//! - *shelf*: all slabs of one size, sorted into full, partly used and empty.
+//! - *block*: what `kalloc` gives. *Small* blocks (up to 1 KiB) are objects of a slab; *middle* ones
+//!   (up to 8 KiB) and those without a class (up to 32 KiB, or oddly aligned) are cut from the pool;
+//!   larger ones are *runs* of whole pages.
+//! - *class*: one of 80 sizes of small and middle blocks.
+//! - *magazine*: free blocks of one class that one CPU alone touches.
+//! - *depot*: batches of free blocks of one class between the CPUs.
+//! - *slab*: a span cut into objects of one size. Its records are a header and a bitmap in front of
+//!   the objects, none inside them. A *shelf* is all slabs of one size.
+//! - *pool*: 64 KiB *chunks* from the page source, cut into blocks of 64-byte *granules*, best fit,
+//!   coalescing.
 //! - [`Cache`]: a shelf of typed objects that stay constructed while they are free.
-//! - *tag*: a byte for each KiB of the source's memory; it says what lies there, so that `kfree(ptr)`
-//!   finds the slab or the run by one load.
+//! - *tag*: a byte for each KiB of the source's memory; it says what begins there, so that
+//!   `kfree(ptr)` learns the class by one load.
 //!
 //! # The life of a block
 //!
-//! `kalloc(40)`: the class by a table; its shelf takes the lowest free object of a partly used slab.
-//! No slab has one: the lock is dropped, the source gives pages, they become a slab. `kfree(ptr)`:
-//! the tag says "slab", the address rounded down is its header, the offset divided by the object
-//! size is a bit in the bitmap. The second slab of a shelf to fall empty goes back to the source.
+//! `kalloc(40)`: the class by a table, the top of this CPU's magazine. It is empty: a batch from the
+//! depot; that is empty too: under the central lock, the lowest free objects of a partly used slab;
+//! there is none: a span from the pool becomes a slab; there is no room: the lock is dropped, the
+//! source gives a chunk. `kfree(ptr)`: the tag says the class; the block goes on top of the magazine.
+//! That is full: the older half goes to the depot; that is full: under the central lock each block is
+//! checked and goes home; an empty slab's span goes back to the pool; the second chunk to fall empty
+//! goes back to the source. When the source has no more, all caches are emptied before the caller
+//! hears no.
 //!
 //! # Invariants
 //!
 //! *heap-conservation*: every byte taken from the source is in exactly one column of [`Stats`];
-//! [`Heap::check`] compares. *slab-valid*, *slab-locked*, *slab-count*, *shelf-count*,
-//! *cache-listed*: in the modules that keep them. *tag-true*: a tag that names a slab or a run is
-//! written after its records and cleared, under the lock, before its pages go back.
+//! [`Heap::check`] compares. *tag-true*: a tag is written after the records that it vouches for, and
+//! cleared before they go, under the central lock. *slab-valid*, *slab-locked*, *slab-count*,
+//! *shelf-count*, *pool-locked*, *pool-coalesced*, *pool-count*, *slab-end*, *magazine-own*,
+//! *magazine-range*, *cache-listed*: in the modules that keep them.
+//!
+//! # What is checked, and when
+//!
+//! Every block that comes home passes a full inspection: is it a block, is it out, is it of the
+//! class it was freed as? What a magazine takes in has only been looked at: its alignment, and that
+//! it is not the block freed just before. So some misuse is named late, when the magazine is emptied,
+//! and the block may meanwhile have been handed out again. [`Heap::drain`] brings that moment about.
 //!
 //! # Locks
 //!
-//! One, of the host's type. It is never held while the source gives or takes pages, while an object
-//! is constructed or destroyed, or while the report hook or a text sink runs.
+//! The central lock, and one for each depot, all of the host's type; never two at once. None is held
+//! while the source gives or takes pages, while an object is constructed or destroyed, or while the
+//! report hook or a text sink runs.
 //!
 //! # Left out so far
 //!
-//! Caches for each CPU, dense packing above 1 KiB, debug modes (red zones, poison, tracks), and
-//! growth of runs in place.
+//! Debug modes (red zones, poison, tracks), borrowing from larger classes when memory is short,
+//! growth of large blocks in place, page runs that are not a power of two, and nodes: all CPUs are
+//! equally far from all memory.
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -45,13 +73,19 @@ extern crate std;
 
 mod cache;
 mod classes;
+mod depot;
 mod error;
 mod global;
 mod heap;
+mod inspect;
+mod magazine;
+mod pool;
 mod shelf;
 mod slab;
+mod slow;
 mod source;
 mod stats;
+mod sync;
 
 pub use cache::{Cache, Object};
 pub use error::{HeapError, Misuse, MisuseKind, PanicReport, Report};

@@ -20,8 +20,9 @@ pub(crate) struct Shelf {
     pub(crate) object: usize,
     /// Bytes from one object to the next.
     pub(crate) stride: usize,
-    /// Pages of each slab.
-    pub(crate) order: Order,
+    /// Empty slabs that the shelf keeps, so that a pair at the edge of a slab does not construct
+    /// and destroy each time.
+    kept: usize,
     /// What stands in the tags of its slabs.
     pub(crate) tag: Tag,
     pub(crate) destroy: Option<Destroy>,
@@ -33,15 +34,10 @@ pub(crate) struct Shelf {
     pub(crate) overhead: usize,
 }
 
-/// Empty slabs that a shelf keeps, so that a pair at the edge of a slab does not go to the source
-/// each time.
-const KEPT_EMPTY: usize = 1;
-
-/// Pages of a size class's slabs: 16 KiB hold 15 of the largest objects.
-pub(crate) const CLASS_ORDER: Order = match Order::new(2) {
-    Some(order) => order,
-    None => Order::PAGE,
-};
+/// Bytes of the spans that a size class asks for: small ones first, larger ones when it has many
+/// objects.
+const SPAN_LEAST: usize = 4 << 10;
+const SPAN_MOST: usize = 32 << 10;
 
 impl Shelf {
     /// A shelf without slabs.
@@ -49,7 +45,7 @@ impl Shelf {
         name: &'static str,
         object: usize,
         stride: usize,
-        order: Order,
+        kept: usize,
         tag: Tag,
         destroy: Option<Destroy>,
     ) -> Self {
@@ -57,7 +53,7 @@ impl Shelf {
             name,
             object,
             stride,
-            order,
+            kept,
             tag,
             destroy,
             lists: [None; 3],
@@ -72,7 +68,7 @@ impl Shelf {
     /// The shelf of size class `class`.
     pub(crate) const fn of_class(class: usize) -> Self {
         let size = SIZES[class] as usize;
-        Self::new(NAMES[class], size, size, CLASS_ORDER, Tag::Slab(class as u8), None)
+        Self::new(NAMES[class], size, size, 0, Tag::Class(class as u8), None)
     }
 
     fn link(&mut self, slab: Slab, list: Listed) {
@@ -144,11 +140,24 @@ impl Shelf {
         }
         self.live -= 1;
         self.relist(slab);
-        if self.empty > KEPT_EMPTY && slab.listed.get() == Listed::Empty {
+        if self.empty > self.kept && slab.listed.get() == Listed::Empty {
             self.remove(slab);
             return Some(Some(slab));
         }
         Some(None)
+    }
+
+    /// Bytes of the span that the next slab should have.
+    pub(crate) fn span_wanted(&self) -> usize {
+        (self.objects * self.stride / 4).clamp(SPAN_LEAST.max(16 * self.stride), SPAN_MOST)
+    }
+
+    /// Pages of each slab of an object cache.
+    pub(crate) fn order(&self) -> Order {
+        match self.tag {
+            Tag::Cache(order) => order,
+            _ => Order::PAGE,
+        }
     }
 
     /// Takes an empty slab off, if there is one.

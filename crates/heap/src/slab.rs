@@ -76,6 +76,11 @@ pub(crate) const fn capacity(span: usize, stride: usize) -> usize {
     if count > u16::MAX as usize { u16::MAX as usize } else { count }
 }
 
+/// Bytes of a span that holds `count` objects of `stride` bytes and nothing else.
+pub(crate) const fn span_for(count: usize, stride: usize) -> usize {
+    HEADER + count.div_ceil(64) * 8 + count * stride
+}
+
 impl Slab {
     /// Makes `span` bytes at `base` a slab of free objects.
     ///

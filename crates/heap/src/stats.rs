@@ -7,10 +7,13 @@ use core::sync::atomic::Ordering;
 use lock_api::RawMutex;
 use pagoda_sync::Cpus;
 
-use crate::classes::CLASSES;
+use crate::classes::{CLASSES, NAMES, SIZES, SLAB_CLASSES, Tag};
 use crate::heap::State;
+use crate::pool::{CHUNK, CHUNK_OVERHEAD, GRANULE};
 use crate::shelf::Shelf;
+use crate::slab::capacity;
 use crate::{Heap, Misuse, MisuseKind, PageSource, Report};
+use pagoda_addr::PAGE_SHIFT;
 
 /// Where every byte is that the heap has taken from its page source.
 ///
@@ -53,19 +56,16 @@ struct Row {
     objects: usize,
     object: usize,
     per_slab: usize,
-    pages: u64,
+    pages: usize,
     slabs: usize,
     active_slabs: usize,
 }
 
 impl State {
-    /// The shelf `index`: classes first, caches after them.
-    fn shelf(&self, index: usize) -> Option<&Shelf> {
-        if let Some(shelf) = self.classes.get(index) {
-            return Some(shelf);
-        }
+    /// The shelf of object cache `index`, newest first.
+    fn cache(&self, index: usize) -> Option<&Shelf> {
         let mut cache = self.caches?;
-        for _ in CLASSES..index {
+        for _ in 0..index {
             // SAFETY: *cache-listed*; whoever has the state holds the lock.
             cache = unsafe { cache.as_ref() }.next?;
         }
@@ -74,21 +74,66 @@ impl State {
     }
 
     fn shelves(&self) -> impl Iterator<Item = &Shelf> {
-        (0..).map_while(|index| self.shelf(index))
+        self.shelves.iter().chain((0..).map_while(|index| self.cache(index)))
+    }
+
+    /// Line `index` of slabinfo: classes first, caches after them.
+    fn row(&self, index: usize) -> Option<Row> {
+        if let Some(shelf) = self.shelves.get(index) {
+            return Some(Row::of(shelf));
+        }
+        if let Some(&blocks) = self.middle.get(index - SLAB_CLASSES) {
+            let (name, object) = (NAMES[index], usize::from(SIZES[index]));
+            let pages = CHUNK >> PAGE_SHIFT;
+            return Some(Row {
+                name,
+                live: blocks,
+                objects: blocks,
+                object,
+                per_slab: CHUNK / object,
+                pages,
+                slabs: 0,
+                active_slabs: 0,
+            });
+        }
+        self.cache(index - CLASSES).map(Row::of)
     }
 }
 
 impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// Where every byte is.
     pub fn stats(&self) -> Stats {
+        let mut cached = 0;
+        for (class, &size) in SIZES.iter().enumerate() {
+            cached += self.cached(class) * usize::from(size);
+        }
         let state = self.state.lock();
         let mut stats = Stats {
             taken: self.taken.load(Ordering::Relaxed),
+            live: state.unclassed,
+            cached,
+            free: state.pool.free * GRANULE,
             runs: state.runs,
-            ..Stats::default()
+            overhead: state.pool.count * CHUNK_OVERHEAD + state.own,
         };
+        for (blocks, size) in state.middle.iter().zip(&SIZES[SLAB_CLASSES..]) {
+            stats.live += blocks * usize::from(*size);
+        }
         state.shelves().for_each(|shelf| stats.add(shelf));
+        // What lies in magazines and depots is out of its shelf, but in nobody's hands.
+        stats.live = stats.live.saturating_sub(cached);
         stats
+    }
+
+    /// Blocks of a class in magazines and in the depot.
+    fn cached(&self, class: usize) -> usize {
+        let in_depot = self.depots[class].lock().len();
+        let _state = self.state.lock();
+        let areas = self.areas.iter().filter_map(|area| {
+            // SAFETY: an area is given back under the lock that is held; see *magazine-own*.
+            unsafe { area.load(Ordering::Acquire).as_ref() }
+        });
+        in_depot + areas.map(|area| area.magazines[class].len()).sum::<usize>()
     }
 
     /// Walks every record of the heap and compares: bitmaps, lists, sums. Costs time in proportion
@@ -96,20 +141,24 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     ///
     /// The sum over all columns is compared by [`Stats::accounted`], which only holds still when no
     /// other CPU is in the heap.
-    pub fn check(&self) -> Result<Stats, Misuse> {
+    pub fn check(&self) -> Result<Stats, MisuseKind> {
         let damage = {
             let state = self.state.lock();
-            state.shelves().find_map(|shelf| {
-                let block = shelf.check().err()?;
-                let (kind, cache) = (MisuseKind::Damaged, shelf.name);
-                Some(Misuse { kind, address: block, cache, block, size: shelf.stride })
+            let kind = MisuseKind::Damaged;
+            let pool = state.pool.check().err().map(|damage| {
+                let block = damage.0;
+                Misuse { kind, address: block, cache: "kmalloc-pool", block, size: 0 }
+            });
+            pool.or_else(|| {
+                state.shelves().find_map(|shelf| {
+                    let block = shelf.check().err()?;
+                    let cache = shelf.name;
+                    Some(Misuse { kind, address: block, cache, block, size: shelf.stride })
+                })
             })
         };
         match damage {
-            Some(misuse) => {
-                self.report.misuse(&misuse);
-                Err(misuse)
-            }
+            Some(misuse) => Err(self.tell(misuse)),
             None => Ok(self.stats()),
         }
     }
@@ -123,7 +172,12 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
              : slabdata <active_slabs> <num_slabs> <sharedavail>\n",
         )?;
         for index in 0.. {
-            let Some(row) = self.state.lock().shelf(index).map(Row::of) else { break };
+            let row = self.state.lock().row(index);
+            let Some(mut row) = row else { break };
+            if index < CLASSES {
+                // What lies in magazines and the depot is in nobody's hands.
+                row.live = row.live.saturating_sub(self.cached(index));
+            }
             row.write(out)?;
         }
         Ok(())
@@ -132,13 +186,17 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
 
 impl Row {
     fn of(shelf: &Shelf) -> Self {
+        let span = match shelf.tag {
+            Tag::Cache(order) => order.bytes() as usize,
+            _ => shelf.span_wanted(),
+        };
         Self {
             name: shelf.name,
             live: shelf.live,
             objects: shelf.objects,
             object: shelf.stride,
-            per_slab: crate::slab::capacity(shelf.order.bytes() as usize, shelf.stride),
-            pages: shelf.order.count(),
+            per_slab: capacity(span, shelf.stride),
+            pages: span >> PAGE_SHIFT,
             slabs: shelf.slabs,
             active_slabs: shelf.slabs - shelf.empty,
         }

@@ -1,0 +1,177 @@
+//! Times the heap briefly: pairs, churn, and how much of an arena can be filled.
+//!
+//! `cargo run --release -p pagoda-heap --example pair`. For guidance while working on the heap; a
+//! benchmark beside peers is another thing.
+#![allow(unsafe_code)] // frees blocks
+
+use std::alloc::Layout;
+use std::cell::Cell;
+use std::hint::black_box;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+
+use pagoda_heap::{Heap, Misuse, MisuseKind, OutOfPages, PageSource, PageTags, Report};
+use pagoda_sync::{CpuId, Cpus, RawSpin};
+
+#[allow(dead_code)]
+#[path = "../src/testing.rs"]
+mod testing;
+
+type TestHeap<'a> = Heap<&'a testing::Arena, KernelCpus, RawSpin>;
+
+std::thread_local! {
+    static SELF: Cell<(usize, u32)> = const { Cell::new((usize::MAX, 0)) };
+}
+
+/// A pin that costs what it costs in a kernel: a count up and down in the CPU's own data.
+struct KernelCpus;
+
+// SAFETY: every thread has a number of its own; the example starts a handful.
+unsafe impl Cpus for KernelCpus {
+    fn limit(&self) -> usize {
+        64
+    }
+    #[inline]
+    fn enter(&self) -> CpuId {
+        SELF.with(|cell| {
+            let (mut id, depth) = cell.get();
+            if id == usize::MAX {
+                static NEXT: AtomicUsize = AtomicUsize::new(0);
+                id = NEXT.fetch_add(1, Relaxed);
+            }
+            cell.set((id, depth + 1));
+            CpuId::new(id).unwrap_or(CpuId::BOOT)
+        })
+    }
+    #[inline]
+    unsafe fn leave(&self) {
+        SELF.with(|cell| cell.set((cell.get().0, cell.get().1 - 1)));
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+    fn log_uniform(&mut self) -> usize {
+        (8.0 * 1024f64.powf(self.unit())) as usize
+    }
+    fn uniform(&mut self) -> usize {
+        8 + (self.unit() * 8185.0) as usize
+    }
+}
+
+fn of(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).unwrap()
+}
+
+fn pair(name: &str, mut once: impl FnMut()) {
+    const TIMES: u32 = 4_000_000;
+    let best = (0..5)
+        .map(|_| {
+            let start = Instant::now();
+            (0..TIMES).for_each(|_| once());
+            start.elapsed().as_nanos() as f64 / f64::from(TIMES)
+        })
+        .fold(f64::MAX, f64::min);
+    println!("{name:<28} {best:6.2} ns");
+}
+
+fn churn(heap: &TestHeap<'_>, seed: u64, steps: usize, size: fn(&mut Random) -> usize) -> f64 {
+    let mut random = Random(seed);
+    let take = |random: &mut Random| {
+        let layout = of(size(random));
+        (heap.kalloc(layout).unwrap(), layout)
+    };
+    let mut live: Vec<_> = (0..10_000).map(|_| take(&mut random)).collect();
+    // The random numbers are made beforehand: they are not what is measured.
+    let plan: Vec<_> =
+        (0..steps).map(|_| (random.next() as usize % 10_000, of(size(&mut random)))).collect();
+    let start = Instant::now();
+    for &(which, layout) in &plan {
+        let slot = &mut live[which];
+        // SAFETY: live, and replaced at once.
+        unsafe { heap.kfree_sized(slot.0, slot.1).unwrap() };
+        *slot = (heap.kalloc(layout).unwrap(), layout);
+    }
+    let time = start.elapsed().as_nanos() as f64 / steps as f64;
+    // SAFETY: live.
+    live.into_iter().for_each(|(ptr, layout)| unsafe { heap.kfree_sized(ptr, layout).unwrap() });
+    time
+}
+
+/// Fills the arena; returns the part of it that is blocks, as asked for.
+fn fill(pages: usize, aged: bool, size: fn(&mut Random) -> usize) -> f64 {
+    let arena = testing::Arena::new(pages);
+    let heap: TestHeap<'_> = Heap::new(&arena, KernelCpus);
+    let mut random = Random(99);
+    let mut live: Vec<(NonNull<u8>, Layout)> = Vec::new();
+    let until_full = |random: &mut Random, live: &mut Vec<_>| {
+        while let (layout, true) = (of(size(random)), true) {
+            let Ok(ptr) = heap.kalloc(layout) else { return };
+            live.push((ptr, layout));
+        }
+    };
+    until_full(&mut random, &mut live);
+    for _ in 0..if aged { 20 } else { 0 } {
+        for _ in 0..live.len() / 2 {
+            let (ptr, layout) = live.swap_remove(random.next() as usize % live.len());
+            // SAFETY: live.
+            unsafe { heap.kfree_sized(ptr, layout).unwrap() };
+        }
+        until_full(&mut random, &mut live);
+    }
+    if std::env::var("VERBOSE").is_ok() {
+        println!("{:?}", heap.stats());
+    }
+    let bytes: usize = live.iter().map(|(_, layout)| layout.size()).sum();
+    100.0 * bytes as f64 / (pages * (4096 + 4)) as f64
+}
+
+fn main() {
+    let arena = testing::Arena::new(1 << 16);
+    let heap: TestHeap<'_> = Heap::new(&arena, KernelCpus);
+    pair("pair 64 B, sized", || {
+        let layout = black_box(of(64));
+        let block = black_box(heap.kalloc(layout).unwrap());
+        // SAFETY: live.
+        unsafe { heap.kfree_sized(block, layout).unwrap() };
+    });
+    pair("pair 64 B, constant layout", || {
+        let block = black_box(heap.kalloc(of(64)).unwrap());
+        // SAFETY: live.
+        unsafe { heap.kfree_sized(block, of(64)).unwrap() };
+    });
+    pair("pair 64 B, without a size", || {
+        let block = black_box(heap.kalloc(black_box(of(64))).unwrap());
+        // SAFETY: live.
+        unsafe { heap.kfree(block).unwrap() };
+    });
+    println!(
+        "churn log-uniform            {:6.2} ns",
+        churn(&heap, 7, 2_000_000, Random::log_uniform)
+    );
+    println!("churn uniform                {:6.2} ns", churn(&heap, 7, 2_000_000, Random::uniform));
+    let two = std::thread::scope(|scope| {
+        let run = |seed| {
+            let heap = &heap;
+            scope.spawn(move || churn(heap, seed, 2_000_000, Random::log_uniform))
+        };
+        let (a, b) = (run(5), run(6));
+        (a.join().unwrap() + b.join().unwrap()) / 2.0
+    });
+    println!("churn log-uniform, two CPUs  {two:6.2} ns");
+    let pages = 16 << 10;
+    println!("fill log-uniform             {:6.2} %", fill(pages, false, Random::log_uniform));
+    println!("fill log-uniform, aged       {:6.2} %", fill(pages, true, Random::log_uniform));
+    println!("fill 64 B                    {:6.2} %", fill(pages, false, |_| 64));
+}

@@ -1,0 +1,199 @@
+//! Magazines: for each CPU and class, an array of free blocks that nobody else touches.
+//!
+//! Taking a block is: load the top, compare with the bottom, step down, store, load the block. No
+//! lock, no atomic read-modify-write. An array and not a list through the blocks: a list would load
+//! the block to learn the next one.
+//!
+//! # Invariants
+//! *magazine-own*: a CPU's area is read and written by that CPU while pinned (`pin-exclusive`), and
+//! by nobody else; except that anybody may read `top` to count. *magazine-range*: `bottom <= top <=
+//! limit`, and the slots from `bottom` up to `top` hold free blocks of the class. The slot below
+//! `bottom` is the magazine's too, and null, so that the slot below `top` can always be looked at.
+#![allow(unsafe_code)] // arrays behind raw pointers
+
+use core::cell::Cell;
+use core::mem::{align_of, size_of};
+use core::ptr::{NonNull, null_mut};
+
+use crate::classes::{CLASSES, SIZES};
+use crate::sync::{AtomicPtr, Ordering};
+
+/// The most blocks that move at once.
+pub(crate) const BATCH: usize = 32;
+/// The most blocks in a magazine: two batches.
+const SLOTS_MOST: usize = 2 * BATCH;
+/// Bytes that a magazine may hold, unless that is less than two blocks.
+const BYTES_MOST: usize = 16 << 10;
+
+type Slot = *mut u8;
+
+/// Blocks that the magazine of `class` may hold.
+pub(crate) const fn capacity(class: usize) -> usize {
+    let count = BYTES_MOST / SIZES[class] as usize;
+    if count > SLOTS_MOST {
+        SLOTS_MOST
+    } else if count < 2 {
+        2
+    } else {
+        count
+    }
+}
+
+/// Blocks of `class` that move at once.
+pub(crate) const fn batch(class: usize) -> usize {
+    capacity(class) / 2
+}
+
+const SLOTS: usize = {
+    let (mut sum, mut class) = (0, 0);
+    while class < CLASSES {
+        sum += capacity(class) + 1;
+        class += 1;
+    }
+    sum
+};
+
+/// Bytes of one CPU's area.
+pub(crate) const AREA: usize = size_of::<Area>() + SLOTS * size_of::<Slot>();
+
+/// One class of one CPU.
+pub(crate) struct Magazine {
+    top: AtomicPtr<Slot>,
+    bottom: Cell<*mut Slot>,
+    limit: Cell<*mut Slot>,
+}
+
+/// All magazines of one CPU; the slots follow.
+pub(crate) struct Area {
+    pub(crate) magazines: [Magazine; CLASSES],
+    /// The last request to drain that this CPU has honoured.
+    pub(crate) honoured: Cell<usize>,
+}
+
+impl Area {
+    /// Lays an area out.
+    ///
+    /// # Safety
+    /// [`AREA`] bytes at `place`, aligned to 8, are the caller's.
+    pub(crate) unsafe fn create(place: NonNull<u8>, honoured: usize) -> NonNull<Self> {
+        const { assert!(align_of::<Area>() <= 8) };
+        let area: NonNull<Self> = place.cast();
+        // SAFETY: the caller's bytes: the slots follow the area.
+        let mut slot: *mut Slot = unsafe { area.add(1).cast().as_ptr() };
+        let magazines = core::array::from_fn(|class| {
+            let slots = capacity(class);
+            // SAFETY: `AREA` counted one slot below the bottom, and the capacity, for each class.
+            let (bottom, limit) = unsafe {
+                slot.write(null_mut());
+                (slot.add(1), slot.add(1 + slots))
+            };
+            slot = limit;
+            Magazine {
+                top: AtomicPtr::new(bottom),
+                bottom: Cell::new(bottom),
+                limit: Cell::new(limit),
+            }
+        });
+        // SAFETY: the caller's bytes.
+        unsafe { area.write(Self { magazines, honoured: Cell::new(honoured) }) };
+        area
+    }
+}
+
+/// Why a block did not go into a magazine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refused {
+    /// No room.
+    Full,
+    /// The same block went in last.
+    Twice,
+}
+
+impl Magazine {
+    /// Takes a block. Budget: six instructions.
+    #[inline]
+    pub(crate) fn pop(&self) -> Option<NonNull<u8>> {
+        let top = self.top.load(Ordering::Relaxed);
+        if top == self.bottom.get() {
+            return None;
+        }
+        // SAFETY: *magazine-range*: above the bottom, so the slot below is a block's.
+        unsafe {
+            let top = top.sub(1);
+            self.top.store(top, Ordering::Relaxed);
+            NonNull::new(*top)
+        }
+    }
+
+    /// Puts a block in. Budget: seven instructions.
+    #[inline]
+    pub(crate) fn push(&self, block: NonNull<u8>) -> Result<(), Refused> {
+        let top = self.top.load(Ordering::Relaxed);
+        if top == self.limit.get() {
+            return Err(Refused::Full);
+        }
+        // SAFETY: *magazine-range*: below the limit there is a slot, and below the top another.
+        unsafe {
+            if *top.sub(1) == block.as_ptr() {
+                return Err(Refused::Twice);
+            }
+            *top = block.as_ptr();
+            self.top.store(top.add(1), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Blocks inside. Any CPU may ask; only the owner's answer stays true.
+    pub(crate) fn len(&self) -> usize {
+        let top = self.top.load(Ordering::Relaxed);
+        (top as usize).wrapping_sub(self.bottom.get() as usize) / size_of::<Slot>()
+    }
+
+    /// Moves the `count` blocks that lie longest in the magazine, or as many as there are, out.
+    pub(crate) fn take_oldest(&self, count: usize, into: &mut Batch) {
+        let len = self.len();
+        let count = count.min(len).min(BATCH - into.len);
+        let bottom = self.bottom.get();
+        // SAFETY: *magazine-range*: `len` slots from the bottom are blocks.
+        unsafe {
+            for index in 0..count {
+                into.push(*bottom.add(index));
+            }
+            bottom.add(count).copy_to(bottom, len - count);
+            self.top.store(bottom.add(len - count), Ordering::Relaxed);
+        }
+    }
+}
+
+/// A handful of blocks on their way.
+pub(crate) struct Batch {
+    blocks: [Slot; BATCH],
+    len: usize,
+}
+
+impl Batch {
+    pub(crate) const fn new() -> Self {
+        Self { blocks: [null_mut(); BATCH], len: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds a block; ignored when full, which no caller lets happen.
+    pub(crate) fn push(&mut self, block: *mut u8) {
+        if let Some(slot) = self.blocks.get_mut(self.len) {
+            *slot = block;
+            self.len += 1;
+        }
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<NonNull<u8>> {
+        self.len = self.len.checked_sub(1)?;
+        NonNull::new(*self.blocks.get(self.len)?)
+    }
+
+    pub(crate) fn as_slice(&self) -> &[*mut u8] {
+        self.blocks.get(..self.len).unwrap_or(&[])
+    }
+}

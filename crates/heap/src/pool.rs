@@ -1,0 +1,510 @@
+//! The pool: chunks of 64 KiB, cut into blocks of 64-byte granules, best fit, coalescing.
+//!
+//! ```text
+//! chunk  | header: 5 granules | block | block | free | block | ...            | 64 KiB
+//! start  | 1 . . . .          | 1 . . | 1 .   | 1 .  | 1 . . |    first granule of each block
+//! free   | . . . . .          | . . . | . .   | 1 .  | . . . |    ... of each free block
+//! ```
+//! The two bitmaps are the truth. A free block is also on the list of its size: exact up to 8 KiB,
+//! sixteen sizes an octave above; the links lie in the free block itself, under a checksum that is
+//! compared before a link is followed, so that a write after free is found and not obeyed.
+//!
+//! # Invariants
+//! *pool-locked*: chunks and blocks are touched by the holder of the heap's lock alone.
+//! *pool-coalesced*: two free blocks are never neighbours (unless one was damaged).
+//! *pool-count*: `free` is the number of granules in free blocks.
+//! *slab-end*: a span for a slab ends at a multiple of a KiB, and no block is smaller than a KiB;
+//! so in each KiB at most one block begins, and none begins in a KiB that holds a slab's objects.
+//! (This is what lets one tag for each KiB be enough.)
+#![allow(unsafe_code)] // reads and writes headers and links in raw pages
+
+use core::cell::Cell;
+use core::mem::size_of;
+use core::ops::Deref;
+use core::ptr::NonNull;
+
+use pagoda_addr::Order;
+
+/// Bytes of the smallest piece.
+pub(crate) const GRANULE: usize = 64;
+/// Pages of a chunk.
+pub(crate) const CHUNK_ORDER: Order = match Order::new(4) {
+    Some(order) => order,
+    None => Order::PAGE,
+};
+/// Bytes of a chunk.
+pub(crate) const CHUNK: usize = 1 << 16;
+const GRANULES: usize = CHUNK / GRANULE;
+/// Granules of the header.
+const HEAD: usize = size_of::<ChunkHeader>().div_ceil(GRANULE);
+/// Bytes of the header: no block's.
+pub(crate) const CHUNK_OVERHEAD: usize = HEAD * GRANULE;
+/// The most granules in one block.
+pub(crate) const MOST: usize = GRANULES - HEAD;
+/// Granules in a KiB.
+const KIB: usize = 1024 / GRANULE;
+
+const WORDS: usize = GRANULES / 64;
+/// Sizes up to this many granules have a list of their own.
+const EXACT: usize = 128;
+const BINS: usize = EXACT + 1 + 3 * 16;
+
+#[repr(C)]
+pub(crate) struct ChunkHeader {
+    start: [Cell<u64>; WORDS],
+    free: [Cell<u64>; WORDS],
+    magic: Cell<usize>,
+    pub(crate) next: Cell<Option<Chunk>>,
+    prev: Cell<Option<Chunk>>,
+}
+
+/// A handle to a chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Chunk(NonNull<ChunkHeader>);
+
+const MAGIC: usize = 0x7a90_da00_c411_4b0d;
+
+/// What lies in a free block.
+struct Link {
+    next: Cell<usize>,
+    prev: Cell<usize>,
+    sum: Cell<usize>,
+}
+
+/// The records of the heap do not agree at this address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Damage(pub(crate) usize);
+
+impl Deref for Chunk {
+    type Target = ChunkHeader;
+    fn deref(&self) -> &ChunkHeader {
+        // SAFETY: a handle denotes an initialised header; all fields are cells (*pool-locked*).
+        unsafe { self.0.as_ref() }
+    }
+}
+
+fn bit(bits: &[Cell<u64>; WORDS], granule: usize) -> bool {
+    bits[granule / 64 % WORDS].get() >> (granule % 64) & 1 != 0
+}
+
+fn set(bits: &[Cell<u64>; WORDS], granule: usize, value: bool) {
+    let word = &bits[granule / 64 % WORDS];
+    let mask = 1 << (granule % 64);
+    word.set(if value { word.get() | mask } else { word.get() & !mask });
+}
+
+impl Chunk {
+    /// Makes fresh pages a chunk: the header, and one free block that is on no list yet.
+    ///
+    /// # Safety
+    /// [`CHUNK`] bytes at `base`, aligned to their size, are the caller's, with exposed provenance.
+    unsafe fn create(base: NonNull<u8>) -> Self {
+        let header = ChunkHeader {
+            start: [const { Cell::new(0) }; WORDS],
+            free: [const { Cell::new(0) }; WORDS],
+            magic: Cell::new(MAGIC ^ base.as_ptr() as usize),
+            next: Cell::new(None),
+            prev: Cell::new(None),
+        };
+        let chunk = Self(base.cast());
+        // SAFETY: the caller's bytes.
+        unsafe { chunk.0.write(header) };
+        set(&chunk.start, 0, true);
+        chunk
+    }
+
+    /// The chunk that a tag says holds `address`; none when its header was written over.
+    ///
+    /// # Safety
+    /// *pool-locked*, and a tag of the heap vouches for the chunk.
+    pub(crate) unsafe fn holding(address: usize) -> Option<Self> {
+        let base = address & !(CHUNK - 1);
+        let chunk = Self(NonNull::new(core::ptr::with_exposed_provenance_mut(base))?);
+        (chunk.magic.get() == MAGIC ^ base && bit(&chunk.start, 0)).then_some(chunk)
+    }
+
+    /// The address of a granule.
+    pub(crate) fn address(self, granule: usize) -> usize {
+        self.0.as_ptr() as usize + granule * GRANULE
+    }
+
+    /// The chunk's first byte.
+    pub(crate) fn base(self) -> NonNull<u8> {
+        self.0.cast()
+    }
+
+    fn link(&self, granule: usize) -> &Link {
+        let place = core::ptr::with_exposed_provenance::<Link>(self.address(granule));
+        // SAFETY: a granule of the chunk; used for free blocks only, whose bytes are the pool's.
+        unsafe { &*place }
+    }
+
+    /// The granule at which the block that holds `granule` begins; 0 for the header.
+    pub(crate) fn start_of(self, granule: usize) -> usize {
+        let mut word = granule / 64 % WORDS;
+        let mut bits = self.start[word].get() & (u64::MAX >> (63 - granule % 64));
+        while bits == 0 && word > 0 {
+            word -= 1;
+            bits = self.start[word].get();
+        }
+        // An empty bitmap means the header: `holding` has seen its bit.
+        word * 64 + 63_usize.saturating_sub(bits.leading_zeros() as usize)
+    }
+
+    /// The granule after the last one of the block that begins at `granule`.
+    pub(crate) fn end_of(self, granule: usize) -> usize {
+        let from = granule + 1;
+        if from >= GRANULES {
+            return GRANULES;
+        }
+        let mut word = from / 64;
+        let mut bits = self.start[word].get() & (u64::MAX << (from % 64));
+        while bits == 0 {
+            word += 1;
+            if word == WORDS {
+                return GRANULES;
+            }
+            bits = self.start[word].get();
+        }
+        word * 64 + bits.trailing_zeros() as usize
+    }
+
+    /// Is the block that begins at `granule` free?
+    pub(crate) fn is_free(self, granule: usize) -> bool {
+        bit(&self.free, granule)
+    }
+
+    /// The blocks: first granule, granule after the last one, free?
+    pub(crate) fn blocks(self) -> impl Iterator<Item = (usize, usize, bool)> {
+        let mut at = self.end_of(0);
+        core::iter::from_fn(move || {
+            if at >= GRANULES {
+                return None;
+            }
+            let (from, end) = (at, self.end_of(at));
+            at = end;
+            Some((from, end, self.is_free(from)))
+        })
+    }
+}
+
+/// The pool.
+pub(crate) struct Pool {
+    /// The address of the first free block of each size; 0 for none.
+    bins: [usize; BINS],
+    map: [u64; BINS.div_ceil(64)],
+    /// All chunks but the retired ones.
+    pub(crate) chunks: Option<Chunk>,
+    pub(crate) count: usize,
+    /// Granules in free blocks.
+    pub(crate) free: usize,
+    /// An entirely free chunk that is kept, so that a block at the edge does not go to the source
+    /// each time.
+    kept: Option<Chunk>,
+    /// Entirely free chunks on their way back to the source; linked by `next`.
+    retired: Option<Chunk>,
+    /// The chunk retired last, until somebody asks.
+    newly_retired: Option<Chunk>,
+    /// Damage that was met since somebody last asked.
+    pub(crate) damage: Option<Damage>,
+}
+
+const fn bin(granules: usize) -> usize {
+    if granules <= EXACT {
+        return granules;
+    }
+    let octave = granules.ilog2() as usize;
+    let within = (granules >> (octave - 4)) - 16;
+    let index = EXACT + 1 + (octave - 7) * 16 + within;
+    if index < BINS { index } else { BINS - 1 }
+}
+
+impl Pool {
+    pub(crate) const fn new() -> Self {
+        Self {
+            bins: [0; BINS],
+            map: [0; BINS.div_ceil(64)],
+            chunks: None,
+            count: 0,
+            free: 0,
+            kept: None,
+            retired: None,
+            newly_retired: None,
+            damage: None,
+        }
+    }
+
+    /// Adds fresh pages.
+    ///
+    /// # Safety
+    /// [`CHUNK`] bytes at `base`, aligned to their size, are the pool's from now on, with exposed
+    /// provenance.
+    pub(crate) unsafe fn add(&mut self, base: NonNull<u8>) {
+        // SAFETY: the caller's promise.
+        let chunk = unsafe { Chunk::create(base) };
+        chunk.next.set(self.chunks);
+        if let Some(next) = self.chunks {
+            next.prev.set(Some(chunk));
+        }
+        self.chunks = Some(chunk);
+        self.count += 1;
+        self.insert(chunk, HEAD, GRANULES);
+    }
+
+    /// Takes an entirely free chunk off.
+    fn remove_chunk(&mut self, chunk: Chunk) {
+        match chunk.prev.get() {
+            Some(prev) => prev.next.set(chunk.next.get()),
+            None => self.chunks = chunk.next.get(),
+        }
+        if let Some(next) = chunk.next.get() {
+            next.prev.set(chunk.prev.get());
+        }
+        self.count -= 1;
+    }
+
+    fn seal(address: usize, link: &Link, next: usize, prev: usize) {
+        link.next.set(next);
+        link.prev.set(prev);
+        link.sum.set(next.rotate_left(17) ^ prev.rotate_left(31) ^ MAGIC ^ address);
+    }
+
+    /// The links of the free block at `address`, if nobody wrote over them.
+    fn unseal(&mut self, address: usize, link: &Link) -> Option<(usize, usize)> {
+        let (next, prev) = (link.next.get(), link.prev.get());
+        let sum = next.rotate_left(17) ^ prev.rotate_left(31) ^ MAGIC ^ address;
+        if link.sum.get() != sum {
+            self.damage = Some(Damage(address));
+            return None;
+        }
+        Some((next, prev))
+    }
+
+    fn link_at(address: usize) -> Option<&'static Link> {
+        let link = core::ptr::with_exposed_provenance::<Link>(address);
+        // SAFETY: addresses come from a bin or from links whose checksum was right: free blocks of
+        // the pool's chunks (*pool-locked*), used before the lock is given up.
+        (address != 0).then(|| unsafe { &*link })
+    }
+
+    /// Puts a free block on its list; its start bit is set by this, too.
+    fn insert(&mut self, chunk: Chunk, from: usize, end: usize) {
+        let (address, index) = (chunk.address(from), bin(end - from));
+        set(&chunk.start, from, true);
+        set(&chunk.free, from, true);
+        let next = self.bins[index];
+        Self::seal(address, chunk.link(from), next, 0);
+        if let Some(link) = Self::link_at(next) {
+            match self.unseal(next, link) {
+                Some((after, _)) => Self::seal(next, link, after, address),
+                // The rest of the list is given up: leaked rather than trusted.
+                None => Self::seal(address, chunk.link(from), 0, 0),
+            }
+        }
+        self.bins[index] = address;
+        self.map[index / 64] |= 1 << (index % 64);
+        self.free += end - from;
+    }
+
+    /// Takes a free block off its list; false when its links are damaged. (Then it stays free for
+    /// ever.)
+    fn unlink(&mut self, chunk: Chunk, from: usize, end: usize) -> bool {
+        let (address, index) = (chunk.address(from), bin(end - from));
+        let Some((next, prev)) = self.unseal(address, chunk.link(from)) else {
+            if self.bins[index] == address {
+                self.set_head(index, 0);
+            }
+            return false;
+        };
+        if let Some(link) = Self::link_at(next) {
+            if let Some((after, _)) = self.unseal(next, link) {
+                Self::seal(next, link, after, prev);
+            }
+        }
+        match Self::link_at(prev) {
+            None => self.set_head(index, next),
+            Some(link) => {
+                if let Some((_, before)) = self.unseal(prev, link) {
+                    Self::seal(prev, link, next, before);
+                }
+            }
+        }
+        set(&chunk.free, from, false);
+        self.free -= end - from;
+        true
+    }
+
+    fn set_head(&mut self, index: usize, head: usize) {
+        self.bins[index] = head;
+        if head == 0 {
+            self.map[index / 64] &= !(1 << (index % 64));
+        }
+    }
+
+    /// The first list from `index` on that is not empty.
+    fn next_bin(&self, index: usize) -> Option<usize> {
+        let mut word = index / 64;
+        let mut bits = *self.map.get(word)? & (u64::MAX << (index % 64));
+        while bits == 0 {
+            word += 1;
+            bits = *self.map.get(word)?;
+        }
+        Some(word * 64 + bits.trailing_zeros() as usize)
+    }
+
+    /// Takes the best fitting free block of at least `granules` off its list.
+    fn find(&mut self, granules: usize) -> Option<(Chunk, usize, usize)> {
+        let mut index = bin(granules);
+        loop {
+            index = self.next_bin(index)?;
+            let mut address = self.bins[index];
+            while let Some(link) = Self::link_at(address) {
+                // SAFETY: *pool-locked*; a free block of one of the pool's chunks.
+                let Some(chunk) = (unsafe { Chunk::holding(address) }) else {
+                    self.damage = Some(Damage(address & !(CHUNK - 1)));
+                    break;
+                };
+                let from = (address % CHUNK) / GRANULE;
+                let end = chunk.end_of(from);
+                if end - from >= granules {
+                    if self.unlink(chunk, from, end) {
+                        if self.kept == Some(chunk) {
+                            self.kept = None;
+                        }
+                        return Some((chunk, from, end));
+                    }
+                    break;
+                }
+                address = self.unseal(address, link).map_or(0, |(next, _)| next);
+            }
+            index += 1;
+        }
+    }
+
+    /// Cuts a taken block to `from..end`; what is left over goes back.
+    fn trim(&mut self, chunk: Chunk, taken: (usize, usize), from: usize, end: usize) {
+        if taken.0 < from {
+            self.insert(chunk, taken.0, from);
+        }
+        set(&chunk.start, from, true);
+        if end < taken.1 {
+            self.insert(chunk, end, taken.1);
+        }
+    }
+
+    /// A block of `granules`, at a multiple of `align` granules.
+    pub(crate) fn alloc(&mut self, granules: usize, align: usize) -> Option<(Chunk, usize)> {
+        let (chunk, from, end) = self.find(granules + align - 1)?;
+        let start = from.next_multiple_of(align);
+        self.trim(chunk, (from, end), start, start + granules);
+        Some((chunk, start))
+    }
+
+    /// A span for a slab: at most `want` granules, at least `least`, ending at a KiB (*slab-end*).
+    /// `used` says how many granules of so many a slab can use; the span is as long as wastes the
+    /// smallest part, and begins where the slab's use of it does.
+    pub(crate) fn alloc_span(
+        &mut self,
+        want: usize,
+        least: usize,
+        used: impl Fn(usize) -> usize,
+    ) -> Option<(Chunk, usize, usize)> {
+        // What the rounding of the end may cost is asked for on top.
+        let (chunk, from, end) =
+            self.find(want).or_else(|| self.find_between(least + KIB, want))?;
+        let mut stop = end.min(from + want) / KIB * KIB;
+        let mut best = (0, 1);
+        for candidate in (from + least..=stop).filter(|granule| granule % KIB == 0) {
+            let len = candidate - from;
+            if used(len) * best.1 >= best.0 * len {
+                (stop, best) = (candidate, (used(len), len));
+            }
+        }
+        let start = stop - used(stop - from).clamp(KIB, stop - from);
+        self.trim(chunk, (from, end), start, stop);
+        Some((chunk, start, stop))
+    }
+
+    /// The largest block of at least `least` and below `want` granules.
+    fn find_between(&mut self, least: usize, want: usize) -> Option<(Chunk, usize, usize)> {
+        let found = (bin(least)..bin(want)).rev().find(|&index| self.bins[index] != 0)?;
+        self.find(found.min(EXACT).max(least))
+    }
+
+    /// Gives the live block that begins at `from` back.
+    pub(crate) fn free(&mut self, chunk: Chunk, from: usize) {
+        let mut span = (from, chunk.end_of(from));
+        if span.1 < GRANULES && chunk.is_free(span.1) {
+            let end = chunk.end_of(span.1);
+            if self.unlink(chunk, span.1, end) {
+                set(&chunk.start, span.1, false);
+                span.1 = end;
+            }
+        }
+        let before = chunk.start_of(from - 1);
+        if before != 0 && chunk.is_free(before) && self.unlink(chunk, before, from) {
+            set(&chunk.start, from, false);
+            span.0 = before;
+        }
+        self.insert(chunk, span.0, span.1);
+        if span.1 - span.0 == MOST && self.kept != Some(chunk) {
+            if let Some(kept) = self.kept.replace(chunk) {
+                self.retire(kept);
+            }
+        }
+    }
+
+    fn retire(&mut self, chunk: Chunk) {
+        if self.unlink(chunk, HEAD, GRANULES) {
+            self.remove_chunk(chunk);
+            chunk.next.set(self.retired);
+            self.retired = Some(chunk);
+            self.newly_retired = Some(chunk);
+        }
+    }
+
+    /// Retires the chunk that was kept in stock, too.
+    pub(crate) fn shrink(&mut self) {
+        if let Some(kept) = self.kept.take() {
+            self.retire(kept);
+        }
+    }
+
+    /// Is a chunk on its way back?
+    pub(crate) fn has_retired(&self) -> bool {
+        self.retired.is_some()
+    }
+
+    /// The chunk that was retired since the last call: at most one for each call to `free` or
+    /// `shrink`.
+    pub(crate) fn newly_retired(&mut self) -> Option<Chunk> {
+        self.newly_retired.take()
+    }
+
+    /// The next chunk for the source.
+    pub(crate) fn pop_retired(&mut self) -> Option<Chunk> {
+        let chunk = self.retired?;
+        self.retired = chunk.next.get();
+        Some(chunk)
+    }
+
+    /// *pool-count* and *pool-coalesced*, checked in full.
+    pub(crate) fn check(&self) -> Result<(), Damage> {
+        let (mut free, mut count) = (0, 0);
+        let mut next = self.chunks;
+        while let Some(chunk) = next {
+            let mut after_free = false;
+            for (from, end, is_free) in chunk.blocks() {
+                let small = end - from < KIB && !is_free;
+                if small || (is_free && after_free) {
+                    return Err(Damage(chunk.address(from)));
+                }
+                after_free = is_free;
+                free += if is_free { end - from } else { 0 };
+            }
+            count += 1;
+            next = chunk.next.get();
+        }
+        if (free, count) == (self.free, self.count) { Ok(()) } else { Err(Damage(0)) }
+    }
+}
