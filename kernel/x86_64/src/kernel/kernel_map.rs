@@ -7,7 +7,7 @@
 //! write; the direct map, through which all RAM is visible a second time, is never executable and
 //! shows text and constants read-only.
 
-use pagoda_addr::{Frame, Page, PageRange, PhysAddr, PhysRange, VirtAddr, VirtRange};
+use pagoda_addr::{PageRange, PhysAddr, PhysRange, VirtAddr, VirtRange};
 use pagoda_paging::{MapError, PageFlags, PageSize, PageTable, X86_64};
 
 use super::host::Kernel;
@@ -110,10 +110,4 @@ impl Leaves {
             next = page.checked_add(size.pages()).filter(|&page| range.contains(page));
         }
     }
-}
-
-/// The frame behind a page of the kernel's half, by its table.
-pub(crate) fn frame_behind(table: &KernelTable, page: Page) -> Option<Frame> {
-    let mut cursor = table.cursor(PageRange::single(page)).ok()?;
-    cursor.query(page).leaf().map(|leaf| leaf.frame)
 }

@@ -44,7 +44,6 @@ mod symbol {
         pub(super) static ksyms_start: u8;
         pub(super) static ksyms_end: u8;
         pub(super) static boot_stack_guard: u8;
-        pub(super) static boot_stack_top: u8;
     }
 }
 
@@ -75,14 +74,6 @@ pub(crate) fn symbols() -> VirtRange {
 /// The page below the boot stack. Unmapped once the final tables are in use.
 pub(crate) fn boot_stack_guard() -> VirtRange {
     VirtRange::clamped(VirtAddr::new(&raw const symbol::boot_stack_guard as u64), 4096)
-}
-
-/// The boot stack.
-pub(crate) fn boot_stack() -> VirtRange {
-    between(
-        (&raw const symbol::boot_stack_guard).wrapping_add(4096),
-        &raw const symbol::boot_stack_top,
-    )
 }
 
 /// Physical memory that the image occupies, `.bss` included.

@@ -26,8 +26,6 @@
 //! only ever interrupted by an NMI or a machine check, whose entry does not rely on it.
 //!
 //! Left out: starting other CPUs, ACPI, the local APIC. The structures count CPUs; one is started.
-#![allow(dead_code)] // until every part is joined to the others
-
 pub(crate) mod backtrace;
 pub(crate) mod boot;
 pub(crate) mod boot_info;

@@ -33,10 +33,6 @@ pub(crate) struct Area {
     pub(crate) code: AtomicU64,
     /// Of the last trap from user mode: CR2, read before anything could overwrite it.
     pub(crate) cr2: AtomicU64,
-    /// What the FS base MSR holds, where programs cannot write it themselves.
-    pub(crate) fs_base: AtomicU64,
-    /// The same for the program's GS base.
-    pub(crate) gs_base: AtomicU64,
     /// May programs write the two bases themselves (CR4.FSGSBASE)?
     pub(crate) fsgsbase: AtomicBool,
     /// Pins held (`Cpus::enter`).
@@ -62,8 +58,6 @@ pub(crate) static BOOT: Area = Area {
     vector: AtomicU64::new(0),
     code: AtomicU64::new(0),
     cr2: AtomicU64::new(0),
-    fs_base: AtomicU64::new(0),
-    gs_base: AtomicU64::new(0),
     fsgsbase: AtomicBool::new(false),
     pins: AtomicU32::new(0),
     ranks: AtomicU32::new(0),

@@ -19,6 +19,7 @@
 //! | `hang` | an endless loop with interrupts off | nothing; an NMI says where |
 //! | `leak` | a frame never freed | frames were not returned (at the end) |
 //!
+//! `selftest=cost` prints what the border and the allocators cost, and goes on.
 //! `selftest` alone runs what must work ([`border`]) and goes on.
 #![allow(unsafe_code)] // makes mistakes
 
@@ -67,6 +68,7 @@ fn mistake(name: &[u8]) {
         b"hang" => loop {
             core::hint::spin_loop();
         },
+        b"cost" => border::cost(),
         b"pinned" => switch_while_pinned(),
         b"rank" => locks_in_the_wrong_order(),
         b"leak" => {

@@ -39,8 +39,6 @@ const USER_FLAGS: u64 = 0x202;
 /// Flags that `sysret` and the trap that follows would treat differently from `iret`: TF, RF.
 const NEEDS_IRET: u64 = 1 << 8 | 1 << 16;
 
-const KERNEL_GS_BASE: u32 = 0xc000_0102;
-
 unsafe extern "C" {
     fn enter_user(registers: *mut UserRegs, by_sysret: u32);
     fn syscall_entry();
@@ -99,23 +97,16 @@ pub(crate) fn run(regs: &mut UserRegs) -> Trap {
     classify()
 }
 
-/// Loads the FS and GS bases where programs cannot write them, if they changed. Where programs can
-/// (FSGSBASE), `enter_user` does it.
+/// Loads the FS and GS bases where programs cannot write them (without FSGSBASE; with it,
+/// `enter_user` does). Each time: a program changes the base that the CPU holds by loading a
+/// selector, and the next program must not find that.
 fn load_bases(regs: &UserRegs) {
-    let area = percpu::this();
-    if area.fsgsbase.load(Ordering::Relaxed) {
+    if percpu::this().fsgsbase.load(Ordering::Relaxed) {
         return;
     }
-    if area.fs_base.load(Ordering::Relaxed) != regs.fs_base {
-        FsBase::write(x86_64::VirtAddr::new_truncate(regs.fs_base));
-        area.fs_base.store(regs.fs_base, Ordering::Relaxed);
-    }
-    if area.gs_base.load(Ordering::Relaxed) != regs.gs_base {
-        // SAFETY: the register that `swapgs` exchanges: in the kernel it holds the program's base.
-        // The value is canonical.
-        unsafe { Msr::new(KERNEL_GS_BASE).write(regs.gs_base) };
-        area.gs_base.store(regs.gs_base, Ordering::Relaxed);
-    }
+    FsBase::write(x86_64::VirtAddr::new_truncate(regs.fs_base));
+    // In the kernel, the register that `swapgs` exchanges holds the program's base.
+    KernelGsBase::write(x86_64::VirtAddr::new_truncate(regs.gs_base));
 }
 
 /// What the entry left in the CPU's area, in the portable half's words.
@@ -149,13 +140,4 @@ fn classify() -> Trap {
             Err(_) => unreachable!("the stubs push vectors below 48"),
         },
     }
-}
-
-/// Nothing of an earlier program is left in the registers that [`load_bases`] remembers.
-pub(crate) fn forget_bases() {
-    FsBase::write(x86_64::VirtAddr::zero());
-    KernelGsBase::write(x86_64::VirtAddr::zero());
-    let area = percpu::this();
-    area.fs_base.store(0, Ordering::Relaxed);
-    area.gs_base.store(0, Ordering::Relaxed);
 }

@@ -41,6 +41,7 @@ unsafe extern "C" {
     static border_kernel_gs: u8;
     static border_bases: u8;
     static border_nothing: u8;
+    static border_calls: u8;
     static border_set_xmm: u8;
     static border_get_xmm: u8;
 }
@@ -92,6 +93,51 @@ impl Space {
         let both: [FrameRange; 2] = [self.code.into_range(), self.data.into_range()];
         both.into_iter().for_each(|range| KERNEL.give_back(range));
     }
+}
+
+/// Prints what the border costs, in counts of the time-stamp counter: instructions, where the
+/// emulator counts those.
+pub(super) fn cost() {
+    const ROUNDS: u64 = 10_000;
+    let Some(space) = Space::new() else { return log::warn!("selftest: no memory") };
+    space.table.space().join(CpuId::BOOT);
+    KERNEL.activate(Some(space.table.root()));
+    let mut regs = begin(&raw const border_calls);
+    let mut calls = 0;
+    let before = time::tsc();
+    while calls < ROUNDS {
+        calls += u64::from(KERNEL.run_user(&mut regs) == Trap::Syscall);
+    }
+    log::info!("cost: system call and back: {}", (time::tsc() - before) / ROUNDS);
+    let before = time::tsc();
+    for _ in 0..ROUNDS {
+        regs.rip = at(&raw const border_breakpoint);
+        let _ = KERNEL.run_user(&mut regs);
+    }
+    log::info!("cost: exception and back: {}", (time::tsc() - before) / ROUNDS);
+    let before = time::tsc();
+    for _ in 0..ROUNDS {
+        if let Some(Ok(owned)) = KERNEL.frames.get().map(|f| f.alloc(Request::frame())) {
+            KERNEL.give_back(owned.into_range());
+        }
+    }
+    log::info!("cost: frame allocated and freed: {}", (time::tsc() - before) / ROUNDS);
+    let before = time::tsc();
+    for _ in 0..ROUNDS {
+        core::hint::black_box(alloc::boxed::Box::new(core::hint::black_box([0u64; 5])));
+    }
+    log::info!("cost: 40 bytes allocated and freed: {}", (time::tsc() - before) / ROUNDS);
+    let before = time::tsc();
+    for _ in 0..ROUNDS / 10 {
+        let _ = core::hint::black_box(KERNEL.new_stack());
+    }
+    log::info!("cost: stack mapped and unmapped: {}", (time::tsc() - before) / (ROUNDS / 10));
+    let before = time::tsc();
+    for _ in 0..ROUNDS {
+        core::hint::black_box(KERNEL.monotonic_ns());
+    }
+    log::info!("cost: clock read: {}", (time::tsc() - before) / ROUNDS);
+    space.end();
 }
 
 fn at(program: *const u8) -> u64 {
