@@ -5,6 +5,9 @@
 //! may remember less than the tables grant (then it faults, forgets, and the next try succeeds) but
 //! never more.
 //!
+//! A split that was not flushed counts as stale too, though the translation is the same: some
+//! processors stop when they know a page in two sizes.
+//!
 //! Between the change of an entry and the end of its batch a real CPU may still use what it
 //! remembers; here that stops the test. Hence a test touches memory only when no batch is open, and
 //! drives all CPUs from one thread.
@@ -372,6 +375,12 @@ fn compare(cpu: &Cpu, page: u64, walk: &Walk) {
         assert!(
             now == frame,
             "stale TLB: {id:?} still knows page {name:?} as frame {frame:#x}; it is {now:#x} now"
+        );
+        assert!(
+            leaf.size == found.size,
+            "stale TLB: {id:?} still knows page {name:?} as part of {:?}; the tables have {:?}",
+            leaf.size,
+            found.size
         );
         assert!(
             !leaf.rights.exceed(found.rights),
