@@ -1,35 +1,61 @@
-//! Whose guard page is this? For the report of a kernel stack overflow.
+//! Whose guard page is this? For the report of a kernel stack overflow, or of whatever else ran
+//! over the end of an area.
 
 use core::fmt;
 
 use pagoda_addr::VirtAddr;
+use pagoda_kva::{Guard, Kind, Lookup, Side};
 
-use super::{layout, stacks};
+use super::host::KERNEL;
+use super::layout;
 
-/// A stack that overflowed.
+/// An area whose end somebody ran over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Overflowed {
+pub(crate) enum Overrun {
     /// The stack that the kernel booted on.
-    Boot,
-    /// The stack of a thread.
-    Thread,
+    BootStack,
+    /// An area of the kernel's own ranges.
+    Area(Guard),
 }
 
-impl fmt::Display for Overflowed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Overrun {
+    /// Did a stack grow too large (and not something else run over an end)?
+    pub(crate) fn is_overflow(self) -> bool {
         match self {
-            Self::Boot => f.write_str("the boot stack"),
-            Self::Thread => f.write_str("a thread's kernel stack"),
+            Self::BootStack => true,
+            Self::Area(guard) => guard.kind == Kind::Stack && guard.side == Side::Below,
         }
     }
 }
 
-/// The stack whose guard page holds `addr`.
-pub(crate) fn owner(addr: VirtAddr) -> Option<Overflowed> {
-    if layout::boot_stack_guard().contains(addr) {
-        return Some(Overflowed::Boot);
+impl fmt::Display for Overrun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Area(guard) = self else {
+            return f.write_str("the guard page under the boot stack");
+        };
+        let side = match guard.side {
+            Side::Below => "under",
+            Side::Above => "above",
+        };
+        let area = match guard.kind {
+            Kind::Stack => "a thread's kernel stack",
+            Kind::Block => "a block of kernel memory",
+            Kind::Device => "a window on a device",
+        };
+        let bytes = guard.body.addresses();
+        write!(f, "the guard page {side} {area} ({}..{})", bytes.start(), bytes.end())
     }
-    stacks::is_guard(addr).then_some(Overflowed::Thread)
+}
+
+/// The area whose guard page holds `addr`. Never waits: a handler may ask.
+pub(crate) fn owner(addr: VirtAddr) -> Option<Overrun> {
+    if layout::boot_stack_guard().contains(addr) {
+        return Some(Overrun::BootStack);
+    }
+    match KERNEL.ranges.get()?.lookup(addr) {
+        Lookup::Guard(guard) => Some(Overrun::Area(guard)),
+        Lookup::Outside | Lookup::Mapped | Lookup::Free | Lookup::Busy => None,
+    }
 }
 
 /// What the kernel keeps at `addr`, as the end of a sentence.
@@ -40,6 +66,8 @@ pub(crate) fn place(addr: VirtAddr) -> &'static str {
         " (kernel constants)"
     } else if layout::data().contains(addr) {
         " (kernel data)"
+    } else if layout::kva().contains(addr) {
+        " (the kernel's own ranges)"
     } else if addr.as_u64() < layout::USER_END {
         " (a program's half)"
     } else {

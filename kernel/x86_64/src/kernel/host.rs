@@ -29,6 +29,7 @@ use super::kernel_map::KernelTable;
 use super::layout::{DIRECT_MAP, HEAP_MEMORY};
 use super::once::Once;
 use super::percpu::{KernelCpus, KernelRanks};
+use super::stacks::KernelRanges;
 
 /// The raw lock of rank `RANK`.
 pub(crate) type Lock<const RANK: u8> = Ranked<RawSpin, KernelRanks, RANK>;
@@ -83,6 +84,7 @@ pub(crate) struct Kernel {
     pub(crate) map: Once<MemoryMap<'static>>,
     pub(crate) frames: Once<Frames>,
     pub(crate) table: Once<KernelTable>,
+    pub(crate) ranges: Once<KernelRanges>,
     pub(crate) tags: Once<PageTags<'static>>,
     /// Frames in use as page tables of programs and of the kernel since the frame allocator stands.
     pub(crate) tables_in_use: AtomicU64,
@@ -94,6 +96,7 @@ pub(crate) static KERNEL: Kernel = Kernel {
     map: Once::new(),
     frames: Once::new(),
     table: Once::new(),
+    ranges: Once::new(),
     tags: Once::new(),
     tables_in_use: AtomicU64::new(0),
 };

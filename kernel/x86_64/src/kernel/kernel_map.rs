@@ -33,7 +33,6 @@ pub(crate) fn prefill(table: &KernelTable, ram_end: PhysAddr) -> Result<(), MapE
     for (start, bytes) in [
         (layout::DIRECT_MAP, ram_end.as_u64()),
         (layout::FRAME_TABLE, layout::frame_table_bytes(ram_end)),
-        (layout::KVA, layout::KVA_BYTES),
         (layout::KERNEL_BASE, 1 << 30),
     ] {
         table.prefill(pages(VirtRange::clamped(VirtAddr::new(start), bytes)))?;

@@ -23,6 +23,10 @@ pub(crate) const HEAP_MEMORY: u64 = 64 << 30;
 pub(crate) const KVA: u64 = 0xffff_d000_0000_0000;
 /// Bytes that they have room for: what one top-level entry covers.
 pub(crate) const KVA_BYTES: u64 = 1 << 39;
+/// The kernel's own ranges.
+pub(crate) fn kva() -> VirtRange {
+    VirtRange::clamped(VirtAddr::new(KVA), KVA_BYTES)
+}
 /// What the linker adds to a physical address to get the image's virtual one.
 pub(crate) const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
 /// The end of a program's half. The last page below the hole stays out of it, so that no `syscall`

@@ -31,6 +31,13 @@ pub(crate) struct Balance {
     by_kind: [(Kind, u64); KINDS],
 }
 
+impl Balance {
+    /// Frames that nobody had.
+    pub(crate) fn free(&self) -> u64 {
+        self.free
+    }
+}
+
 /// Gives back what is only kept for later, then counts.
 pub(crate) fn take(frames: &Frames) -> Balance {
     stacks::trim();

@@ -9,6 +9,7 @@ use pagoda_frames::{Stats, Zone};
 use pagoda_kernel_core::machine::{
     Machine, MemoryTotals, OutOfMemory, Port, Report, Trap, UserRegs,
 };
+use pagoda_kva::Kind;
 use pagoda_paging::{PageTable, X86_64};
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr3;
@@ -137,14 +138,7 @@ impl Machine for Kernel {
             Report::BuddyInfo => buddy_info(out),
             Report::SlabInfo => heap().slabinfo(&mut { out }),
             Report::ZoneInfo => zone_info(out),
-            Report::VmallocInfo => {
-                writeln!(
-                    out,
-                    "{} kernel stacks, {} bytes",
-                    stacks::in_use(),
-                    stacks::bytes_in_use()
-                )
-            }
+            Report::VmallocInfo => vmalloc_info(out),
             Report::IoMem => io_mem(out),
             Report::CpuInfo => cpu_info(out),
             Report::PageTypeInfo => page_type_info(out),
@@ -209,6 +203,27 @@ fn page_type_info(out: &mut dyn fmt::Write) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+fn vmalloc_info(out: &mut dyn fmt::Write) -> fmt::Result {
+    let Some(ranges) = KERNEL.ranges.get() else { return Ok(()) };
+    // The areas are walked with the table locked, and `out` may allocate: counted first.
+    let mut counts = [(Kind::Stack, 0u64, 0u64), (Kind::Block, 0, 0), (Kind::Device, 0, 0)];
+    ranges.each_area(|guard| {
+        if let Some(count) = counts.iter_mut().find(|count| count.0 == guard.kind) {
+            count.1 += 1;
+            count.2 += guard.body.bytes();
+        }
+    });
+    for (kind, areas, bytes) in counts {
+        let name = match kind {
+            Kind::Stack => "stacks",
+            Kind::Block => "blocks",
+            Kind::Device => "device windows",
+        };
+        writeln!(out, "{name:>15} {areas:>6} areas {bytes:>10} bytes")?;
+    }
+    writeln!(out, "{:>15} {:>6} in use", "stacks", stacks::in_use())
 }
 
 fn io_mem(out: &mut dyn fmt::Write) -> fmt::Result {

@@ -95,7 +95,7 @@ fn run(handover: &Handover) -> ! {
     let Some(frames) = KERNEL.frames.get() else { panic!("no frame allocator") };
     let before = ledger::take(frames);
     selftest::run(handover.command_line);
-    log::info!("storey 4, processes: {} frames handed over", frames.stats().free);
+    log::info!("storey 4, processes: {} frames handed over", before.free());
     let config =
         BootConfig { command_line: handover.command_line, initramfs: handover.initramfs() };
     let status = match pagoda_kernel_core::start(&KERNEL, config) {

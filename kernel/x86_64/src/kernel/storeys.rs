@@ -12,7 +12,8 @@ use log::info;
 use pagoda_addr::{FrameRange, Order, PhysAddr, PhysMap, PhysRange, VirtAddr, VirtRange};
 use pagoda_bootmap::{EarlyAllocator, EarlyError, RegionKind};
 use pagoda_frames::{FrameAllocator, FrameInfo, Setup, SetupError};
-use pagoda_heap::PageTags;
+use pagoda_heap::{HeapError, PageTags};
+use pagoda_kva::{Kva, KvaError};
 use pagoda_paging::{MapError, OutOfFrames, PageTable, X86_64};
 use pagoda_sync::CpuId;
 use x86_64::registers::control::Cr3;
@@ -35,6 +36,10 @@ pub(crate) enum BuildError {
     Map(MapError),
     /// The frame allocator.
     Frames(SetupError),
+    /// The kernel heap.
+    Heap(HeapError),
+    /// The kernel's own ranges.
+    Ranges(KvaError),
     /// Something that is built once was there already.
     Twice,
 }
@@ -59,6 +64,16 @@ impl From<OutOfFrames> for BuildError {
         Self::Map(error.into())
     }
 }
+impl From<HeapError> for BuildError {
+    fn from(error: HeapError) -> Self {
+        Self::Heap(error)
+    }
+}
+impl From<KvaError> for BuildError {
+    fn from(error: KvaError) -> Self {
+        Self::Ranges(error)
+    }
+}
 impl From<SetupError> for BuildError {
     fn from(error: SetupError) -> Self {
         Self::Frames(error)
@@ -72,6 +87,8 @@ impl fmt::Display for BuildError {
             Self::Early(error) => write!(f, "early memory: {error}"),
             Self::Map(error) => write!(f, "kernel page table: {error}"),
             Self::Frames(error) => write!(f, "frame allocator: {error}"),
+            Self::Heap(error) => write!(f, "kernel heap: {error}"),
+            Self::Ranges(error) => write!(f, "kernel ranges: {error}"),
             Self::Twice => f.write_str("the tower is built only once"),
         }
     }
@@ -114,7 +131,7 @@ pub(crate) fn build(magic: u32, info: PhysAddr) -> Result<Handover, BuildError> 
     };
     storey2_paging()?;
     storey2_frames()?;
-    storey3();
+    storey3()?;
     Ok(handover)
 }
 
@@ -403,12 +420,12 @@ fn heap_window() -> u64 {
 }
 
 /// How does the kernel get 40 bytes, or a guarded stack? Both are taken, shown and given back.
-fn storey3() {
+fn storey3() -> Result<(), BuildError> {
     info!(
         "storey 3, heap and kernel ranges: how does the kernel get 40 bytes, or a guarded stack?"
     );
     let layout = Layout::new::<[u64; 5]>();
-    let Ok(block) = heap().kalloc(layout) else { return log::warn!("    not at all: no memory") };
+    let block = heap().kalloc(layout)?;
     let stats = heap().stats();
     info!(
         "    kalloc(40) = {:#x}: {} of {} bytes taken from the frames are live",
@@ -420,6 +437,9 @@ fn storey3() {
     if let Err(misuse) = unsafe { heap().kfree_sized(block, layout) } {
         log::error!("    {misuse}");
     }
+    let table = KERNEL.table.get().ok_or(BuildError::Twice)?;
+    let ranges = Kva::new(table, &KERNEL, layout::kva().blocks_touched())?;
+    KERNEL.ranges.set(ranges).map_err(|_| BuildError::Twice)?;
     match Stack::new() {
         Ok(stack) => info!(
             "    a thread's stack at {}, {}, a guard page on either side",
@@ -428,4 +448,5 @@ fn storey3() {
         ),
         Err(_) => log::warn!("    no memory for a stack"),
     }
+    Ok(())
 }

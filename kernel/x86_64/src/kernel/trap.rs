@@ -143,9 +143,10 @@ extern "C" fn exception(frame: &Frame, cr2: u64) {
     let fault = VirtAddr::new(cr2);
     let on_stack = frame.vector == DOUBLE_FAULT || frame.vector == PAGE_FAULT;
     match guard::owner(fault).filter(|_| on_stack) {
-        Some(stack) => {
-            say!("kernel panic: kernel stack overflow: {fault} is in the guard page of {stack}");
+        Some(over) if over.is_overflow() => {
+            say!("kernel panic: kernel stack overflow: {fault} is in {over}");
         }
+        Some(over) => say!("kernel panic: page fault: {fault} is in {over}"),
         None if frame.vector == PAGE_FAULT => {
             let access = match frame.code {
                 code if code & 1 << 4 != 0 => "execution",
