@@ -86,6 +86,8 @@ pub struct SpaceStats {
     pub rss_shared: u64,
     /// The most present at once.
     pub rss_peak: u64,
+    /// Page tables, the root included.
+    pub tables: u64,
     /// The number of regions.
     pub regions: usize,
 }
@@ -221,7 +223,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     /// Pages in use.
     pub fn stats(&self) -> SpaceStats {
         let inner = self.lock();
-        SpaceStats { regions: inner.regions.len(), ..inner.stats }
+        SpaceStats { tables: self.table.tables(), regions: inner.regions.len(), ..inner.stats }
     }
 
     /// The limits.

@@ -32,7 +32,7 @@ fn picture(space: &Space<'_>) -> Picture {
         next = page.checked_add(1).filter(|&page| all.contains(page));
     }
     drop(cursor);
-    let stats = SpaceStats { mapped_peak: 0, rss_peak: 0, ..space.stats() };
+    let stats = SpaceStats { mapped_peak: 0, rss_peak: 0, tables: 0, ..space.stats() };
     (regions, frames, stats, space.brk().1.as_u64())
 }
 
