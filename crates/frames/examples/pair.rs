@@ -11,7 +11,8 @@ use std::time::Instant;
 use pagoda_addr::{Frame, FrameRange, Order, PhysAddr, PhysMap};
 use pagoda_frames::{FrameAllocator, FrameInfo, OwnedFrames, Request, Setup, backing, required};
 use pagoda_sync::host::ThreadCpus;
-use pagoda_sync::{Cpus, RawSpin};
+use pagoda_sync::{CpuId, Cpus, RawSpin};
+use std::cell::Cell;
 
 struct Unmapped;
 
@@ -22,12 +23,38 @@ unsafe impl PhysMap for Unmapped {
     }
 }
 
-type Frames = FrameAllocator<'static, ThreadCpus, Unmapped, RawSpin>;
+type Frames<C> = FrameAllocator<'static, C, Unmapped, RawSpin>;
 
-fn setup(frames: u64, with_table: bool) -> Frames {
+/// One CPU of a kernel: a pin counts up, its end counts down.
+#[derive(Clone, Copy)]
+struct Counted(&'static Cell<u32>);
+
+impl Counted {
+    fn new() -> Self {
+        Self(Box::leak(Box::new(Cell::new(0))))
+    }
+}
+
+// SAFETY: not `Sync`, so one thread only.
+unsafe impl Cpus for Counted {
+    fn limit(&self) -> usize {
+        1
+    }
+    #[inline]
+    fn enter(&self) -> CpuId {
+        self.0.set(self.0.get() + 1);
+        CpuId::BOOT
+    }
+    #[inline]
+    unsafe fn leave(&self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+fn setup<C: Cpus>(cpus: C, frames: u64, with_table: bool) -> Frames<C> {
     let start = Frame::from_number(0x100);
     let ranges = [FrameRange::new(start, frames - 0x100).expect("small")];
-    let layout = required(&ranges, ThreadCpus.limit()).expect("one range");
+    let layout = required(&ranges, cpus.limit()).expect("one range");
     let storage = vec![MaybeUninit::<u8>::uninit(); layout.size() + layout.align()].leak();
     let skip = storage.as_ptr().align_offset(layout.align());
     let bytes = backing(&ranges).last().map_or(0, |(offset, len)| offset + len);
@@ -35,7 +62,7 @@ fn setup(frames: u64, with_table: bool) -> Frames {
     let table = if with_table { NonNull::new(table) } else { None };
     let setup = Setup { ranges: &ranges, storage: &mut storage[skip..], table, reserve: 0 };
     // SAFETY: nobody touches the frames; the table is as long as the highest frame demands.
-    unsafe { FrameAllocator::new(setup, ThreadCpus, Unmapped) }.expect("enough storage")
+    unsafe { FrameAllocator::new(setup, cpus, Unmapped) }.expect("enough storage")
 }
 
 struct Random(u64);
@@ -49,7 +76,7 @@ impl Random {
     }
 }
 
-fn take(frames: &Frames, request: Request) -> OwnedFrames {
+fn take<C: Cpus>(frames: &Frames<C>, request: Request) -> OwnedFrames {
     frames.alloc(request).expect("memory")
 }
 
@@ -73,12 +100,19 @@ fn show(name: &str, (best, median): (f64, f64)) {
 fn singles(gib: u64, with_table: bool) {
     let count = gib << 18;
     let label = |what: &str| format!("{gib} GiB{} {what}", if with_table { " table" } else { "" });
-    let frames = setup(count, with_table);
+    let frames = setup(Counted::new(), count, with_table);
     let total = frames.stats().total as usize;
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
 
+    // Touch the list before the clock runs.
+    let mut all: Vec<OwnedFrames> = Vec::with_capacity(total);
+    all.spare_capacity_mut().iter_mut().for_each(|slot| {
+        let bytes = std::ptr::from_mut(slot).cast::<u8>();
+        // SAFETY: spare capacity, exclusively borrowed.
+        unsafe { bytes.write_volatile(1) };
+    });
     let begun = Instant::now();
-    let mut all: Vec<_> = (0..total).map(|_| take(&frames, Request::frame())).collect();
+    all.extend((0..total).map(|_| take(&frames, Request::frame())));
     let fill = begun.elapsed().as_nanos() as f64 / total as f64;
     show(&label("fill"), (fill, fill));
     for place in (1..total).rev() {
@@ -128,6 +162,7 @@ fn singles(gib: u64, with_table: bool) {
             frames.free(all.swap_remove(place)).expect("ours");
             all.push(take(&frames, Request::frame()));
         }
+        frames.drain_cpu().expect("sound");
         let stats = frames.stats();
         let large = frames.available(Order::LARGE) * 512;
         let share = large as f64 * 100.0 / stats.free as f64;
@@ -156,11 +191,12 @@ fn singles(gib: u64, with_table: bool) {
 }
 
 fn blocks(gib: u64, order: Order, with_table: bool) {
-    let frames = setup((gib + 1) << 18, with_table);
+    let frames = setup(Counted::new(), (gib + 1) << 18, with_table);
     let count = (gib << 18 >> order.get()) as usize;
+    let rounds = 2000 / count.min(100);
     let mut all = Vec::with_capacity(count);
     let mut times = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..rounds {
         let begun = Instant::now();
         for _ in 0..count {
             all.push(take(&frames, Request::order(order)));
@@ -170,11 +206,11 @@ fn blocks(gib: u64, order: Order, with_table: bool) {
     }
     times.sort_by(f64::total_cmp);
     let table = if with_table { " table" } else { "" };
-    show(&format!("{gib} GiB{table} {order:?}, empty"), (times[0], times[10]));
+    show(&format!("{gib} GiB{table} {order:?}, empty"), (times[0], times[rounds / 2]));
 }
 
 fn threads(gib: u64, count: usize) {
-    let frames = setup(gib << 18, false);
+    let frames = setup(ThreadCpus, gib << 18, false);
     let pairs = 2_000_000;
     let begun = Instant::now();
     std::thread::scope(|scope| {

@@ -13,10 +13,11 @@ use lock_api::{Mutex, RawMutex};
 use pagoda_addr::{Frame, FrameRange, Order, PAGE_SHIFT, PhysMap};
 use pagoda_sync::Cpus;
 
-use crate::bitmap::{Core, Window};
+use crate::bitmap::Core;
 use crate::caches::Caches;
 use crate::places::{CHUNK, Places, Plan};
 use crate::runs::Run;
+use crate::search::Window;
 use crate::shim::{AtomicU64, Ordering};
 use crate::table::{FrameInfo, FrameTable};
 use crate::{
@@ -115,7 +116,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     #[inline]
     pub fn alloc(&self, request: Request) -> Result<OwnedFrames, AllocError> {
         let owned = if request.is_single() {
-            self.alloc_single(&request)?
+            self.alloc_single(request.kind, request.class)?
         } else {
             self.alloc_shared(&request)?
         };
@@ -207,12 +208,21 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             Some(below) => core.directory.index_from(below.as_u64() >> PAGE_SHIFT),
             None => core.end(),
         };
-        let windows = (0..self.zone_ends.len()).rev().map(|zone| self.window(zone, limit));
-        let filled = |window: &Window| !window.is_empty();
-        windows.clone().filter(filled).find_map(|window| core.find_run(run, window)).or_else(|| {
-            let split = run.count > 1 && windows.filter(filled).count() > 1;
-            split.then(|| core.find_run(run, Window::new(0, limit))).flatten()
-        })
+        let mut zones = 0;
+        for zone in (0..self.zone_ends.len()).rev() {
+            let window = self.window(zone, limit);
+            if window.is_empty() {
+                continue;
+            }
+            zones += 1;
+            if let Some(found) = core.find_run(run, window) {
+                return Some(found);
+            }
+        }
+        if run.count == 1 || zones < 2 {
+            return None;
+        }
+        core.find_run(run, Window::new(0, limit))
     }
 
     /// The part of a zone below an index.

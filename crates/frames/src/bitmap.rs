@@ -1,4 +1,4 @@
-//! The core: the bitmap, its summaries, and the search for the right place. One owner at a time; it
+//! The core: the bitmap and its summaries (the search is in `search.rs`). One owner at a time; it
 //! knows nothing of CPUs, locks or the frame table.
 //!
 //! Three levels. A chunk has a [`Line`] of 512 bits, a count of free frames and a *tallness*: one
@@ -17,13 +17,14 @@
 //! - *lazy-line*: a chunk whose count carries `LAZY` is entirely free or entirely taken, and its
 //!   line may be uninitialised; every other line is initialised. So a huge machine boots, and a
 //!   1 GiB block is taken, without touching any line.
-//! - *summaries*: tallness, `has` and `sums` follow from counts and lines.
+//! - *summaries*: tallness (of chunks, and of a gig's line of entirely free chunks), `has` and `sums` follow from counts and lines.
 #![allow(unsafe_code)] // reads lines that are initialised by *lazy-line*
 
 use core::mem::MaybeUninit;
 
 use crate::line::{LINE_ORDER, Line};
 use crate::places::{CHUNK, CHUNK_SHIFT, Directory, GIG_CHUNKS, GIG_SHIFT, ORDERS, Places};
+use crate::search::Window;
 
 /// The line is implied by the count.
 const LAZY: u16 = 1 << 15;
@@ -32,15 +33,16 @@ const HOLEY: u16 = 1 << 14;
 const COUNT: u16 = (1 << 10) - 1;
 /// The tallness of an entirely free chunk.
 const WHOLE: u8 = LINE_ORDER + 1;
-const GIG_ORDER: usize = GIG_SHIFT as usize;
+pub(crate) const GIG_ORDER: usize = GIG_SHIFT as usize;
 
 pub(crate) struct Core<'m> {
     pub(crate) directory: Directory<'m>,
     lines: &'m mut [MaybeUninit<Line>],
-    has: &'m mut [[Line; 10]],
-    sums: &'m mut [u64],
+    pub(crate) has: &'m mut [[Line; 10]],
+    pub(crate) sums: &'m mut [u64],
     free: &'m mut [u16],
     tall: &'m mut [u8],
+    big: &'m mut [u8],
     free_frames: u64,
     total_frames: u64,
 }
@@ -53,6 +55,18 @@ fn pieces(start: usize, end: usize) -> impl Iterator<Item = (usize, usize, usize
     })
 }
 
+/// `bits` without its `count` lowest ones.
+#[inline]
+fn without_lowest(mut bits: u64, count: usize) -> u64 {
+    if bits.count_ones() as usize <= count {
+        return 0;
+    }
+    for _ in 0..count {
+        bits &= bits - 1;
+    }
+    bits
+}
+
 /// The `has` lines on which a chunk of this tallness stands, as bits.
 fn levels(tall: u8) -> u16 {
     if tall == WHOLE { 1 << LINE_ORDER } else { (1 << tall) - 1 }
@@ -61,9 +75,10 @@ fn levels(tall: u8) -> u16 {
 impl<'m> Core<'m> {
     /// Everything in the directory's ranges is free.
     pub(crate) fn new(places: Places<'m>) -> Self {
-        let Places { directory, lines, has, sums, free, tall, .. } = places;
+        let Places { directory, lines, has, sums, free, tall, big, .. } = places;
         let (free_frames, total_frames) = (0, 0);
-        let mut core = Self { directory, lines, has, sums, free, tall, free_frames, total_frames };
+        let mut core =
+            Self { directory, lines, has, sums, free, tall, big, free_frames, total_frames };
         core.free.fill(LAZY | HOLEY);
         for (start, end) in core.index_ranges() {
             for (chunk, first, after) in pieces(start, end) {
@@ -104,11 +119,11 @@ impl<'m> Core<'m> {
         self.free.len() << CHUNK_SHIFT
     }
 
-    fn words(&self) -> usize {
+    pub(crate) fn words(&self) -> usize {
         self.sums.len() / ORDERS
     }
 
-    fn count(&self, chunk: usize) -> usize {
+    pub(crate) fn count(&self, chunk: usize) -> usize {
         usize::from(self.free[chunk] & COUNT)
     }
 
@@ -118,6 +133,18 @@ impl<'m> Core<'m> {
         }
         // SAFETY: *lazy-line*: the count does not carry `LAZY`.
         unsafe { self.lines[chunk].assume_init() }
+    }
+
+    /// The line to change; no longer implied by the count.
+    #[inline]
+    fn line_mut(&mut self, chunk: usize) -> &mut Line {
+        if self.free[chunk] & LAZY != 0 {
+            let line = self.line(chunk);
+            self.lines[chunk].write(line);
+            self.free[chunk] &= !LAZY;
+        }
+        // SAFETY: *lazy-line*: the count does not carry `LAZY`.
+        unsafe { self.lines[chunk].assume_init_mut() }
     }
 
     /// The first index in `start..end` whose bit is not `free`.
@@ -151,54 +178,48 @@ impl<'m> Core<'m> {
     /// Puts one frame back; false (and no change) if it was not taken.
     pub(crate) fn give_one(&mut self, index: usize) -> bool {
         let (chunk, bit) = (index >> CHUNK_SHIFT, index % CHUNK);
-        let mut line = self.line(chunk);
+        let line = self.line_mut(chunk);
         if line.get(bit) {
             return false;
         }
-        line.fill(bit, bit + 1, true);
-        self.lines[chunk].write(line);
-        self.free[chunk] = (self.free[chunk] & !LAZY) + 1;
+        line.set(bit);
+        let tall = line.tallness_at(bit);
+        self.free[chunk] += 1;
         self.free_frames += 1;
-        let tall = line.tallness_at(bit).max(self.tall[chunk]);
-        self.set_tall(chunk, tall);
+        if tall > self.tall[chunk] {
+            self.set_tall(chunk, tall);
+        }
         true
     }
 
     /// Takes at most `room` of the lowest free frames of the window, words and chunks as a whole as
-    /// far as possible, and tells `each` their indices, rising within a chunk. An entirely free
-    /// chunk is broken only for the first frame. May find fewer than there are.
-    pub(crate) fn claim(&mut self, window: Window, room: usize, mut each: impl FnMut(usize)) {
+    /// far as possible, and tells `each` the index and the bits of each word, rising within a chunk.
+    /// An entirely free chunk is broken only for the first frame. May find fewer than there are.
+    pub(crate) fn claim(&mut self, window: Window, room: usize, mut each: impl FnMut(usize, u64)) {
         let mut left = room;
         while left > 0 {
             let Some(chunk) = self.find_chunk(&window) else { return };
             if left < room && self.tall[chunk] == WHOLE {
                 return;
             }
-            let base = chunk << CHUNK_SHIFT;
-            let mut line = self.line(chunk);
             let before = left;
-            for (word, bits) in line.0.iter_mut().enumerate() {
-                while *bits != 0 && left > 0 {
-                    each(base + word * 64 + bits.trailing_zeros() as usize);
-                    *bits &= *bits - 1;
-                    left -= 1;
+            let line = self.line_mut(chunk);
+            for (word, bits) in line.0.iter_mut().enumerate().filter(|(_, bits)| **bits != 0) {
+                let rest = without_lowest(*bits, left);
+                let taken = *bits & !rest;
+                *bits = rest;
+                left -= taken.count_ones() as usize;
+                each((chunk << CHUNK_SHIFT) + word * 64, taken);
+                if left == 0 {
+                    break;
                 }
             }
-            self.lines[chunk].write(line);
+            let tall = line.tallness();
             let taken = (before - left) as u16;
-            self.free[chunk] = (self.free[chunk] & !LAZY) - taken;
+            self.free[chunk] -= taken;
             self.free_frames -= u64::from(taken);
-            let tall = if self.count(chunk) == 0 { 0 } else { line.tallness() };
             self.set_tall(chunk, tall);
         }
-    }
-
-    /// The chunk from which the next single frame comes.
-    fn find_chunk(&self, window: &Window) -> Option<usize> {
-        let broken = self
-            .gigs(0, false, window, true)
-            .find_map(|gig| Some(gig * GIG_CHUNKS + self.chunks(gig, 0, window).lowest(0)?));
-        broken.or_else(|| Some(self.find_small(0, window)? >> CHUNK_SHIFT))
     }
 
     /// Sets all bits of `start..end`, which all have the other value, to `free`.
@@ -229,35 +250,37 @@ impl<'m> Core<'m> {
     }
 
     fn mark_part(&mut self, chunk: usize, first: usize, after: usize, free: bool) {
-        let mut line = self.line(chunk);
+        let line = self.line_mut(chunk);
         line.fill(first, after, free);
-        self.lines[chunk].write(line);
+        let tall = line.tallness();
         let change = (after - first) as u16;
-        let old = self.free[chunk] & !LAZY;
-        self.free[chunk] = if free { old + change } else { old - change };
-        let tall = match self.count(chunk) {
-            0 => 0,
-            CHUNK => WHOLE,
-            _ => line.tallness(),
-        };
+        self.free[chunk] = if free { self.free[chunk] + change } else { self.free[chunk] - change };
         self.set_tall(chunk, tall);
     }
 
     /// Moves a chunk between the lines of its gig.
     fn set_tall(&mut self, chunk: usize, tall: u8) {
         let old = core::mem::replace(&mut self.tall[chunk], tall);
-        let mut changed = levels(old) ^ levels(tall);
+        if old == tall {
+            return;
+        }
         let (gig, bit) = (chunk / GIG_CHUNKS, chunk % GIG_CHUNKS);
-        let new = levels(tall);
+        let (word, mask) = (bit / 64, 1 << (bit % 64));
+        let mut changed = levels(old) ^ levels(tall);
         while changed != 0 {
             let level = changed.trailing_zeros() as usize;
             changed &= changed - 1;
-            self.has[gig][level].fill(bit, bit + 1, new & (1 << level) != 0);
-            if level < usize::from(LINE_ORDER) {
-                let any = !self.has[gig][level].is_empty();
-                self.set_sum(level, gig, any);
-            } else {
+            let line = &mut self.has[gig][level];
+            let before = line.0[word];
+            line.0[word] = before ^ mask;
+            if level == usize::from(LINE_ORDER) {
                 self.sum_whole(gig);
+            } else if before & mask == 0 {
+                if before == 0 {
+                    self.set_sum(level, gig, true);
+                }
+            } else if line.is_empty() {
+                self.set_sum(level, gig, false);
             }
         }
     }
@@ -274,9 +297,10 @@ impl<'m> Core<'m> {
     }
 
     fn sum_whole(&mut self, gig: usize) {
-        let tall = usize::from(self.has[gig][usize::from(LINE_ORDER)].tallness());
-        for order in 0..=usize::from(LINE_ORDER) {
-            self.set_sum(usize::from(LINE_ORDER) + order, gig, order < tall);
+        let new = self.has[gig][usize::from(LINE_ORDER)].tallness();
+        let old = core::mem::replace(&mut self.big[gig], new);
+        for order in old.min(new)..old.max(new) {
+            self.set_sum(usize::from(LINE_ORDER + order), gig, order < new);
         }
     }
 
@@ -285,160 +309,6 @@ impl<'m> Core<'m> {
         let word = &mut self.sums[order * words + gig / 64];
         let bit = 1 << (gig % 64);
         *word = if any { *word | bit } else { *word & !bit };
-    }
-
-    /// The gigs of `sums[order]`, or of those the ones that are (`whole`) or are not entirely free,
-    /// in the window; lowest first, or highest first.
-    fn gigs(&self, order: usize, whole: bool, window: &Window, up: bool) -> GigScan<'_> {
-        let words = self.words();
-        let row = |order: usize| &self.sums[order * words..(order + 1) * words];
-        let (lo, hi) = (window.first / GIG_CHUNKS, window.after.div_ceil(GIG_CHUNKS));
-        GigScan { row: row(order), huge: row(GIG_ORDER), whole, lo, hi, up }
-    }
-
-    /// The chunks of `has[gig][level]` in the window.
-    fn chunks(&self, gig: usize, level: usize, window: &Window) -> Line {
-        let base = gig * GIG_CHUNKS;
-        let first = window.first.saturating_sub(base);
-        let after = window.after.saturating_sub(base).min(GIG_CHUNKS);
-        self.has[gig][level].masked(first, after)
-    }
-
-    /// A free block of 2^`order` in the window, by the rules of placement.
-    pub(crate) fn find_block(&self, order: u8, window: Window) -> Option<usize> {
-        if order >= LINE_ORDER {
-            return self.find_large(order, &window);
-        }
-        self.find_small(order, &window).or_else(|| {
-            let cut = self.line_before_cut(&window)?;
-            cut.lowest(order).map(|bit| (window.after << CHUNK_SHIFT) + bit)
-        })
-    }
-
-    /// What the window has of its last, incomplete chunk.
-    fn line_before_cut(&self, window: &Window) -> Option<Line> {
-        (window.cut > 0).then(|| self.line(window.after).masked(0, window.cut))
-    }
-
-    /// Lowest first, broken chunks before whole ones, broken gigs before whole ones.
-    fn find_small(&self, order: u8, window: &Window) -> Option<usize> {
-        let level = usize::from(order);
-        for gig in self.gigs(level, false, window, true) {
-            if let Some(bit) = self.chunks(gig, level, window).lowest(0) {
-                let chunk = gig * GIG_CHUNKS + bit;
-                return self.line(chunk).lowest(order).map(|bit| (chunk << CHUNK_SHIFT) + bit);
-            }
-        }
-        let whole_level = usize::from(LINE_ORDER);
-        let broken = self.gigs(whole_level, false, window, true);
-        let whole = self.gigs(whole_level, true, window, true);
-        broken.chain(whole).find_map(|gig| {
-            let bit = self.chunks(gig, whole_level, window).lowest(0)?;
-            Some((gig * GIG_CHUNKS + bit) << CHUNK_SHIFT)
-        })
-    }
-
-    /// Highest first, broken gigs before whole ones.
-    fn find_large(&self, order: u8, window: &Window) -> Option<usize> {
-        let broken = self.gigs(usize::from(order), false, window, false);
-        let whole = self.gigs(usize::from(order), true, window, false);
-        broken.chain(whole).find_map(|gig| {
-            let chunks = self.chunks(gig, usize::from(LINE_ORDER), window);
-            let bit = chunks.highest(order - LINE_ORDER)?;
-            Some((gig * GIG_CHUNKS + bit) << CHUNK_SHIFT)
-        })
-    }
-
-    /// Free blocks by order in the window, the largest possible blocks. O(chunks).
-    pub(crate) fn count_blocks(&self, window: Window, counts: &mut [u64; ORDERS]) {
-        let (mut small, mut large) = ([0; 10], [0; 10]);
-        for chunk in window.first..window.after {
-            if (1..CHUNK).contains(&self.count(chunk)) {
-                self.line(chunk).count_blocks(&mut small);
-            }
-        }
-        for gig in window.first / GIG_CHUNKS..window.after.div_ceil(GIG_CHUNKS) {
-            self.chunks(gig, usize::from(LINE_ORDER), &window).count_blocks(&mut large);
-        }
-        for order in 0..10 {
-            counts[order] += small[order];
-            counts[order + 9] += large[order];
-        }
-    }
-}
-
-/// Where to look: chunks `first..after`, and of chunk `after` the frames below bit `cut`.
-/// `first <= after`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Window {
-    pub(crate) first: usize,
-    pub(crate) after: usize,
-    pub(crate) cut: usize,
-}
-
-impl Window {
-    /// The indices `start..end`; a `start` inside a chunk is rounded up.
-    pub(crate) fn new(start: usize, end: usize) -> Self {
-        let first = start.div_ceil(CHUNK);
-        let after = end >> CHUNK_SHIFT;
-        if first > after {
-            return Self { first, after: first, cut: 0 };
-        }
-        Self { first, after, cut: end % CHUNK }
-    }
-
-    /// The index at which the window ends.
-    pub(crate) fn end(&self) -> usize {
-        (self.after << CHUNK_SHIFT) + self.cut
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.first == self.after && self.cut == 0
-    }
-}
-
-/// Gigs whose bit is set in a row of the summary.
-struct GigScan<'c> {
-    row: &'c [u64],
-    huge: &'c [u64],
-    whole: bool,
-    lo: usize,
-    hi: usize,
-    up: bool,
-}
-
-impl Iterator for GigScan<'_> {
-    type Item = usize;
-
-    fn next(&mut self) -> Option<usize> {
-        while self.lo < self.hi {
-            let word = if self.up { self.lo / 64 } else { (self.hi - 1) / 64 };
-            let huge = self.huge[word];
-            let mut bits = self.row[word] & if self.whole { huge } else { !huge };
-            let base = word * 64;
-            if self.lo > base {
-                bits &= !0 << (self.lo - base);
-            }
-            if self.hi < base + 64 {
-                bits &= (1 << (self.hi - base)) - 1;
-            }
-            if self.up {
-                if bits != 0 {
-                    let gig = base + bits.trailing_zeros() as usize;
-                    self.lo = gig + 1;
-                    return Some(gig);
-                }
-                self.lo = base + 64;
-            } else {
-                if bits != 0 {
-                    let gig = base + 63 - bits.leading_zeros() as usize;
-                    self.hi = gig;
-                    return Some(gig);
-                }
-                self.hi = base;
-            }
-        }
-        None
     }
 }
 
@@ -460,6 +330,7 @@ impl Core<'_> {
                 }
             }
             assert_eq!(has, self.has[gig], "lines of gig {gig}");
+            assert_eq!(has[9].tallness(), self.big[gig]);
             for order in 0..ORDERS {
                 let any = if order < 9 {
                     !has[order].is_empty()

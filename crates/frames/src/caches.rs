@@ -42,13 +42,13 @@ use lock_api::{Mutex, RawMutex};
 use pagoda_addr::{Frame, FrameRange, PhysMap};
 use pagoda_sync::{CachePadded, Cpus, Pinned};
 
-use crate::allocator::frame_at;
 use crate::bitmap::Core;
 use crate::magazine::{BATCH, Depot, Magazine};
 use crate::shim::{AtomicU64, Ordering::*};
 use crate::table::FrameTable;
 use crate::{
-    AllocError, Blame, Class, Corruption, FrameAllocator, FreeError, OwnedFrames, Request, Zone,
+    AllocError, Blame, Class, Corruption, FrameAllocator, FreeError, Kind, OwnedFrames, Request,
+    Zone,
 };
 
 /// How long to wait for other CPUs to drain: a few microseconds.
@@ -131,21 +131,21 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// One frame. Budget when the stack has one: about fifteen plain instructions, and as many
     /// again for the table's entry.
     #[inline]
-    pub(crate) fn alloc_single(&self, request: &Request) -> Result<OwnedFrames, AllocError> {
+    pub(crate) fn alloc_single(&self, kind: Kind, class: Class) -> Result<OwnedFrames, AllocError> {
         let pin = self.cpus.pin();
         if let Some(magazine) = self.magazine(&pin) {
             if magazine.wanted.load(Relaxed) == 0 {
                 if let Some(frame) = magazine.pop() {
-                    return self.hand_out(frame, request);
+                    return self.hand_out(frame, kind);
                 }
             }
         }
-        self.alloc_single_slow(&pin, request)
+        self.alloc_single_slow(&pin, kind, class)
     }
 
     #[inline]
-    fn hand_out(&self, frame: u64, request: &Request) -> Result<OwnedFrames, AllocError> {
-        let traits = FrameTable::traits(request.kind, 0);
+    fn hand_out(&self, frame: u64, kind: Kind) -> Result<OwnedFrames, AllocError> {
+        let traits = FrameTable::traits(kind, 0);
         self.table.own_cached(frame, traits).map_err(AllocError::Corrupt)?;
         Ok(OwnedFrames::new(FrameRange::single(Frame::new(frame).unwrap_or_default())))
     }
@@ -154,8 +154,10 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     fn alloc_single_slow(
         &self,
         pin: &Pinned<'_, C>,
-        request: &Request,
+        kind: Kind,
+        class: Class,
     ) -> Result<OwnedFrames, AllocError> {
+        let request = &Request::frame().kind(kind).class(class);
         let Some(magazine) = self.magazine(pin) else { return self.alloc_shared(request) };
         self.honour(magazine).map_err(AllocError::Corrupt)?;
         if let Some(batch) = self.caches.withdraw() {
@@ -173,7 +175,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             }
         }
         match magazine.pop() {
-            Some(frame) => self.hand_out(frame, request),
+            Some(frame) => self.hand_out(frame, kind),
             None => self.alloc_shared_pinned(pin, request),
         }
     }
@@ -197,31 +199,36 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         magazine: &Magazine,
         room: usize,
     ) -> Result<(), AllocError> {
-        let mut claimed = [0; BATCH];
-        let mut count = 0;
+        let mut claimed = [(0, 0); BATCH];
+        let mut words = 0;
         for zone in (0..self.zone_ends.len()).rev() {
             let window = self.window(zone, core.end());
             // Of the lowest zone take no stock, unless it is all there is.
             let dma = zone == 0 && self.zone_ends.iter().any(|&end| end > window.end());
-            let room = if dma { count.max(1) } else { room };
-            core.claim(window, room - count, |index| {
-                claimed[count] = index;
-                count += 1;
+            core.claim(window, if dma { 1 } else { room }, |index, bits| {
+                claimed[words] = (index, bits);
+                words += 1;
             });
-            if count > 0 {
+            if words > 0 {
                 break;
             }
         }
-        if let Some(&last) = claimed[..count].last() {
-            let next = self.caches.distance(core.directory.frame(last)).wrapping_add(1);
-            self.caches.hint.store(next, Relaxed);
+        let claimed = &claimed[..words];
+        if let Some(&(index, bits)) = claimed.last() {
+            let last = core.directory.frame(index) + 63 - u64::from(bits.leading_zeros());
+            self.caches.hint.store(self.caches.distance(last).wrapping_add(1), Relaxed);
         }
+        // The lowest frame ends up on top.
         let mut found = Ok(());
-        for &index in claimed[..count].iter().rev() {
-            let frame = frame_at(core, index);
-            match self.table.cache_free(frame) {
-                Ok(()) => _ = magazine.push(frame.number()),
-                Err(evidence) => found = Err(AllocError::Corrupt(evidence)),
+        for &(index, mut bits) in claimed.iter().rev() {
+            let base = core.directory.frame(index);
+            if let Err(evidence) = self.table.cache_free(base, &mut bits) {
+                found = Err(AllocError::Corrupt(evidence));
+            }
+            while bits != 0 {
+                let top = 63 - bits.leading_zeros();
+                bits ^= 1 << top;
+                magazine.push(base + u64::from(top));
             }
         }
         found
@@ -305,10 +312,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         if magazine.wanted.load(Relaxed) == 0 {
             return Ok(());
         }
-        let done = self.drain(magazine);
-        // Release: who reads the zero finds the frames in the core.
-        magazine.wanted.store(0, Release);
-        done
+        self.drain(magazine)
     }
 
     fn drain(&self, magazine: &Magazine) -> Result<(), Corruption> {
@@ -316,6 +320,10 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         if magazine.count() > 0 {
             let mut core = self.core.lock();
             magazine.empty(|frame| found = found.and(self.bring_back(&mut core, frame)));
+        }
+        if magazine.wanted.load(Relaxed) != 0 {
+            // Release: who reads the zero finds the frames in the core.
+            magazine.wanted.store(0, Release);
         }
         found
     }
@@ -327,9 +335,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     pub fn drain_cpu(&self) -> Result<(), Corruption> {
         let pin = self.cpus.pin();
         let Some(magazine) = self.magazine(&pin) else { return Ok(()) };
-        let done = self.drain(magazine);
-        magazine.wanted.store(0, Release);
-        done
+        self.drain(magazine)
     }
 
     /// Brings all stock back to the core that can be had; true if that was any.

@@ -45,6 +45,7 @@ mod owned;
 mod places;
 mod request;
 mod runs;
+mod search;
 mod shim;
 mod stats;
 mod table;

@@ -58,6 +58,11 @@ impl Line {
         self.0[bit / 64] & (1 << (bit % 64)) != 0
     }
 
+    #[inline]
+    pub(crate) fn set(&mut self, bit: usize) {
+        self.0[bit / 64] |= 1 << (bit % 64);
+    }
+
     #[cfg(test)]
     pub(crate) fn count(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()

@@ -94,6 +94,7 @@ impl Plan {
             Layout::array::<u32>(self.gigs),
             Layout::array::<u16>(chunks),
             Layout::array::<u8>(chunks),
+            Layout::array::<u8>(self.gigs),
             Layout::array::<[u64; BATCH]>(self.batches()),
         ];
         for array in arrays {
@@ -175,6 +176,7 @@ pub(crate) struct Places<'m> {
     pub(crate) sums: &'m mut [u64],
     pub(crate) free: &'m mut [u16],
     pub(crate) tall: &'m mut [u8],
+    pub(crate) big: &'m mut [u8],
     pub(crate) magazines: &'m [CachePadded<Magazine>],
     pub(crate) batches: &'m mut [[u64; BATCH]],
 }
@@ -204,6 +206,7 @@ impl<'m> Places<'m> {
         let gigs = fill(cut.take(plan.gigs), |_| NO_GIG);
         let free = fill(cut.take(chunks), |_| 0);
         let tall = fill(cut.take(chunks), |_| 0);
+        let big = fill(cut.take(plan.gigs), |_| 0);
         let batches = fill(cut.take(plan.batches()), |_| [0; BATCH]);
         let mut next = 0;
         for range in kept.iter().filter(|range| !range.is_empty()) {
@@ -217,7 +220,7 @@ impl<'m> Places<'m> {
             }
         }
         let directory = Directory { dense, gigs, ranges: kept };
-        Ok(Self { directory, lines, has, started, sums, free, tall, magazines, batches })
+        Ok(Self { directory, lines, has, started, sums, free, tall, big, magazines, batches })
     }
 }
 

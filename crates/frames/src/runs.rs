@@ -8,9 +8,10 @@
 
 use pagoda_addr::Order;
 
-use crate::bitmap::{Core, Window};
+use crate::bitmap::Core;
 use crate::line::{LINE_BITS, LINE_ORDER};
 use crate::places::{CHUNK, CHUNK_SHIFT, GIG_CHUNKS};
+use crate::search::Window;
 
 /// What is looked for, in frames. `1 <= count <= boundary`; `align` and `boundary` are powers of
 /// two.

@@ -203,14 +203,35 @@ impl<'m> FrameTable<'m> {
         ODD
     }
 
-    /// A frame that was just taken from the core goes to a magazine. Under the core's lock.
-    pub(crate) fn cache_free(&self, frame: Frame) -> Result<(), Corruption> {
-        match self.start(frame.number()) {
-            Some(entry) if entry.state.compare_exchange(0, CACHED, Relaxed, Relaxed).is_err() => {
-                Err(Corruption::HandedOutTwice { frame })
-            }
-            _ => Ok(()),
+    /// Frames of one word (`base` and up, by set bits) that were just taken from the core go to a
+    /// magazine; those that may not are cleared from `bits`. Under the core's lock.
+    pub(crate) fn cache_free(&self, base: u64, bits: &mut u64) -> Result<(), Corruption> {
+        let mut found = Ok(());
+        let mut rest = *bits;
+        if self.base.is_none() || self.start(base).is_none() {
+            return found;
         }
+        while rest != 0 {
+            let number = base + u64::from(rest.trailing_zeros());
+            rest &= rest - 1;
+            let entry = self.started_entry(number);
+            let free = entry.map(|entry| entry.state.compare_exchange(0, CACHED, Relaxed, Relaxed));
+            if !matches!(free, Some(Ok(_))) {
+                *bits &= !(1 << (number - base));
+                found = Err(Corruption::HandedOutTwice {
+                    frame: Frame::new(number).unwrap_or_default(),
+                });
+            }
+        }
+        found
+    }
+
+    /// The entry of a frame that came out of a magazine, or whose chunk is known to be started.
+    /// *cached-started*: a frame gets into a magazine only by way of its entry.
+    #[inline]
+    fn started_entry(&self, number: u64) -> Option<&FrameInfo> {
+        // SAFETY: see above; an initialised entry stays one.
+        self.base.map(|base| unsafe { &*base.as_ptr().wrapping_add(number as usize) })
     }
 
     /// A frame leaves the magazines for the core. Under the core's lock.
@@ -226,19 +247,16 @@ impl<'m> FrameTable<'m> {
     /// A frame goes from the magazine to an owner, on the CPU of both.
     #[inline]
     pub(crate) fn own_cached(&self, number: u64, traits: u32) -> Result<(), Corruption> {
-        if self.base.is_none() {
-            return Ok(());
+        let Some(entry) = self.started_entry(number) else { return Ok(()) };
+        if entry.state.load(Relaxed) != CACHED {
+            let frame = Frame::new(number).unwrap_or_default();
+            return Err(Corruption::CacheDisturbed { frame });
         }
-        match self.entry(number) {
-            Some(entry) if entry.state.load(Relaxed) == CACHED => {
-                entry.refs.store(1, Relaxed);
-                entry.maps.store(0, Relaxed);
-                entry.link.store(0, Relaxed);
-                entry.state.store(HEAD | traits, Release);
-                Ok(())
-            }
-            _ => Err(Corruption::CacheDisturbed { frame: Frame::new(number).unwrap_or_default() }),
-        }
+        entry.refs.store(1, Relaxed);
+        entry.maps.store(0, Relaxed);
+        entry.link.store(0, Relaxed);
+        entry.state.store(HEAD | traits, Release);
+        Ok(())
     }
 
     /// A single frame goes from its owner to the magazine, on the CPU of both; false if it is not

@@ -1,0 +1,172 @@
+//! The search for the right place, through the summaries.
+//!
+//! Placement: small blocks lowest first, out of broken chunks before whole ones; large blocks
+//! highest first; gigs that are entirely free are broken last.
+
+use crate::bitmap::{Core, GIG_ORDER};
+use crate::line::{LINE_ORDER, Line};
+use crate::places::{CHUNK, CHUNK_SHIFT, GIG_CHUNKS, ORDERS};
+
+impl Core<'_> {
+    /// The gigs of `sums[order]`, or of those the ones that are (`whole`) or are not entirely free,
+    /// in the window; lowest first, or highest first.
+    fn gigs(&self, order: usize, whole: bool, window: &Window, up: bool) -> GigScan<'_> {
+        let words = self.words();
+        let row = |order: usize| &self.sums[order * words..(order + 1) * words];
+        let (lo, hi) = (window.first / GIG_CHUNKS, window.after.div_ceil(GIG_CHUNKS));
+        GigScan { row: row(order), huge: row(GIG_ORDER), whole, lo, hi, up }
+    }
+
+    /// The chunks of `has[gig][level]` in the window.
+    fn chunks(&self, gig: usize, level: usize, window: &Window) -> Line {
+        let base = gig * GIG_CHUNKS;
+        let first = window.first.saturating_sub(base);
+        let after = window.after.saturating_sub(base).min(GIG_CHUNKS);
+        self.has[gig][level].masked(first, after)
+    }
+
+    /// A free block of 2^`order` in the window, by the rules of placement.
+    pub(crate) fn find_block(&self, order: u8, window: Window) -> Option<usize> {
+        if order >= LINE_ORDER {
+            return self.find_large(order, &window);
+        }
+        self.find_small(order, &window).or_else(|| {
+            let cut = self.line_before_cut(&window)?;
+            cut.lowest(order).map(|bit| (window.after << CHUNK_SHIFT) + bit)
+        })
+    }
+
+    /// The chunk from which the next single frame comes.
+    pub(crate) fn find_chunk(&self, window: &Window) -> Option<usize> {
+        let broken = self
+            .gigs(0, false, window, true)
+            .find_map(|gig| Some(gig * GIG_CHUNKS + self.chunks(gig, 0, window).lowest(0)?));
+        broken.or_else(|| Some(self.find_small(0, window)? >> CHUNK_SHIFT))
+    }
+
+    /// What the window has of its last, incomplete chunk.
+    fn line_before_cut(&self, window: &Window) -> Option<Line> {
+        (window.cut > 0).then(|| self.line(window.after).masked(0, window.cut))
+    }
+
+    /// Lowest first, broken chunks before whole ones, broken gigs before whole ones.
+    fn find_small(&self, order: u8, window: &Window) -> Option<usize> {
+        let level = usize::from(order);
+        for gig in self.gigs(level, false, window, true) {
+            if let Some(bit) = self.chunks(gig, level, window).lowest(0) {
+                let chunk = gig * GIG_CHUNKS + bit;
+                return self.line(chunk).lowest(order).map(|bit| (chunk << CHUNK_SHIFT) + bit);
+            }
+        }
+        let whole_level = usize::from(LINE_ORDER);
+        let broken = self.gigs(whole_level, false, window, true);
+        let whole = self.gigs(whole_level, true, window, true);
+        broken.chain(whole).find_map(|gig| {
+            let bit = self.chunks(gig, whole_level, window).lowest(0)?;
+            Some((gig * GIG_CHUNKS + bit) << CHUNK_SHIFT)
+        })
+    }
+
+    /// Highest first, broken gigs before whole ones.
+    fn find_large(&self, order: u8, window: &Window) -> Option<usize> {
+        let broken = self.gigs(usize::from(order), false, window, false);
+        let whole = self.gigs(usize::from(order), true, window, false);
+        broken.chain(whole).find_map(|gig| {
+            let chunks = self.chunks(gig, usize::from(LINE_ORDER), window);
+            let bit = chunks.highest(order - LINE_ORDER)?;
+            Some((gig * GIG_CHUNKS + bit) << CHUNK_SHIFT)
+        })
+    }
+
+    /// Free blocks by order in the window, the largest possible blocks. O(chunks).
+    pub(crate) fn count_blocks(&self, window: Window, counts: &mut [u64; ORDERS]) {
+        let (mut small, mut large) = ([0; 10], [0; 10]);
+        for chunk in window.first..window.after {
+            if (1..CHUNK).contains(&self.count(chunk)) {
+                self.line(chunk).count_blocks(&mut small);
+            }
+        }
+        for gig in window.first / GIG_CHUNKS..window.after.div_ceil(GIG_CHUNKS) {
+            self.chunks(gig, usize::from(LINE_ORDER), &window).count_blocks(&mut large);
+        }
+        for order in 0..10 {
+            counts[order] += small[order];
+            counts[order + 9] += large[order];
+        }
+    }
+}
+
+/// Where to look: chunks `first..after`, and of chunk `after` the frames below bit `cut`.
+/// `first <= after`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Window {
+    pub(crate) first: usize,
+    pub(crate) after: usize,
+    pub(crate) cut: usize,
+}
+
+impl Window {
+    /// The indices `start..end`; a `start` inside a chunk is rounded up.
+    pub(crate) fn new(start: usize, end: usize) -> Self {
+        let first = start.div_ceil(CHUNK);
+        let after = end >> CHUNK_SHIFT;
+        if first > after {
+            return Self { first, after: first, cut: 0 };
+        }
+        Self { first, after, cut: end % CHUNK }
+    }
+
+    /// The index at which the window ends.
+    pub(crate) fn end(&self) -> usize {
+        (self.after << CHUNK_SHIFT) + self.cut
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first == self.after && self.cut == 0
+    }
+}
+
+/// Gigs whose bit is set in a row of the summary.
+struct GigScan<'c> {
+    row: &'c [u64],
+    huge: &'c [u64],
+    whole: bool,
+    lo: usize,
+    hi: usize,
+    up: bool,
+}
+
+impl Iterator for GigScan<'_> {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        while self.lo < self.hi {
+            let word = if self.up { self.lo / 64 } else { (self.hi - 1) / 64 };
+            let huge = self.huge[word];
+            let mut bits = self.row[word] & if self.whole { huge } else { !huge };
+            let base = word * 64;
+            if self.lo > base {
+                bits &= !0 << (self.lo - base);
+            }
+            if self.hi < base + 64 {
+                bits &= (1 << (self.hi - base)) - 1;
+            }
+            if self.up {
+                if bits != 0 {
+                    let gig = base + bits.trailing_zeros() as usize;
+                    self.lo = gig + 1;
+                    return Some(gig);
+                }
+                self.lo = base + 64;
+            } else {
+                if bits != 0 {
+                    let gig = base + 63 - bits.leading_zeros() as usize;
+                    self.hi = gig;
+                    return Some(gig);
+                }
+                self.hi = base;
+            }
+        }
+        None
+    }
+}
