@@ -10,12 +10,16 @@
 
 use core::arch::asm;
 
+use pagoda_addr::VirtAddr;
+
 use super::console::say;
 use super::layout::{self, KERNEL_BASE};
 use super::probe;
 
 /// Callers printed, at most.
-const DEPTH: usize = 32;
+const LINES: usize = 32;
+/// Callers looked at, at most: a damaged chain may be a circle.
+const STEPS: usize = 4096;
 
 /// The table in `.ksyms`.
 struct Symbols(&'static [u8]);
@@ -67,18 +71,35 @@ pub(crate) fn print(rip: u64, rbp: u64) {
 }
 
 fn callers(mut rbp: u64, first: usize) {
-    for number in first..DEPTH {
+    let (mut number, mut last, mut repeats) = (first, 0, 0u32);
+    for _ in 0..STEPS {
         let (Some(next), Some(back)) = (probe::word(rbp), probe::word(rbp.wrapping_add(8))) else {
-            return;
+            break;
         };
-        if !layout::text().contains(pagoda_addr::VirtAddr::new(back)) {
-            return;
+        if !layout::text().contains(VirtAddr::new(back)) {
+            break;
+        }
+        rbp = next;
+        if back == last {
+            repeats += 1;
+            continue;
+        }
+        repeated(repeats);
+        if number == LINES {
+            return say!("  and more");
         }
         // The call may be the function's last instruction: the name is that of the byte before.
         print_one(number, back, back - 1);
-        rbp = next;
+        (number, last, repeats) = (number + 1, back, 0);
     }
-    say!("  and more");
+    repeated(repeats);
+}
+
+/// A function that called itself is one line.
+fn repeated(times: u32) {
+    if times > 0 {
+        say!("      and {times} times more from there");
+    }
 }
 
 /// Prints the callers of whoever calls this.
