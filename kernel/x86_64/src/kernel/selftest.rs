@@ -20,6 +20,7 @@
 //! | `leak` | a frame never freed | frames were not returned (at the end) |
 //!
 //! `selftest=cost` prints what the border and the allocators cost, and goes on.
+//! `selftest=storm` crosses the border for four seconds, for NMIs from outside to hit it; goes on.
 //! `selftest` alone runs what must work ([`border`]) and goes on.
 #![allow(unsafe_code)] // makes mistakes
 
@@ -68,6 +69,7 @@ fn mistake(name: &[u8]) {
         b"hang" => loop {
             core::hint::spin_loop();
         },
+        b"storm" => border::storm(),
         b"cost" => border::cost(),
         b"pinned" => switch_while_pinned(),
         b"rank" => locks_in_the_wrong_order(),

@@ -140,6 +140,35 @@ pub(super) fn cost() {
     space.end();
 }
 
+/// Crosses the border as fast as possible for a few seconds, in all four ways, so that NMIs from
+/// outside hit it everywhere.
+pub(super) fn storm() {
+    const NANOS: u64 = 4_000_000_000;
+    let Some(space) = Space::new() else { return log::warn!("selftest: no memory") };
+    space.table.space().join(CpuId::BOOT);
+    KERNEL.activate(Some(space.table.root()));
+    let end = KERNEL.monotonic_ns() + NANOS;
+    let (mut calls, mut interrupts) = (0u64, 0u64);
+    while KERNEL.monotonic_ns() < end {
+        let mut regs = begin(&raw const border_calls);
+        for _ in 0..1000 {
+            match KERNEL.run_user(&mut regs) {
+                Trap::Syscall => calls += 1,
+                Trap::Interrupt => interrupts += 1,
+                trap => panic!("{trap:?} from a program that only makes system calls"),
+            }
+            // Every other time by `iret`.
+            regs.rcx ^= calls & 1;
+        }
+        let (trap, regs) = run_program(&raw const border_breakpoint, |_| ());
+        let mut expected = begin(&raw const border_breakpoint);
+        expected.rip += 1;
+        assert_eq!((trap, regs), (Trap::Exception { vector: 3, code: 0 }, expected));
+    }
+    log::info!("storm: {calls} system calls, {interrupts} interrupts, all registers kept");
+    space.end();
+}
+
 fn at(program: *const u8) -> u64 {
     CODE + (program as u64 - &raw const border_start as u64)
 }
