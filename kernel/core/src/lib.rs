@@ -1,41 +1,45 @@
-//! The portable half of the reference kernel.
+//! The portable half of the reference kernel: processes, threads, scheduling, signals, system
+//! calls, `/proc`. It knows no instruction and no device; a machine ([`machine::Machine`]) runs
+//! its programs, and another, scripted one tests it on the host.
+//!
+//! The way down: [`start`] makes the kernel value (`kernel`), loads the first program
+//! (`task::exec`) and becomes the idle context of the scheduler (`sched`). Every thread is a loop
+//! (`run`): run the program until it traps, serve the trap (`sys`, or a fault to the address
+//! space), look at signals (`signal`), again.
+//!
+//! # Rules
+//!
+//! Kernel mode is never pre-empted; a thread gives the CPU away only in the scheduler, and holds no
+//! lock then. All state stands behind locks in one value; there is no hidden static. Every
+//! allocation that a system call can reach may fail, and then the call answers `ENOMEM`. User
+//! memory is only ever copied through the address space.
+//!
+//! Left out: more than one CPU, dynamic linking, `ptrace`, sockets, `epoll`, timers other than
+//! `ITIMER_REAL`, namespaces, credentials beyond user and group numbers.
 #![no_std]
+#![deny(unsafe_code)]
+#![allow(dead_code, unused_imports)] // what /proc will read
 
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod host;
+mod kernel;
 pub mod machine;
+mod run;
+mod sched;
+mod signal;
+mod start;
+mod sys;
+mod task;
+mod text;
+mod user;
 
-use machine::Machine;
+pub use start::{BootConfig, ExitStatus, StartError, start};
 
-/// What the boot loader and the machine half hand over.
-#[derive(Clone, Copy, Debug)]
-pub struct BootConfig {
-    /// The kernel's command line: `key=value`, separated by spaces.
-    pub command_line: &'static [u8],
-    /// The cpio archive (newc) that the file system starts from; may be empty.
-    pub initramfs: &'static [u8],
-}
+/// What almost everything here returns.
+pub(crate) type Result<T> = core::result::Result<T, pagoda_linux::Errno>;
 
-/// How the first process ended, as a shell would say it: its exit code, or 128 plus the number of
-/// the signal that killed it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExitStatus(pub u8);
-
-/// Why the first process could not be started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartError {
-    /// Not enough memory.
-    OutOfMemory,
-    /// Not written yet.
-    Unfinished,
-}
-
-/// Runs the first process and everything that comes of it, until the first process has ended; then
-/// ends all others and gives everything back that was taken from `machine`.
-///
-/// Called once, on the boot CPU's stack, with interrupts off.
-pub fn start<M: Machine>(
-    machine: &'static M,
-    config: BootConfig,
-) -> Result<ExitStatus, StartError> {
-    let _ = (machine, config);
-    Err(StartError::Unfinished)
-}
+/// A program's address space on machine `M`.
+pub(crate) type Space<M> = pagoda_vm::AddressSpace<<M as machine::Machine>::Format, &'static M>;

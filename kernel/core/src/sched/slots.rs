@@ -26,8 +26,10 @@ const BUCKETS: usize = 64;
 pub(crate) enum Channel {
     /// Nothing but time or a signal.
     Time,
-    /// Something changed in a file that somebody may wait for: data, room, an end.
-    Files,
+    /// Something changed on this queue of a file: data, room, an end.
+    File(u64),
+    /// Something changed on any file that somebody may wait for.
+    AnyFile,
     /// A child of this process changed.
     Child(u32),
     /// This process has let go of the address space that it borrowed from its parent.
@@ -46,7 +48,8 @@ impl Channel {
     fn bucket(self) -> usize {
         let (kind, a, b) = match self {
             Self::Time => (1, 0, 0),
-            Self::Files => (2, 0, 0),
+            Self::AnyFile => (2, 0, 0),
+            Self::File(key) => (9, key, 0),
             Self::Child(id) => (3, u64::from(id), 0),
             Self::Vfork(id) => (4, u64::from(id), 0),
             Self::Signal(id) => (5, u64::from(id), 0),
@@ -55,7 +58,8 @@ impl Channel {
             Self::Futex(space, addr) => (8u64, space, addr),
         };
         // Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4).
-        let mixed = (kind ^ a.rotate_left(17) ^ b.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed =
+            (kind ^ a.rotate_left(17) ^ b.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (mixed >> 58) as usize % BUCKETS
     }
 }
@@ -419,8 +423,8 @@ mod tests {
         let id = slots.admit(()).unwrap();
         slots.make_ready(id);
         assert_eq!(slots.next_ready(), Some(id));
-        slots.park(id, wait(Channel::Files, u64::MAX));
-        assert_eq!(slots.wake(Channel::Files, !0, 9), 1);
+        slots.park(id, wait(Channel::AnyFile, u64::MAX));
+        assert_eq!(slots.wake(Channel::AnyFile, !0, 9), 1);
         assert!(!slots.commit(id));
         assert_eq!(slots.reason(id), Wake::Woken);
         assert_eq!(slots.ready_count(), 0);

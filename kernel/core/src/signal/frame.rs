@@ -143,9 +143,13 @@ pub(crate) fn encode(content: &FrameContent<'_>) -> [u8; FRAME] {
         put(&mut bytes, CONTEXT + at, &selector.to_le_bytes());
     }
     let trap = content.trap;
-    for (at, value) in
-        [(152, trap.error), (160, trap.vector), (168, content.mask.0), (176, trap.cr2), (184, content.fp)]
-    {
+    for (at, value) in [
+        (152, trap.error),
+        (160, trap.vector),
+        (168, content.mask.0),
+        (176, trap.cr2),
+        (184, content.fp),
+    ] {
         put(&mut bytes, CONTEXT + at, &value.to_le_bytes());
     }
     put(&mut bytes, MASK, &content.mask.0.to_le_bytes());
@@ -220,15 +224,33 @@ mod tests {
 
     fn regs() -> UserRegs {
         UserRegs {
-            rax: 1, rbx: 2, rcx: 3, rdx: 4, rsi: 5, rdi: 6, rbp: 7, rsp: 8, r8: 9, r9: 10, r10: 11,
-            r11: 12, r12: 13, r13: 14, r14: 15, r15: 16, rip: 17, rflags: 0x246, fs_base: 19,
+            rax: 1,
+            rbx: 2,
+            rcx: 3,
+            rdx: 4,
+            rsi: 5,
+            rdi: 6,
+            rbp: 7,
+            rsp: 8,
+            r8: 9,
+            r9: 10,
+            r10: 11,
+            r11: 12,
+            r12: 13,
+            r13: 14,
+            r14: 15,
+            r15: 16,
+            rip: 17,
+            rflags: 0x246,
+            fs_base: 19,
             gs_base: 20,
         }
     }
 
     #[test]
     fn a_frame_read_back_is_what_was_written() {
-        let info = SigInfo { signal: Signal::SEGV, code: SEGV_MAPERR, detail: Detail::Fault { addr: 3 } };
+        let info =
+            SigInfo { signal: Signal::SEGV, code: SEGV_MAPERR, detail: Detail::Fault { addr: 3 } };
         let alt = AltStack { base: 0x1000, flags: 0, size: 0x2000 };
         let content = FrameContent {
             regs: &regs(),

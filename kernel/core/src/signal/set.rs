@@ -54,8 +54,16 @@ impl Signal {
     /// What happens without a handler.
     pub(crate) fn default(self) -> Default {
         match self {
-            Self::QUIT | Self::ILL | Self::TRAP | Self::ABRT | Self::BUS | Self::FPE
-            | Self::SEGV | Self::XCPU | Self::XFSZ | Self::SYS => Default::Core,
+            Self::QUIT
+            | Self::ILL
+            | Self::TRAP
+            | Self::ABRT
+            | Self::BUS
+            | Self::FPE
+            | Self::SEGV
+            | Self::XCPU
+            | Self::XFSZ
+            | Self::SYS => Default::Core,
             Self::CHLD | Self::URG | Self::WINCH => Default::Ignore,
             Self::CONT => Default::Continue,
             Self::STOP | Self::TSTP | Self::TTIN | Self::TTOU => Default::Stop,
@@ -90,7 +98,8 @@ impl SigSet {
     /// The four that stop a process.
     pub(crate) const STOPS: Self = Self(1 << 18 | 1 << 19 | 1 << 20 | 1 << 21);
     /// Those that a fault of the program itself raises; they are delivered first.
-    pub(crate) const SYNCHRONOUS: Self = Self(1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 30);
+    pub(crate) const SYNCHRONOUS: Self =
+        Self(1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 30);
 
     pub(crate) fn of(signal: Signal) -> Self {
         Self(1 << signal.index())
@@ -167,8 +176,7 @@ impl Action {
 
     /// Does the signal vanish on arrival?
     pub(crate) fn ignores(&self, signal: Signal) -> bool {
-        self.handler == SIG_IGN
-            || (self.handler == SIG_DFL && signal.default() == Default::Ignore)
+        self.handler == SIG_IGN || (self.handler == SIG_DFL && signal.default() == Default::Ignore)
     }
 }
 
@@ -198,7 +206,10 @@ mod tests {
 
     #[test]
     fn the_named_sets_hold_the_signals_that_they_name() {
-        assert!(SigSet::UNBLOCKABLE.contains(Signal::KILL) && SigSet::UNBLOCKABLE.contains(Signal::STOP));
+        assert!(
+            SigSet::UNBLOCKABLE.contains(Signal::KILL)
+                && SigSet::UNBLOCKABLE.contains(Signal::STOP)
+        );
         for signal in [Signal::STOP, Signal::TSTP, Signal::TTIN, Signal::TTOU] {
             assert!(SigSet::STOPS.contains(signal));
         }

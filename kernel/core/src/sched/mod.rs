@@ -1,0 +1,336 @@
+//! Threads take turns.
+//!
+//! The nouns: a *slot* ([`slots`]) is a thread's place in the queues; a *context* is its saved
+//! kernel registers; *idle* is the context that [`start`](crate::start) was called on.
+//!
+//! Kernel mode is never pre-empted: a thread leaves the CPU in [`Sched::yield_now`],
+//! [`Sched::wait_until`] and [`Sched::exit`], and nowhere else.
+//!
+//! # Invariants
+//!
+//! *lock-carried-over*: the lock of the queues is taken before a switch and given back after it, by
+//! whoever is switched to. So nobody, on any CPU, sees a thread in a queue before its registers are
+//! saved, and a dead thread's stack is dropped only after the CPU has left it.
+//!
+//! *one-runner*: a context and a floating-point image are touched only by their running thread and
+//! by the switch that saves or loads them, which holds the lock.
+//!
+//! *space-held*: the CPU holds a count on the address space that it has loaded; an address space is
+//! dropped only after the CPU has loaded another, or none.
+//!
+//! # Lock order
+//!
+//! The lock of the queues is the innermost of this crate: nothing but the machine is called with it
+//! held.
+//!
+//! Left out: more than one CPU. The queues are one value behind one lock and would serve several;
+//! what is kept per CPU is [`Cpu`].
+#![allow(unsafe_code)] // switches contexts, carries a lock over
+
+pub(crate) mod slots;
+
+use alloc::sync::Arc;
+use core::cell::UnsafeCell;
+
+use pagoda_sync::{SpinMutex, SpinMutexGuard};
+
+use crate::Space;
+use crate::machine::Machine;
+use crate::task::Thread;
+use slots::{Channel, NoSlot, Patience, SlotId, Slots, Wait, Wake};
+
+/// How long a thread runs before another one's turn, in nanoseconds.
+const SLICE_NS: u64 = 10_000_000;
+
+struct Queues<M: Machine> {
+    slots: Slots<Arc<Thread<M>>>,
+    cpu: Cpu<M>,
+}
+
+/// What belongs to a CPU.
+struct Cpu<M: Machine> {
+    current: Option<SlotId>,
+    dead: Option<Arc<Thread<M>>>,
+    loaded: Option<Arc<Space<M>>>,
+}
+
+/// The scheduler.
+pub(crate) struct Sched<M: Machine> {
+    machine: &'static M,
+    queues: SpinMutex<Queues<M>>,
+    idle: UnsafeCell<M::Context>,
+}
+
+// SAFETY: `idle` is touched only by a switch, which holds the lock (*one-runner*); everything else
+// is behind the lock.
+unsafe impl<M: Machine> Sync for Sched<M> {}
+// SAFETY: contexts and threads may move between CPUs (`Context: Send`).
+unsafe impl<M: Machine> Send for Sched<M> {}
+
+impl<M: Machine> Sched<M> {
+    pub(crate) fn new(machine: &'static M) -> Self {
+        let cpu = Cpu { current: None, dead: None, loaded: None };
+        Self {
+            machine,
+            queues: SpinMutex::new(Queues { slots: Slots::new(), cpu }),
+            idle: UnsafeCell::new(machine.idle_context()),
+        }
+    }
+
+    /// A place in the queues for a new thread; it does not run before [`release`](Self::release).
+    pub(crate) fn admit(&self, thread: &Arc<Thread<M>>) -> Result<(), NoSlot> {
+        let slot = self.queues.lock().slots.admit(Arc::clone(thread))?;
+        thread.set_slot(slot);
+        Ok(())
+    }
+
+    /// A thread that was admitted, and will never run, gives its place back.
+    pub(crate) fn withdraw(&self, thread: &Thread<M>) {
+        let Some(slot) = thread.slot() else { return };
+        let payload = self.queues.lock().slots.remove(slot);
+        drop(payload);
+    }
+
+    /// A thread that was admitted may run now.
+    pub(crate) fn release(&self, thread: &Thread<M>) {
+        if let Some(slot) = thread.slot() {
+            self.queues.lock().slots.make_ready(slot);
+        }
+    }
+
+    /// The thread that runs on this CPU.
+    pub(crate) fn current(&self) -> Option<Arc<Thread<M>>> {
+        let queues = self.queues.lock();
+        queues.cpu.current.and_then(|slot| queues.slots.payload(slot)).cloned()
+    }
+
+    /// Threads that exist, and threads that could run (the running one included).
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let queues = self.queues.lock();
+        (
+            queues.slots.live(),
+            queues.slots.ready_count() + usize::from(queues.cpu.current.is_some()),
+        )
+    }
+
+    /// Wakes up to `limit` threads that wait on `channel`; returns how many.
+    pub(crate) fn wake(&self, channel: Channel, limit: usize) -> usize {
+        self.queues.lock().slots.wake(channel, !0, limit)
+    }
+
+    /// As [`wake`](Self::wake), but only waits with a common bit in `mask`.
+    pub(crate) fn wake_masked(&self, channel: Channel, mask: u32, limit: usize) -> usize {
+        self.queues.lock().slots.wake(channel, mask, limit)
+    }
+
+    /// Lets up to `limit` waiters on `from` wait on `to` instead; returns how many.
+    pub(crate) fn requeue(&self, from: Channel, to: Channel, limit: usize) -> usize {
+        self.queues.lock().slots.requeue(from, to, limit)
+    }
+
+    /// Ends the thread's wait, if its patience is that short.
+    pub(crate) fn interrupt(&self, thread: &Thread<M>, fatal: bool) {
+        if let Some(slot) = thread.slot() {
+            self.queues.lock().slots.interrupt(slot, fatal);
+        }
+    }
+
+    /// Ends the waits whose time has come.
+    pub(crate) fn expire(&self, now: u64) {
+        self.queues.lock().slots.expire(now);
+    }
+
+    /// No wait ends by time before this (monotonic nanoseconds).
+    pub(crate) fn earliest(&self) -> u64 {
+        self.queues.lock().slots.earliest()
+    }
+
+    /// Is the thread asleep?
+    pub(crate) fn is_waiting(&self, thread: &Thread<M>) -> bool {
+        thread.slot().is_some_and(|slot| self.queues.lock().slots.is_waiting(slot))
+    }
+
+    /// Waits until `check` has an answer. `check` is asked before every sleep, when a wake from
+    /// then on can no longer be missed. It takes no lock of the queues and does not wait itself.
+    pub(crate) fn wait_until<R>(
+        &self,
+        thread: &Thread<M>,
+        wait: Wait,
+        mut check: impl FnMut() -> Option<R>,
+    ) -> Result<R, Wake> {
+        let Some(slot) = thread.slot() else { return Err(Wake::Interrupted) };
+        loop {
+            self.queues.lock().slots.park(slot, wait);
+            let answer = check();
+            let ended = if answer.is_some() {
+                None
+            } else if thread.ends_wait(wait.patience) {
+                Some(Wake::Interrupted)
+            } else if wait.deadline <= self.machine.monotonic_ns() {
+                Some(Wake::TimedOut)
+            } else {
+                match self.block(thread, slot) {
+                    Wake::Woken => continue,
+                    ended => {
+                        // What it waited for may have happened as well, and goes first.
+                        return check().ok_or(ended);
+                    }
+                }
+            };
+            self.queues.lock().slots.unpark(slot);
+            return answer.ok_or(ended.unwrap_or(Wake::Woken));
+        }
+    }
+
+    /// One sleep on `wait`, unless `stay` says after parking that there is nothing to sleep for;
+    /// then `None`, or `Some(Woken)` if a wake had come in between.
+    pub(crate) fn sleep_unless(
+        &self,
+        thread: &Thread<M>,
+        wait: Wait,
+        stay: impl FnOnce() -> bool,
+    ) -> Option<Wake> {
+        let slot = thread.slot()?;
+        self.queues.lock().slots.park(slot, wait);
+        if stay() {
+            return self.queues.lock().slots.unpark(slot);
+        }
+        let ended = if thread.ends_wait(wait.patience) {
+            Wake::Interrupted
+        } else if wait.deadline <= self.machine.monotonic_ns() {
+            Wake::TimedOut
+        } else {
+            return Some(self.block(thread, slot));
+        };
+        Some(self.queues.lock().slots.unpark(slot).unwrap_or(ended))
+    }
+
+    fn block(&self, thread: &Thread<M>, slot: SlotId) -> Wake {
+        let mut queues = self.queues.lock();
+        if queues.slots.commit(slot) {
+            self.leave(queues, Some(thread));
+            queues = self.queues.lock();
+        }
+        queues.slots.reason(slot)
+    }
+
+    /// Lets the others run first.
+    pub(crate) fn yield_now(&self, thread: &Thread<M>) {
+        let Some(slot) = thread.slot() else { return };
+        let mut queues = self.queues.lock();
+        if queues.slots.ready_count() == 0 {
+            return;
+        }
+        queues.slots.make_ready(slot);
+        self.leave(queues, Some(thread));
+    }
+
+    /// Lets the others run if the thread's slice is over.
+    pub(crate) fn yield_if_due(&self, thread: &Thread<M>, now: u64) {
+        if now.saturating_sub(thread.times.slice_start()) >= SLICE_NS {
+            self.yield_now(thread);
+            thread.times.start_slice(self.machine.monotonic_ns());
+        }
+    }
+
+    /// From the idle context: runs threads until none can run. Returns the number of threads that
+    /// exist.
+    pub(crate) fn run_ready(&self) -> usize {
+        let queues = self.queues.lock();
+        if queues.slots.ready_count() != 0 {
+            self.leave(queues, None);
+        }
+        self.queues.lock().slots.live()
+    }
+
+    /// The thread is over. Its last count goes to whoever runs next, who drops it.
+    pub(crate) fn exit(&self, thread: Arc<Thread<M>>) -> ! {
+        let from = thread.context.get();
+        let slot = thread.slot();
+        let mut queues = self.queues.lock();
+        queues.cpu.dead = slot.and_then(|slot| queues.slots.remove(slot));
+        drop(thread);
+        let to = self.take_next(&mut queues);
+        core::mem::forget(queues);
+        // SAFETY: *lock-carried-over*: the lock is held and is given back by whoever `to` is. `from`
+        // lives in the thread that `dead` keeps until then; nobody switches to it again. `to` was
+        // saved by a switch or is new, and runs nowhere (*one-runner*).
+        unsafe { self.machine.switch(from, to) };
+        unreachable!("a dead thread was switched to");
+    }
+
+    /// Goes to the next thread, or to idle, and comes back when it is `from`'s turn again. `from`
+    /// is in its queue already (or is idle, which is in none).
+    fn leave(&self, mut queues: SpinMutexGuard<'_, Queues<M>>, from: Option<&Thread<M>>) {
+        let saved = from.map_or(self.idle.get(), |thread| thread.context.get());
+        if let Some(thread) = from {
+            // SAFETY: *one-runner*: the thread runs here, and this is its switch.
+            self.machine.save_fpu(unsafe { &mut *thread.fpu.get() });
+            thread.times.leave(self.machine.monotonic_ns());
+        }
+        let to = self.take_next(&mut queues);
+        if core::ptr::eq(saved, to) {
+            return;
+        }
+        core::mem::forget(queues);
+        // SAFETY: as in `exit`; `saved` lives in a thread that its slot keeps, or in `self`.
+        unsafe { self.machine.switch(saved, to) };
+        self.arrive(from);
+    }
+
+    /// Takes the next thread from the queue and makes it current: where its registers are.
+    fn take_next(&self, queues: &mut Queues<M>) -> *mut M::Context {
+        let next = queues.slots.next_ready();
+        queues.cpu.current = next;
+        match next.and_then(|slot| queues.slots.payload(slot)) {
+            Some(thread) => thread.context.get(),
+            None => self.idle.get(),
+        }
+    }
+
+    /// First thing after a switch: takes over the lock and gives it back, lets go of the dead,
+    /// loads what belongs to `me` (`None`: idle).
+    pub(crate) fn arrive(&self, me: Option<&Thread<M>>) {
+        // SAFETY: *lock-carried-over*: whoever switched here left the lock held for us.
+        let mut queues = unsafe { self.queues.make_guard_unchecked() };
+        let dead = queues.cpu.dead.take();
+        drop(queues);
+        let space = me.and_then(|thread| thread.process.space());
+        self.load_space(space);
+        if let Some(thread) = me {
+            // SAFETY: *one-runner*: the thread runs here, and this is its switch.
+            self.machine.load_fpu(unsafe { &*thread.fpu.get() });
+            thread.times.start_slice(self.machine.monotonic_ns());
+        }
+        drop(dead);
+    }
+
+    /// Makes `space` (`None`: the kernel's own) the active one of this CPU.
+    pub(crate) fn load_space(&self, space: Option<Arc<Space<M>>>) {
+        let mut queues = self.queues.lock();
+        let same = match (&queues.cpu.loaded, &space) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        let cpu = self.machine.cpu();
+        if let Some(new) = &space {
+            new.table().space().join(cpu);
+        }
+        self.machine.activate(space.as_ref().map(|space| space.root()));
+        if let Some(old) = &queues.cpu.loaded {
+            old.table().space().leave(cpu);
+        }
+        let old = core::mem::replace(&mut queues.cpu.loaded, space);
+        drop(queues);
+        drop(old);
+    }
+}
+
+/// A wait without a deadline that any signal ends.
+pub(crate) fn interruptible(channel: Channel) -> Wait {
+    Wait { channel, mask: !0, deadline: u64::MAX, patience: Patience::Interruptible }
+}
