@@ -16,7 +16,7 @@
 
 use alloc::vec::Vec;
 
-use super::output::{Columns, Output, is_continuation};
+use super::output::{Columns, Output, is_continuation, lower};
 use super::termios::{Termios, cc, iflag, lflag};
 use super::{Signals, Sink};
 use crate::{Result, fallible};
@@ -82,7 +82,9 @@ impl Discipline {
             self.marks.fill(Mark::None);
             self.line_head = self.tail;
             if settings.local(lflag::ICANON) && self.head != self.tail {
-                self.marks[(self.head - 1) % SIZE] = Mark::Line;
+                // A NUL in that place is what an end of file looks like.
+                let last = (self.head - 1) % SIZE;
+                self.marks[last] = if self.ring[last] == 0 { Mark::End } else { Mark::Line };
                 self.line_head = self.head;
             }
             self.literal = false;
@@ -126,7 +128,7 @@ impl Discipline {
         let settings = self.settings;
         let mut byte = if settings.input(iflag::ISTRIP) { byte & 0x7f } else { byte };
         if settings.input(iflag::IUCLC) && settings.local(lflag::IEXTEN) {
-            byte = byte.to_ascii_lowercase();
+            byte = lower(byte);
         }
         if core::mem::take(&mut self.literal) {
             self.echo_typed(byte, out);
@@ -146,6 +148,7 @@ impl Discipline {
         if settings.input(iflag::IXON) && settings.input(iflag::IXANY) {
             self.stopped = false;
         }
+        let returned = byte == b'\r';
         match byte {
             b'\r' if settings.input(iflag::IGNCR) => return Signals::empty(),
             b'\r' if settings.input(iflag::ICRNL) => byte = b'\n',
@@ -153,7 +156,8 @@ impl Discipline {
             _ => {}
         }
         if !self.canonical() || !self.edit(byte, out) {
-            if byte == b'\n' && settings.local(lflag::ECHO) {
+            // A return that became a newline is shown as one even in raw mode; a newline as `^J`.
+            if returned && byte == b'\n' && settings.local(lflag::ECHO) {
                 out.processed(b'\n');
             } else {
                 self.echo_typed(byte, out);

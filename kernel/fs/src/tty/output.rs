@@ -68,7 +68,7 @@ impl<'a> Output<'a> {
             }
             _ => {
                 let upper = self.settings.output(oflag::OLCUC);
-                let byte = if upper { byte.to_ascii_uppercase() } else { byte };
+                let byte = if upper { upper_case(byte) } else { byte };
                 if !byte.is_ascii_control() && !is_continuation(&self.settings, byte) {
                     self.columns.now = self.columns.now.wrapping_add(1);
                 }
@@ -127,4 +127,22 @@ impl Drop for Output<'_> {
 /// A further byte of a UTF-8 sequence, on a terminal that knows of UTF-8?
 pub(super) fn is_continuation(settings: &Termios, byte: u8) -> bool {
     settings.input(iflag::IUTF8) && byte & 0xc0 == 0x80
+}
+
+/// The small letter, in Latin-1.
+pub(super) fn lower(byte: u8) -> u8 {
+    match byte {
+        0xd7 => byte,
+        0xc0..=0xde => byte + 0x20,
+        _ => byte.to_ascii_lowercase(),
+    }
+}
+
+/// The capital letter, in Latin-1 (with Linux's answers for the two that have none).
+fn upper_case(byte: u8) -> u8 {
+    match byte {
+        0xf7 => byte,
+        0xdf..=0xff => byte - 0x20,
+        _ => byte.to_ascii_uppercase(),
+    }
 }

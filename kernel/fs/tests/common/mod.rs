@@ -75,14 +75,15 @@ impl Short for Vfs {
         assert_eq!(file.write(bytes), Ok(bytes.len()));
     }
     fn get(&self, path: &str) -> Result<Vec<u8>> {
-        read_all(&*self.open_at(path, READ)?)
+        let file = self.open_at(path, READ)?;
+        read_all(&file)
     }
     fn find(&self, path: &str) -> Result<Arc<Inode>> {
         self.resolve(&self.root_view(), path.as_bytes(), Follow::No)
     }
     fn names(&self, path: &str) -> Vec<String> {
         let mut names: Vec<String> =
-            list(&*self.open_at(path, READ).unwrap(), 4096).into_iter().map(|(n, ..)| n).collect();
+            list(&self.open_at(path, READ).unwrap(), 4096).into_iter().map(|(n, ..)| n).collect();
         names.retain(|name| name != "." && name != "..");
         names.sort();
         names
