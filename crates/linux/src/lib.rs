@@ -1,12 +1,4 @@
-//! Linux's words for `pagoda-vm`: error numbers, flags, `/proc` text. No mechanism.
-//!
-//! - [`Errno`]: an error number with its name; every error of `pagoda-vm` becomes one by `From`.
-//! - [`Mmap`], [`mprotect`], [`mremap`], [`advice`]: registers of the memory calls, checked in Linux's
-//!   order and turned into requests.
-//! - [`FaultSignal`]: which signal a fault that cannot be served deserves.
-//! - [`text`]: `/proc/PID/{maps,smaps,statm,status}` and `/proc/meminfo` from plain numbers.
-//!
-//! Left out: everything that does something.
+#![doc = include_str!("../README.md")]
 #![no_std]
 #![forbid(unsafe_code)]
 

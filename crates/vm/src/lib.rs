@@ -1,10 +1,13 @@
-//! Address spaces: regions, demand-zero memory, copy-on-write fork, page faults
+#![doc = include_str!("../README.md")]
 #![no_std]
 #![deny(unsafe_code)]
 
 extern crate alloc;
 #[cfg(any(test, feature = "std"))]
 extern crate std;
+
+#[cfg(test)]
+extern crate self as pagoda_vm;
 
 mod copy;
 mod error;

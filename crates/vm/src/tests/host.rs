@@ -3,60 +3,13 @@
 
 use std::sync::Arc;
 
-use pagoda_addr::{Frame, PhysAddr, PhysMap, VirtAddr};
-use pagoda_emu::{Config, Machine, Mode};
-use pagoda_paging::{FlushRange, OutOfFrames, PageTable, Platform, Released, SpaceTlb, X86_64};
-use pagoda_sync::RawSpin;
+use pagoda_addr::VirtAddr;
+use pagoda_emu::{Config, Mode};
+use pagoda_paging::{PageTable, X86_64};
 
-use crate::{
-    Access, AddressSpace, FaultError, FileIdentity, FileObject, Layout, ReadError, VmPlatform,
-};
+use crate::{Access, AddressSpace, FaultError, FileIdentity, FileObject, Layout, ReadError};
 
-pub(super) struct Host(pub(super) Machine);
-
-// SAFETY: forwards to the machine.
-unsafe impl PhysMap for Host {
-    fn ptr(&self, addr: PhysAddr) -> *mut u8 {
-        self.0.ptr(addr)
-    }
-}
-
-// SAFETY: forwards to the machine.
-unsafe impl Platform for Host {
-    type Lock = RawSpin;
-
-    fn alloc_table(&self) -> Result<Frame, OutOfFrames> {
-        self.0.alloc_table()
-    }
-    fn release(&self, item: Released) {
-        self.0.release(item);
-    }
-    fn flush(&self, space: &SpaceTlb, what: FlushRange<'_>) {
-        self.0.flush(space, what);
-    }
-    fn unwinding(&self) -> bool {
-        std::thread::panicking()
-    }
-}
-
-// SAFETY: the arena counts references.
-unsafe impl VmPlatform for Host {
-    type RegionLock = RawSpin;
-    type ObjectLock = RawSpin;
-
-    fn alloc_page(&self, zeroed: bool) -> Result<Frame, OutOfFrames> {
-        self.0.alloc_page(zeroed)
-    }
-    fn share(&self, frame: Frame) {
-        self.0.share(frame);
-    }
-    fn refs(&self, frame: Frame) -> u32 {
-        self.0.refs(frame)
-    }
-    fn may_commit(&self, pages: u64) -> bool {
-        pages <= 1 << 26
-    }
-}
+include!("platform.rs");
 
 pub(super) type Space<'h> = AddressSpace<X86_64, &'h Host>;
 
