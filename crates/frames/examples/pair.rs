@@ -80,6 +80,18 @@ fn take<C: Cpus>(frames: &Frames<C>, request: Request) -> OwnedFrames {
     frames.alloc(request).expect("memory")
 }
 
+/// One frame, remembered by a small number, so that the list weighs little.
+fn one<C: Cpus>(frames: &Frames<C>) -> u32 {
+    take(frames, Request::frame()).into_range().start().number() as u32
+}
+
+fn back<C: Cpus>(frames: &Frames<C>, frame: u32) {
+    let range = FrameRange::single(Frame::from_number(frame.into()));
+    // SAFETY: `one` returned it, and it was not given back since.
+    let owned = unsafe { OwnedFrames::from_range(range) };
+    frames.free(owned).expect("ours");
+}
+
 /// The best and the median of `windows` measurements of `each`, per call.
 fn measure(windows: usize, calls: usize, mut each: impl FnMut()) -> (f64, f64) {
     let mut times: Vec<f64> = (0..windows)
@@ -104,45 +116,37 @@ fn singles(gib: u64, with_table: bool) {
     let total = frames.stats().total as usize;
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
 
-    // Touch the list before the clock runs.
-    let mut all: Vec<OwnedFrames> = Vec::with_capacity(total);
-    all.spare_capacity_mut().iter_mut().for_each(|slot| {
-        let bytes = std::ptr::from_mut(slot).cast::<u8>();
-        // SAFETY: spare capacity, exclusively borrowed.
-        unsafe { bytes.write_volatile(1) };
-    });
+    let mut all: Vec<u32> = vec![1; total]; // touched before the clock runs
+    all.clear();
     let begun = Instant::now();
-    all.extend((0..total).map(|_| take(&frames, Request::frame())));
+    all.extend((0..total).map(|_| one(&frames)));
     let fill = begun.elapsed().as_nanos() as f64 / total as f64;
     show(&label("fill"), (fill, fill));
     for place in (1..total).rev() {
         all.swap(place, random.below(place + 1));
     }
     let begun = Instant::now();
-    all.drain(..).for_each(|owned| frames.free(owned).expect("ours"));
+    all.drain(..).for_each(|frame| back(&frames, frame));
     let free = begun.elapsed().as_nanos() as f64 / total as f64;
     show(&label("free random"), (free, free));
 
-    let repeat = measure(200, 1000, || {
-        let owned = take(&frames, Request::frame());
-        frames.free(black_box(owned)).expect("ours");
-    });
+    let repeat = measure(200, 1000, || back(&frames, black_box(one(&frames))));
     show(&label("repeat pair"), repeat);
 
     for percent in [50, 95] {
         let want = total * percent / 100;
         // Fragmented: everything taken, then freed at random.
         while let Ok(owned) = frames.alloc(Request::frame()) {
-            all.push(owned);
+            all.push(owned.into_range().start().number() as u32);
         }
         while all.len() > want {
             let place = random.below(all.len());
-            frames.free(all.swap_remove(place)).expect("ours");
+            back(&frames, all.swap_remove(place));
         }
         let mut pair = || {
             let place = random.below(want);
-            frames.free(all.swap_remove(place)).expect("ours");
-            all.push(take(&frames, Request::frame()));
+            back(&frames, all[place]);
+            all[place] = one(&frames);
         };
         show(&label(&format!("pair at {percent} % (fresh)")), measure(100, 1000, &mut pair));
         (0..4 * total).for_each(|_| pair());
@@ -152,15 +156,15 @@ fn singles(gib: u64, with_table: bool) {
         let want = total * percent / 100;
         while all.len() > want {
             let place = random.below(all.len());
-            frames.free(all.swap_remove(place)).expect("ours");
+            back(&frames, all.swap_remove(place));
         }
         while all.len() < want {
-            all.push(take(&frames, Request::frame()));
+            all.push(one(&frames));
         }
         for _ in 0..16 * total {
             let place = random.below(want);
-            frames.free(all.swap_remove(place)).expect("ours");
-            all.push(take(&frames, Request::frame()));
+            back(&frames, all[place]);
+            all[place] = one(&frames);
         }
         frames.drain_cpu().expect("sound");
         let stats = frames.stats();
@@ -187,7 +191,7 @@ fn singles(gib: u64, with_table: bool) {
             show(&label(&format!("order 9 + 0, pair at {percent} %")), large);
         }
     }
-    all.into_iter().for_each(|owned| frames.free(owned).expect("ours"));
+    all.into_iter().for_each(|frame| back(&frames, frame));
 }
 
 fn blocks(gib: u64, order: Order, with_table: bool) {

@@ -54,8 +54,8 @@ pub struct FrameAllocator<'m, C, M, R> {
     pub(crate) core: Mutex<R, Core<'m>>,
     pub(crate) caches: Caches<'m, R>,
     pub(crate) table: FrameTable<'m>,
-    /// Index at which each zone ends.
-    pub(crate) zone_ends: [usize; Zone::ALL.len()],
+    /// Where each zone is.
+    pub(crate) zones: [Window; Zone::ALL.len()],
     pub(crate) reserve: AtomicU64,
     pub(crate) cpus: C,
     map: M,
@@ -81,9 +81,13 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let directory = places.directory;
         let table = FrameTable::new(setup.table, directory, places.started);
         let core = Core::new(places);
-        let zone_ends = Zone::ALL.map(|zone| directory.index_from(zone.end()));
+        let mut start = 0;
+        let zones = Zone::ALL.map(|zone| {
+            let end = directory.index_from(zone.end());
+            Window::new(mem::replace(&mut start, end), end)
+        });
         let reserve = AtomicU64::new(setup.reserve);
-        Ok(Self { core: Mutex::new(core), caches, table, zone_ends, reserve, cpus, map })
+        Ok(Self { core: Mutex::new(core), caches, table, zones, reserve, cpus, map })
     }
 
     /// The frame table.
@@ -209,8 +213,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             None => core.end(),
         };
         let mut zones = 0;
-        for zone in (0..self.zone_ends.len()).rev() {
-            let window = self.window(zone, limit);
+        for window in self.zones.iter().rev().map(|zone| zone.below(limit)) {
             if window.is_empty() {
                 continue;
             }
@@ -223,12 +226,6 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             return None;
         }
         core.find_run(run, Window::new(0, limit))
-    }
-
-    /// The part of a zone below an index.
-    pub(crate) fn window(&self, zone: usize, limit: usize) -> Window {
-        let start = if zone == 0 { 0 } else { self.zone_ends[zone - 1] };
-        Window::new(start, self.zone_ends[zone].min(limit))
     }
 
     fn zero(&self, range: FrameRange) {
@@ -434,7 +431,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let core = self.core.lock();
         let mut counts = BlockCounts::default();
         let window = match zone {
-            Some(zone) => self.window(zone as usize, core.end()),
+            Some(zone) => self.zones[zone as usize],
             None => Window::new(0, core.end()),
         };
         core.count_blocks(window, &mut counts.blocks);

@@ -183,10 +183,12 @@ impl<'m> Core<'m> {
             return false;
         }
         line.set(bit);
-        let tall = line.tallness_at(bit);
         self.free[chunk] += 1;
         self.free_frames += 1;
-        if tall > self.tall[chunk] {
+        let tall = self.tall[chunk];
+        let line = self.line_mut(chunk);
+        if line.has_block_at(bit, tall) {
+            let tall = line.tallness_at(bit);
             self.set_tall(chunk, tall);
         }
         true
@@ -214,7 +216,7 @@ impl<'m> Core<'m> {
                     break;
                 }
             }
-            let tall = line.tallness();
+            let tall = if left > 0 { 0 } else { line.tallness() };
             let taken = (before - left) as u16;
             self.free[chunk] -= taken;
             self.free_frames -= u64::from(taken);
@@ -228,11 +230,11 @@ impl<'m> Core<'m> {
         while next < end {
             let chunk = next >> CHUNK_SHIFT;
             let stop = end.min((chunk + 1) << CHUNK_SHIFT);
-            if stop - next == CHUNK && self.free[chunk] & HOLEY == 0 {
+            // A chunk that lies entirely in managed memory is not holey.
+            if stop - next == CHUNK {
                 // As many whole chunks as follow in the same gig.
                 let gig_end = ((next >> GIG_SHIFT) + 1) << GIG_SHIFT;
-                let last = (end.min(gig_end)) >> CHUNK_SHIFT;
-                let after = (chunk..last).find(|&c| self.free[c] & HOLEY != 0).unwrap_or(last);
+                let after = end.min(gig_end) >> CHUNK_SHIFT;
                 self.mark_whole(chunk, after, free);
                 next = after << CHUNK_SHIFT;
             } else {
@@ -288,8 +290,13 @@ impl<'m> Core<'m> {
     /// Marks chunks of one gig that are entirely free or entirely taken as the other.
     fn mark_whole(&mut self, first: usize, after: usize, free: bool) {
         let (slot, tall) = if free { (LAZY | CHUNK as u16, WHOLE) } else { (LAZY, 0) };
-        self.free[first..after].fill(slot);
-        self.tall[first..after].fill(tall);
+        if after - first == 1 {
+            self.free[first] = slot;
+            self.tall[first] = tall;
+        } else {
+            self.free[first..after].fill(slot);
+            self.tall[first..after].fill(tall);
+        }
         let gig = first / GIG_CHUNKS;
         let base = gig * GIG_CHUNKS;
         self.has[gig][usize::from(LINE_ORDER)].fill(first - base, after - base, free);

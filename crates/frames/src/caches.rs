@@ -201,11 +201,10 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     ) -> Result<(), AllocError> {
         let mut claimed = [(0, 0); BATCH];
         let mut words = 0;
-        for zone in (0..self.zone_ends.len()).rev() {
-            let window = self.window(zone, core.end());
+        for (zone, window) in self.zones.iter().enumerate().rev() {
             // Of the lowest zone take no stock, unless it is all there is.
-            let dma = zone == 0 && self.zone_ends.iter().any(|&end| end > window.end());
-            core.claim(window, if dma { 1 } else { room }, |index, bits| {
+            let dma = zone == 0 && self.zones.iter().skip(1).any(|zone| !zone.is_empty());
+            core.claim(*window, if dma { 1 } else { room }, |index, bits| {
                 claimed[words] = (index, bits);
                 words += 1;
             });

@@ -178,6 +178,18 @@ impl Line {
         tall
     }
 
+    /// Is `bit` in a free, aligned block of 2^`order` (at most 9)?
+    #[inline]
+    pub(crate) fn has_block_at(&self, bit: usize, order: u8) -> bool {
+        let word = self.0[bit / 64];
+        if order < 6 {
+            let size = 1u32 << order;
+            let mask = ((1u64 << size) - 1) << ((bit as u32 % 64) & !(size - 1));
+            return word & mask == mask;
+        }
+        word == !0 && self.block_at((bit / 64) & !((1 << (order - 6)) - 1), order)
+    }
+
     /// One more than the order of the largest free, aligned block that contains the free bit `bit`.
     #[inline]
     pub(crate) fn tallness_at(&self, bit: usize) -> u8 {
@@ -257,6 +269,11 @@ mod tests {
             let mut more = line;
             more.fill(bit, bit + 1, true);
             prop_assert_eq!(more.tallness(), line.tallness().max(more.tallness_at(bit)));
+            for order in 0..=LINE_ORDER {
+                let start = bit >> order << order;
+                let free = (start..start + (1 << order)).all(|bit| more.get(bit));
+                prop_assert_eq!(more.has_block_at(bit, order), free);
+            }
         }
 
         #[test]

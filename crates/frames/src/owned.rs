@@ -1,5 +1,7 @@
 //! What an allocation returns.
 
+#![allow(unsafe_code)] // declares an unsafe function; contains no unsafe block
+
 use core::mem;
 
 use pagoda_addr::{Frame, FrameRange};
@@ -16,6 +18,16 @@ pub struct OwnedFrames(FrameRange);
 impl OwnedFrames {
     /// Only the allocator makes them, and only for frames that it has just taken.
     pub(crate) const fn new(range: FrameRange) -> Self {
+        Self(range)
+    }
+
+    /// The allocation with these frames, for owners that remember them by number.
+    ///
+    /// # Safety
+    /// The frames are one whole allocation of the allocator that they will be given back to, the
+    /// caller owns it (by [`into_range`](Self::into_range)), and makes one such value for it.
+    #[inline]
+    pub const unsafe fn from_range(range: FrameRange) -> Self {
         Self(range)
     }
 

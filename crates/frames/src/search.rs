@@ -116,9 +116,13 @@ impl Window {
         Self { first, after, cut: end % CHUNK }
     }
 
-    /// The index at which the window ends.
-    pub(crate) fn end(&self) -> usize {
-        (self.after << CHUNK_SHIFT) + self.cut
+    /// The part below an index.
+    #[inline]
+    pub(crate) fn below(&self, limit: usize) -> Self {
+        if (self.after << CHUNK_SHIFT) + self.cut <= limit {
+            return *self;
+        }
+        Self::new(self.first << CHUNK_SHIFT, limit)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
