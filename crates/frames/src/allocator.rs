@@ -21,8 +21,8 @@ use crate::search::Window;
 use crate::shim::{AtomicU64, Ordering};
 use crate::table::{FrameInfo, FrameTable};
 use crate::{
-    AllocError, BlockCounts, Class, Corruption, FreeError, Kind, OwnedFrames, Request, SetupError,
-    Stats, TableError, Zone,
+    AllocError, Class, Corruption, FreeError, Kind, OwnedFrames, Request, SetupError, TableError,
+    Zone,
 };
 
 /// Bytes of metadata storage that an allocator for these ranges and this many CPUs
@@ -121,6 +121,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     pub fn alloc(&self, request: Request) -> Result<OwnedFrames, AllocError> {
         let owned = if request.is_single() {
             self.alloc_single(request.kind, request.class)?
+        } else if let Some(order) = request.large() {
+            self.alloc_large(order, request.kind, request.class)?
         } else {
             self.alloc_shared(&request)?
         };
@@ -178,8 +180,14 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         if let Some(busy) = core.first_other(index, index + range.count() as usize, true) {
             return Err(AllocError::Busy(frame_at(&core, busy)));
         }
-        self.table.claim(range, FrameTable::traits(kind, 0)).map_err(AllocError::Corrupt)?;
         core.take(index, range.count() as usize);
+        self.claim(range, kind)
+    }
+
+    /// Frames that were just taken from the core get an owner.
+    #[inline]
+    fn claim(&self, range: FrameRange, kind: Kind) -> Result<OwnedFrames, AllocError> {
+        self.table.claim(range, FrameTable::traits(kind, 0)).map_err(AllocError::Corrupt)?;
         Ok(OwnedFrames::new(range))
     }
 
@@ -200,10 +208,27 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let run = Run { count, align, boundary };
         let index = self.find(core, &run, request).ok_or(AllocError::Fragmented)?;
         let range = FrameRange::new(frame_at(core, index), count).ok_or(AllocError::Fragmented)?;
-        let traits = FrameTable::traits(request.kind, 0);
-        self.table.claim(range, traits).map_err(AllocError::Corrupt)?;
         core.take(index, count as usize);
-        Ok(OwnedFrames::new(range))
+        self.claim(range, request.kind)
+    }
+
+    /// An aligned block of at least 2 MiB, wherever.
+    fn alloc_large(&self, order: u8, kind: Kind, class: Class) -> Result<OwnedFrames, AllocError> {
+        let count = 1 << order;
+        let mut core = self.core.lock();
+        let kept = if class == Class::Normal { self.reserve.load(Ordering::Relaxed) } else { 0 };
+        let zones = self.zones.iter().rev().filter(|zone| !zone.is_empty());
+        if core.free_frames() >= kept.saturating_add(count) {
+            for zone in zones {
+                if let Some(index) = core.take_large(order, zone) {
+                    let range = FrameRange::new(frame_at(&core, index), count).unwrap_or_default();
+                    return self.claim(range, kind);
+                }
+            }
+        }
+        drop(core);
+        let order = Order::new(order).unwrap_or_default();
+        self.alloc_shared(&Request::order(order).kind(kind).class(class))
     }
 
     /// Zone by zone from the top, at last across their borders.
@@ -414,67 +439,6 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             Some(block) => FreeError::PartOf { frame, block: block.range },
             None => FreeError::DoubleFree(frame),
         }
-    }
-
-    /// How many frames are where.
-    pub fn stats(&self) -> Stats {
-        let core = self.core.lock();
-        let (total, free) = (core.total_frames(), core.free_frames());
-        let reserve = self.reserve.load(Ordering::Relaxed).min(free);
-        // Exact while nobody else allocates; else off by what moved meanwhile.
-        let cached = self.caches.count().min(total - free);
-        Stats { total, free, cached, used: total - free - cached, reserve }
-    }
-
-    /// The free blocks of a zone, or of all memory. O(chunks).
-    pub fn block_counts(&self, zone: Option<Zone>) -> BlockCounts {
-        let core = self.core.lock();
-        let mut counts = BlockCounts::default();
-        let window = match zone {
-            Some(zone) => self.zones[zone as usize],
-            None => Window::new(0, core.end()),
-        };
-        core.count_blocks(window, &mut counts.blocks);
-        counts
-    }
-
-    /// Free blocks of `order` that could be allocated one after the other. O(chunks).
-    pub fn available(&self, order: Order) -> u64 {
-        let counts = self.block_counts(None).blocks;
-        (order.get()..=Order::MAX.get())
-            .map(|larger| counts[usize::from(larger)] << (larger - order.get()))
-            .sum()
-    }
-
-    /// Makes the bitmap say that owned frames are free.
-    #[cfg(test)]
-    pub(crate) fn corrupt_for_test(&self, range: FrameRange) {
-        let mut core = self.core.lock();
-        let index = core.directory.index(range.start().number()).unwrap_or(0);
-        core.give(index, range.count() as usize);
-    }
-
-    /// As a CPU sees it that has not heard of a free yet.
-    #[cfg(test)]
-    pub(crate) fn own_again_for_test(&self, frame: Frame) {
-        self.table.own_cached(frame.number(), 0).unwrap_or(());
-    }
-
-    /// Has this CPU anything in its magazine?
-    #[cfg(test)]
-    pub(crate) fn has_stock(&self) -> bool {
-        self.caches.magazines[self.cpus.pin().cpu().index()].count() > 0
-    }
-
-    /// Was this CPU asked to drain?
-    #[cfg(test)]
-    pub(crate) fn is_asked(&self) -> bool {
-        self.caches.magazines[self.cpus.pin().cpu().index()].wanted.load(Ordering::Relaxed) > 0
-    }
-
-    #[cfg(test)]
-    pub(crate) fn audit(&self) {
-        self.core.lock().audit();
     }
 }
 

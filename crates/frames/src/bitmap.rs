@@ -43,7 +43,7 @@ pub(crate) struct Core<'m> {
     free: &'m mut [u16],
     tall: &'m mut [u8],
     big: &'m mut [u8],
-    free_frames: u64,
+    pub(crate) free_frames: u64,
     total_frames: u64,
 }
 
@@ -288,7 +288,7 @@ impl<'m> Core<'m> {
     }
 
     /// Marks chunks of one gig that are entirely free or entirely taken as the other.
-    fn mark_whole(&mut self, first: usize, after: usize, free: bool) {
+    pub(crate) fn mark_whole(&mut self, first: usize, after: usize, free: bool) {
         let (slot, tall) = if free { (LAZY | CHUNK as u16, WHOLE) } else { (LAZY, 0) };
         if after - first == 1 {
             self.free[first] = slot;

@@ -51,6 +51,7 @@ mod stats;
 mod table;
 #[cfg(test)]
 mod tests;
+mod view;
 
 pub use allocator::{FrameAllocator, Setup, required};
 pub use error::{AllocError, Blame, Corruption, FreeError, SetupError, TableError};

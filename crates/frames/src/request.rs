@@ -59,6 +59,14 @@ impl Request {
         self.count == 1 && self.align.get() == 0 && self.below.is_none()
     }
 
+    /// The order, if any aligned block of at least 2 MiB would do.
+    #[inline]
+    pub(crate) const fn large(&self) -> Option<u8> {
+        let order = self.align.get();
+        let plain = self.below.is_none() && self.boundary.is_none();
+        if order >= 9 && self.count == self.align.count() && plain { Some(order) } else { None }
+    }
+
     /// `count` frames in one piece, aligned to one frame.
     pub const fn count(count: u64) -> Self {
         Self {

@@ -10,6 +10,7 @@ use crate::places::{CHUNK, CHUNK_SHIFT, GIG_CHUNKS, ORDERS};
 impl Core<'_> {
     /// The gigs of `sums[order]`, or of those the ones that are (`whole`) or are not entirely free,
     /// in the window; lowest first, or highest first.
+    #[inline]
     fn gigs(&self, order: usize, whole: bool, window: &Window, up: bool) -> GigScan<'_> {
         let words = self.words();
         let row = |order: usize| &self.sums[order * words..(order + 1) * words];
@@ -17,12 +18,17 @@ impl Core<'_> {
         GigScan { row: row(order), huge: row(GIG_ORDER), whole, lo, hi, up }
     }
 
-    /// The chunks of `has[gig][level]` in the window.
-    fn chunks(&self, gig: usize, level: usize, window: &Window) -> Line {
+    /// Looks at the chunks of `has[gig][level]` in the window.
+    #[inline]
+    fn chunks<T>(&self, gig: usize, level: usize, window: &Window, look: impl Fn(&Line) -> T) -> T {
+        let line = &self.has[gig][level];
         let base = gig * GIG_CHUNKS;
+        if window.first <= base && base + GIG_CHUNKS <= window.after {
+            return look(line);
+        }
         let first = window.first.saturating_sub(base);
         let after = window.after.saturating_sub(base).min(GIG_CHUNKS);
-        self.has[gig][level].masked(first, after)
+        look(&line.masked(first, after))
     }
 
     /// A free block of 2^`order` in the window, by the rules of placement.
@@ -38,9 +44,9 @@ impl Core<'_> {
 
     /// The chunk from which the next single frame comes.
     pub(crate) fn find_chunk(&self, window: &Window) -> Option<usize> {
-        let broken = self
-            .gigs(0, false, window, true)
-            .find_map(|gig| Some(gig * GIG_CHUNKS + self.chunks(gig, 0, window).lowest(0)?));
+        let broken = self.gigs(0, false, window, true).find_map(|gig| {
+            Some(gig * GIG_CHUNKS + self.chunks(gig, 0, window, |line| line.lowest(0))?)
+        });
         broken.or_else(|| Some(self.find_small(0, window)? >> CHUNK_SHIFT))
     }
 
@@ -53,7 +59,7 @@ impl Core<'_> {
     fn find_small(&self, order: u8, window: &Window) -> Option<usize> {
         let level = usize::from(order);
         for gig in self.gigs(level, false, window, true) {
-            if let Some(bit) = self.chunks(gig, level, window).lowest(0) {
+            if let Some(bit) = self.chunks(gig, level, window, |line| line.lowest(0)) {
                 let chunk = gig * GIG_CHUNKS + bit;
                 return self.line(chunk).lowest(order).map(|bit| (chunk << CHUNK_SHIFT) + bit);
             }
@@ -62,20 +68,33 @@ impl Core<'_> {
         let broken = self.gigs(whole_level, false, window, true);
         let whole = self.gigs(whole_level, true, window, true);
         broken.chain(whole).find_map(|gig| {
-            let bit = self.chunks(gig, whole_level, window).lowest(0)?;
+            let bit = self.chunks(gig, whole_level, window, |line| line.lowest(0))?;
             Some((gig * GIG_CHUNKS + bit) << CHUNK_SHIFT)
         })
     }
 
     /// Highest first, broken gigs before whole ones.
+    #[inline]
     fn find_large(&self, order: u8, window: &Window) -> Option<usize> {
-        let broken = self.gigs(usize::from(order), false, window, false);
-        let whole = self.gigs(usize::from(order), true, window, false);
-        broken.chain(whole).find_map(|gig| {
-            let chunks = self.chunks(gig, usize::from(LINE_ORDER), window);
-            let bit = chunks.highest(order - LINE_ORDER)?;
-            Some((gig * GIG_CHUNKS + bit) << CHUNK_SHIFT)
-        })
+        let level = usize::from(LINE_ORDER);
+        for whole in [false, true] {
+            for gig in self.gigs(usize::from(order), whole, window, false) {
+                let find = |line: &Line| line.highest(order - LINE_ORDER);
+                if let Some(bit) = self.chunks(gig, level, window, find) {
+                    return Some((gig * GIG_CHUNKS + bit) << CHUNK_SHIFT);
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes an aligned block of 2^`order` (at least 9).
+    pub(crate) fn take_large(&mut self, order: u8, window: &Window) -> Option<usize> {
+        let index = self.find_large(order, window)?;
+        let chunk = index >> CHUNK_SHIFT;
+        self.mark_whole(chunk, chunk + (1 << (order - LINE_ORDER)), false);
+        self.free_frames -= 1 << order;
+        Some(index)
     }
 
     /// Free blocks by order in the window, the largest possible blocks. O(chunks).
@@ -87,7 +106,8 @@ impl Core<'_> {
             }
         }
         for gig in window.first / GIG_CHUNKS..window.after.div_ceil(GIG_CHUNKS) {
-            self.chunks(gig, usize::from(LINE_ORDER), &window).count_blocks(&mut large);
+            let line = self.chunks(gig, usize::from(LINE_ORDER), &window, |line| *line);
+            line.count_blocks(&mut large);
         }
         for order in 0..10 {
             counts[order] += small[order];
@@ -143,6 +163,7 @@ struct GigScan<'c> {
 impl Iterator for GigScan<'_> {
     type Item = usize;
 
+    #[inline]
     fn next(&mut self) -> Option<usize> {
         while self.lo < self.hi {
             let word = if self.up { self.lo / 64 } else { (self.hi - 1) / 64 };

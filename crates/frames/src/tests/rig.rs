@@ -148,3 +148,35 @@ impl Ground {
         unsafe { FrameAllocator::new(setup, cpus, arena) }.unwrap()
     }
 }
+
+/// What tests do to the insides.
+impl<C: Cpus, M, R: lock_api::RawMutex> FrameAllocator<'_, C, M, R> {
+    /// Makes the bitmap say that owned frames are free.
+    pub(crate) fn corrupt_for_test(&self, range: FrameRange) {
+        let mut core = self.core.lock();
+        let index = core.directory.index(range.start().number()).unwrap_or(0);
+        core.give(index, range.count() as usize);
+    }
+
+    /// As a CPU sees it that has not heard of a free yet.
+    pub(crate) fn own_again_for_test(&self, frame: Frame) {
+        self.table.own_cached(frame.number(), 0).unwrap_or(());
+    }
+
+    /// Has this CPU anything in its magazine?
+    pub(crate) fn has_stock(&self) -> bool {
+        self.caches.magazines[self.cpus.pin().cpu().index()].count() > 0
+    }
+
+    /// Was this CPU asked to drain?
+    pub(crate) fn is_asked(&self) -> bool {
+        self.caches.magazines[self.cpus.pin().cpu().index()]
+            .wanted
+            .load(crate::shim::Ordering::Relaxed)
+            > 0
+    }
+
+    pub(crate) fn audit(&self) {
+        self.core.lock().audit();
+    }
+}

@@ -114,11 +114,12 @@ fn a_double_hand_out_is_noticed() {
     let allocator = ground.allocator(0, 0);
     let block = allocator.alloc(order(1)).unwrap().into_range();
     allocator.corrupt_for_test(block);
-    let evidence = Corruption::HandedOutTwice { frame: block.start() };
-    assert_eq!(allocator.alloc(order(1)), Err(AllocError::Corrupt(evidence)));
     let owned = Corruption::OwnedButFree { frame: block.start() };
     assert_eq!(allocator.free_range(block), Err(FreeError::Corrupt(owned)));
+    let evidence = Corruption::HandedOutTwice { frame: block.start() };
+    assert_eq!(allocator.alloc(order(1)), Err(AllocError::Corrupt(evidence)));
     // The same by way of the magazine.
+    allocator.corrupt_for_test(block);
     assert_eq!(allocator.alloc(Request::frame()), Err(AllocError::Corrupt(evidence)));
 }
 

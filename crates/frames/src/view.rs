@@ -1,0 +1,41 @@
+//! What an allocator shows of itself.
+
+use lock_api::RawMutex;
+use pagoda_addr::{Order, PhysMap};
+use pagoda_sync::Cpus;
+
+use crate::search::Window;
+use crate::shim::Ordering;
+use crate::{BlockCounts, FrameAllocator, Stats, Zone};
+
+impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
+    /// How many frames are where.
+    pub fn stats(&self) -> Stats {
+        let core = self.core.lock();
+        let (total, free) = (core.total_frames(), core.free_frames());
+        let reserve = self.reserve.load(Ordering::Relaxed).min(free);
+        // Exact while nobody else allocates; else off by what moved meanwhile.
+        let cached = self.caches.count().min(total - free);
+        Stats { total, free, cached, used: total - free - cached, reserve }
+    }
+
+    /// The free blocks of a zone, or of all memory. O(chunks).
+    pub fn block_counts(&self, zone: Option<Zone>) -> BlockCounts {
+        let core = self.core.lock();
+        let mut counts = BlockCounts::default();
+        let window = match zone {
+            Some(zone) => self.zones[zone as usize],
+            None => Window::new(0, core.end()),
+        };
+        core.count_blocks(window, &mut counts.blocks);
+        counts
+    }
+
+    /// Free blocks of `order` that could be allocated one after the other. O(chunks).
+    pub fn available(&self, order: Order) -> u64 {
+        let counts = self.block_counts(None).blocks;
+        (order.get()..=Order::MAX.get())
+            .map(|larger| counts[usize::from(larger)] << (larger - order.get()))
+            .sum()
+    }
+}
