@@ -9,7 +9,7 @@
 use core::alloc::Layout;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::ManuallyDrop;
+use core::mem::{ManuallyDrop, size_of};
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
@@ -17,7 +17,8 @@ use lock_api::RawMutex;
 use pagoda_addr::Order;
 use pagoda_sync::Cpus;
 
-use crate::classes::Tag;
+use crate::classes::{Tag, class_of};
+use crate::guard::{DebugFlags, Guard};
 use crate::inspect::What;
 use crate::shelf::{Destroy, Shelf};
 use crate::slab::{Slab, capacity};
@@ -26,6 +27,8 @@ use crate::{Heap, HeapError, Misuse, MisuseKind, PageSource, PanicReport, Report
 /// The part of a cache that the heap knows.
 pub(crate) struct CacheShelf {
     pub(crate) shelf: Shelf,
+    /// The size class that it serves, in a debug mode; none for a typed cache.
+    pub(crate) class: Option<u8>,
     pub(crate) next: Option<NonNull<CacheShelf>>,
 }
 
@@ -62,23 +65,85 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         name: &'static str,
         construct: fn() -> T,
     ) -> Result<Cache<'_, T, S, C, R, P>, HeapError> {
-        let layout = Layout::new::<T>();
-        let stride = layout
-            .size()
-            .max(8)
-            .checked_next_multiple_of(layout.align().max(8))
-            .ok_or(HeapError::TooLarge)?;
+        let flags = self.flags_for(name);
+        let mut shelf = self.new_shelf(name, Layout::new::<T>(), flags, true)?;
+        shelf.destroy = destroy_of::<T>();
+        Ok(Cache { heap: self, shelf: self.list_shelf(shelf, None)?, construct })
+    }
+
+    /// A shelf for objects of this layout.
+    pub(crate) fn new_shelf(
+        &self,
+        name: &'static str,
+        layout: Layout,
+        flags: DebugFlags,
+        constructed: bool,
+    ) -> Result<Shelf, HeapError> {
+        let (size, align) = (layout.size(), layout.align().max(8));
+        let (guard, stride) = match flags.is_empty() {
+            true => (None, size.max(8).checked_next_multiple_of(align)),
+            false => Guard::new(flags, size, align, constructed)
+                .map_or((None, None), |(guard, stride)| (Some(guard), Some(stride))),
+        };
+        let stride = stride.ok_or(HeapError::TooLarge)?;
         let order = slab_order(stride).ok_or(HeapError::TooLarge)?;
-        let shelf =
-            Shelf::new(name, layout.size(), stride, 1, Tag::Cache(order), destroy_of::<T>());
-        let memory: NonNull<CacheShelf> = self.kalloc(Layout::new::<CacheShelf>())?.cast();
+        let mut shelf = Shelf::new(name, size, stride, 1, Tag::Cache(order), None);
+        shelf.guard = guard;
+        Ok(shelf)
+    }
+
+    /// Gives a shelf its place on the list. `serves`: which class it serves, in a debug mode.
+    pub(crate) fn list_shelf(
+        &self,
+        shelf: Shelf,
+        serves: Option<u8>,
+    ) -> Result<NonNull<CacheShelf>, HeapError> {
+        // Not through `kalloc`: the heap's own records are not to be guarded, nor seen as leaks.
+        let class = class_of(Layout::new::<CacheShelf>()).ok_or(HeapError::TooLarge)?;
+        let memory: NonNull<CacheShelf> = self.refill(class)?.cast();
         memory.as_ptr().expose_provenance();
         let mut state = self.state.lock();
         // SAFETY: fresh memory of this layout.
-        unsafe { memory.write(CacheShelf { shelf, next: state.caches }) };
+        unsafe { memory.write(CacheShelf { shelf, class: serves, next: state.caches }) };
         state.caches = Some(memory);
-        drop(state);
-        Ok(Cache { heap: self, shelf: memory, construct })
+        Ok(memory)
+    }
+
+    /// An object of the shelf, for an owner who asked for `size` bytes.
+    pub(crate) fn take_object(
+        &self,
+        cache: NonNull<CacheShelf>,
+        size: usize,
+        construct: Option<&dyn Fn(NonNull<u8>)>,
+    ) -> Result<NonNull<u8>, HeapError> {
+        let track = self.track();
+        let mut fresh = None;
+        loop {
+            let harmed = {
+                let _state = self.state.lock();
+                // SAFETY: *cache-listed*; the lock is held, so this is the only reference.
+                let shelf = unsafe { &mut (*cache.as_ptr()).shelf };
+                if let Some(slab) = fresh.take() {
+                    shelf.add(slab);
+                }
+                match (shelf.take(), shelf.guard) {
+                    (None, _) => None,
+                    (Some(object), None) => return Ok(object),
+                    (Some(object), Some(guard)) => {
+                        // SAFETY: *guard-locked*; a free object, just taken.
+                        match unsafe { guard.hand_out(object, size.min(shelf.object), track) } {
+                            Ok(()) => return Ok(object),
+                            Err((kind, harm)) => Some((object, kind, harm)),
+                        }
+                    }
+                }
+            };
+            match harmed {
+                // What was written over stays as it is, and is never handed out again.
+                Some((object, kind, harm)) => self.tell_harm(object, kind, harm),
+                None => fresh = Some(self.take_slab(cache, construct)?),
+            }
+        }
     }
 
     /// The empty slabs of all caches go back.
@@ -104,19 +169,33 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
 }
 
 impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
-    /// A fresh slab of 2^`order` pages for a cache, tagged, on no shelf yet.
+    /// A fresh slab for a cache, tagged, its objects constructed and laid down, on no shelf yet.
     fn take_slab(
         &self,
-        order: Order,
-        stride: usize,
-        tag: Tag,
-        owner: NonNull<CacheShelf>,
+        cache: NonNull<CacheShelf>,
+        construct: Option<&dyn Fn(NonNull<u8>)>,
     ) -> Result<Slab, HeapError> {
+        let (order, stride, tag, guard) = {
+            let _state = self.state.lock();
+            // SAFETY: *cache-listed*; the lock is held.
+            let shelf = unsafe { &(*cache.as_ptr()).shelf };
+            (shelf.order(), shelf.stride, shelf.tag, shelf.guard)
+        };
         let base = self.take_pages_hard(order, false)?;
         let span = order.bytes() as usize;
         // SAFETY: fresh pages; the order was chosen so that the stride fits.
         let slab = unsafe { Slab::create(base, span, stride) };
-        slab.owner.set(owner.as_ptr() as usize);
+        slab.owner.set(cache.as_ptr() as usize);
+        slab.set_lead(guard.map_or(0, |guard| guard.lead));
+        for object in (0..slab.count()).map(|index| slab.object(index)) {
+            if let Some(construct) = construct {
+                construct(object);
+            }
+            if let Some(guard) = guard {
+                // SAFETY: a fresh object, constructed if it is of that sort, and nobody's.
+                unsafe { guard.init(object) };
+            }
+        }
         let _state = self.state.lock();
         self.tag_all(base.as_ptr() as usize, span, tag);
         Ok(slab)
@@ -168,19 +247,11 @@ impl<T, S: PageSource, C: Cpus, R: RawMutex, P: Report> Cache<'_, T, S, C, R, P>
 
     /// A constructed object as a bare pointer; free it with [`free_raw`](Self::free_raw).
     pub fn alloc_raw(&self) -> Result<NonNull<T>, HeapError> {
-        if let Some(object) = self.with(Shelf::take) {
-            return Ok(object.cast());
-        }
-        let (order, stride, tag) = self.with(|shelf| (shelf.order(), shelf.stride, shelf.tag));
-        let slab = self.heap.take_slab(order, stride, tag, self.shelf)?;
-        for index in 0..slab.count() {
-            // SAFETY: the slab is not yet on the shelf; the object has the size and alignment of T.
-            unsafe { slab.object(index).cast::<T>().write((self.construct)()) };
-        }
-        self.with(|shelf| {
-            shelf.add(slab);
-            shelf.take().map(NonNull::cast).ok_or(HeapError::OutOfPages)
-        })
+        let construct = |object: NonNull<u8>| {
+            // SAFETY: fresh memory of the size and alignment of T.
+            unsafe { object.cast::<T>().write((self.construct)()) };
+        };
+        self.heap.take_object(self.shelf, size_of::<T>(), Some(&construct)).map(NonNull::cast)
     }
 
     /// Gives an object back. Checked like `kfree`: only a live object of this very cache goes.
@@ -188,7 +259,7 @@ impl<T, S: PageSource, C: Cpus, R: RawMutex, P: Report> Cache<'_, T, S, C, R, P>
     /// # Safety
     /// Nobody uses the object any more, and it is a valid `T` from which the next owner can start.
     pub unsafe fn free_raw(&self, object: NonNull<T>) -> Result<(), MisuseKind> {
-        self.heap.free_checked(object.cast(), |found| match found.what {
+        self.heap.free_checked(object.cast(), None, |found| match found.what {
             What::Cache(owner, ..) if owner == self.shelf => None,
             _ => Some(MisuseKind::WrongCache),
         })
@@ -210,6 +281,7 @@ impl<T, S: PageSource, C: Cpus, R: RawMutex, P: Report> Drop for Cache<'_, T, S,
     /// Gives all memory back. Objects that are still live are reported, and keep their slabs and
     /// the cache's record.
     fn drop(&mut self) {
+        self.heap.release_quarantine();
         while let (Some(slab), order, destroy) =
             self.with(|shelf| (shelf.pop_empty(), shelf.order(), shelf.destroy))
         {
@@ -217,8 +289,8 @@ impl<T, S: PageSource, C: Cpus, R: RawMutex, P: Report> Drop for Cache<'_, T, S,
         }
         let (live, name) = self.with(|shelf| (shelf.live, shelf.name));
         if live != 0 {
-            let (kind, address) = (MisuseKind::Leak, self.shelf.as_ptr() as usize);
-            self.heap.report.misuse(&Misuse { kind, address, cache: name, block: 0, size: live });
+            let misuse = Misuse::at(MisuseKind::Leak, self.shelf.as_ptr() as usize);
+            self.heap.tell(Misuse { cache: name, size: live, ..misuse });
             return;
         }
         let mut state = self.heap.state.lock();

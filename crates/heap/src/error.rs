@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use crate::guard::{Harm, Track};
+
 /// Why an allocation did not happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HeapError {
@@ -42,6 +44,12 @@ pub enum MisuseKind {
     WrongCache,
     /// The heap's own records do not agree: somebody wrote over them.
     Damaged,
+    /// In a debug mode: somebody wrote in front of a block.
+    Underflow,
+    /// In a debug mode: somebody wrote behind a block.
+    Overflow,
+    /// In a debug mode: somebody wrote to a block after it was freed.
+    UseAfterFree,
     /// A cache was dropped while objects of it were live.
     Leak,
 }
@@ -56,6 +64,9 @@ impl MisuseKind {
             Self::WrongLayout => "free with a wrong layout",
             Self::WrongCache => "free to a wrong cache",
             Self::Damaged => "damaged heap records",
+            Self::Underflow => "write in front of a block",
+            Self::Overflow => "write behind a block",
+            Self::UseAfterFree => "write after free",
             Self::Leak => "leaked objects",
         }
     }
@@ -83,11 +94,33 @@ pub struct Misuse {
     pub block: usize,
     /// The block's size in bytes; 0 when there is none. For a leak: the number of live objects.
     pub size: usize,
+    /// In a debug mode: what the damage looks like.
+    pub harm: Option<Harm>,
+    /// In a debug mode with tracks: who allocated the block.
+    pub allocated: Option<Track>,
+    /// In a debug mode with tracks: who freed it.
+    pub freed: Option<Track>,
+}
+
+impl Misuse {
+    /// A misuse of an address at which there is no block.
+    pub(crate) const fn at(kind: MisuseKind, address: usize) -> Self {
+        Self {
+            kind,
+            address,
+            cache: "",
+            block: 0,
+            size: 0,
+            harm: None,
+            allocated: None,
+            freed: None,
+        }
+    }
 }
 
 impl fmt::Display for Misuse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, address, cache, block, size } = self;
+        let Self { kind, address, cache, block, size, .. } = self;
         write!(f, "heap: {}", kind.name())?;
         match kind {
             MisuseKind::Leak => return write!(f, ": {size} objects of {cache} are still live"),
@@ -100,6 +133,15 @@ impl fmt::Display for Misuse {
         }
         if !cache.is_empty() {
             write!(f, " of {cache}")?;
+        }
+        if let Some(harm) = self.harm {
+            write!(f, "; {harm}")?;
+        }
+        if let Some(track) = self.allocated {
+            write!(f, "; allocated {track}")?;
+        }
+        if let Some(track) = self.freed {
+            write!(f, "; freed {track}")?;
         }
         Ok(())
     }
@@ -114,6 +156,13 @@ impl core::error::Error for Misuse {}
 pub trait Report {
     /// Somebody misused the heap.
     fn misuse(&self, misuse: &Misuse);
+
+    /// For debug modes with tracks: when it is (in any unit), and the return addresses of the
+    /// callers into `frames`, innermost first. No lock of the heap is held.
+    fn track(&self, frames: &mut [usize]) -> u64 {
+        let _ = frames;
+        0
+    }
 }
 
 /// Panics with the evidence.
@@ -129,5 +178,8 @@ impl Report for PanicReport {
 impl<P: Report + ?Sized> Report for &P {
     fn misuse(&self, misuse: &Misuse) {
         (**self).misuse(misuse);
+    }
+    fn track(&self, frames: &mut [usize]) -> u64 {
+        (**self).track(frames)
     }
 }

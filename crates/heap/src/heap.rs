@@ -3,15 +3,15 @@
 
 use core::alloc::Layout;
 use core::ptr::{NonNull, null_mut, with_exposed_provenance_mut};
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use lock_api::RawMutex;
 use pagoda_sync::{Cpus, MAX_CPUS, Pinned};
 
 use crate::cache::CacheShelf;
 use crate::classes::{ALIGN_MASK, CLASSES, Place, SLAB_CLASSES, Tag, class_of, place};
+use crate::debug::Quarantine;
 use crate::depot::Depot;
-use crate::inspect::What;
 use crate::magazine::{Area, Magazine};
 use crate::pool::Pool;
 use crate::shelf::Shelf;
@@ -34,6 +34,10 @@ pub struct Heap<S, C, R, P = PanicReport> {
     /// Bytes in depots.
     pub(crate) in_depots: AtomicUsize,
     pub(crate) state: lock_api::Mutex<R, State>,
+    /// The shelf of each class that is in a debug mode; null for the others.
+    pub(crate) guarded: [AtomicPtr<CacheShelf>; CLASSES],
+    /// Is any debug mode on?
+    pub(crate) debugging: AtomicBool,
     /// Bytes taken from the source and not given back.
     pub(crate) taken: AtomicUsize,
     /// Bytes ever given back to the source.
@@ -54,6 +58,9 @@ pub(crate) struct State {
     pub(crate) runs: usize,
     /// All object caches, newest first.
     pub(crate) caches: Option<NonNull<CacheShelf>>,
+    /// The debug option for caches to come.
+    pub(crate) option: &'static str,
+    pub(crate) quarantine: Quarantine,
 }
 
 // SAFETY: the pointers inside lead to memory that only the holder of the state uses.
@@ -83,6 +90,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             own: 0,
             runs: 0,
             caches: None,
+            option: "",
+            quarantine: Quarantine::new(),
         };
         Self {
             source,
@@ -93,6 +102,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             depots: [const { lock_api::Mutex::const_new(R::INIT, Depot::new()) }; CLASSES],
             in_depots: AtomicUsize::new(0),
             state: lock_api::Mutex::const_new(R::INIT, state),
+            guarded: [const { AtomicPtr::new(null_mut()) }; CLASSES],
+            debugging: AtomicBool::new(false),
             taken: AtomicUsize::new(0),
             given: AtomicUsize::new(0),
         }
@@ -109,7 +120,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         match class_of(layout) {
             Some(class) => match self.pop(class) {
                 Some(block) => Ok(block),
-                None => self.alloc_slow(class),
+                None => self.alloc_slow(class, layout.size()),
             },
             None => self.alloc_odd(layout, false),
         }
@@ -177,12 +188,14 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             Layout::from_size_align(new_size, old.align()).map_err(|_| HeapError::TooLarge)?;
         let new_place = place(new).ok_or(HeapError::TooLarge)?;
         if place(old) == Some(new_place) {
-            return match new_place {
+            match new_place {
                 Place::Class(class) if self.tag(ptr.as_ptr() as usize) == Tag::Class(class) => {
-                    Ok(ptr)
+                    return Ok(ptr);
                 }
-                _ => self.usable_size(ptr).map(|_| ptr).map_err(HeapError::Misuse),
-            };
+                // In a debug mode a block knows its size to the byte; or it is none at all.
+                Place::Class(_) => {}
+                _ => return self.usable_size(ptr).map(|_| ptr).map_err(HeapError::Misuse),
+            }
         }
         // A block that is not live is found out before anything is copied from it.
         self.usable_size(ptr).map_err(HeapError::Misuse)?;
@@ -201,14 +214,14 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
 
     /// The bytes that may be used behind a live block's pointer. Takes the lock.
     pub fn usable_size(&self, ptr: NonNull<u8>) -> Result<usize, MisuseKind> {
-        let found = {
+        let address = ptr.as_ptr() as usize;
+        let size = {
             let state = self.state.lock();
-            self.inspect(&state, ptr.as_ptr() as usize)
+            self.inspect(&state, address).and_then(|found| {
+                found.asked().ok_or_else(|| found.misuse(MisuseKind::DoubleFree, address))
+            })
         };
-        match found {
-            Ok(found) => Ok(found.size),
-            Err(misuse) => Err(self.tell(misuse)),
-        }
+        size.map_err(|misuse| self.tell(misuse))
     }
 
     /// Tells the host; returns what the caller is told.
@@ -266,10 +279,11 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 return done;
             }
         }
-        self.free_checked(ptr, |found| match (found.what, expected) {
-            (What::Cache(..), _) => Some(MisuseKind::WrongCache),
-            (_, None) => None,
-            (what, Some(place)) => (!what.is_served_as(place)).then_some(MisuseKind::WrongLayout),
+        let size = layout.map(|layout| layout.size());
+        self.free_checked(ptr, size, |found| match expected {
+            _ if found.is_typed() => Some(MisuseKind::WrongCache),
+            Some(place) if !found.is_served_as(place) => Some(MisuseKind::WrongLayout),
+            _ => None,
         })
     }
 }

@@ -10,6 +10,7 @@ use pagoda_sync::Cpus;
 
 use crate::cache::CacheShelf;
 use crate::classes::{NAMES, Place, SIZES, SLAB_CLASSES, Tag};
+use crate::guard::Guard;
 use crate::heap::State;
 use crate::pool::{CHUNK, Chunk, GRANULE};
 use crate::slab::{Slab, Spot};
@@ -37,29 +38,66 @@ pub(crate) enum What {
     Run(Order),
 }
 
-impl What {
+impl Found {
+    pub(crate) fn misuse(&self, kind: MisuseKind, address: usize) -> Misuse {
+        let mut misuse = Misuse {
+            cache: self.name,
+            block: self.start,
+            size: self.size,
+            ..Misuse::at(kind, address)
+        };
+        if let (Some(guard), Some(object)) = (self.guard(), NonNull::new(self.pointer())) {
+            // SAFETY: an object of the guarded shelf; evidence is gathered under the lock.
+            let (size, [allocated, freed]) = unsafe { guard.story(object) };
+            misuse.size = size.unwrap_or(self.size);
+            (misuse.allocated, misuse.freed) = (allocated, freed);
+        }
+        misuse
+    }
+
+    /// Bytes that the owner may use; none when the block is in quarantine.
+    pub(crate) fn asked(&self) -> Option<usize> {
+        match (self.guard(), NonNull::new(self.pointer())) {
+            // SAFETY: an object of the guarded shelf; under the lock.
+            (Some(guard), Some(object)) => unsafe { guard.story(object) }.0,
+            _ => Some(self.size),
+        }
+    }
+
+    /// The block's first byte.
+    fn pointer(&self) -> *mut u8 {
+        core::ptr::with_exposed_provenance_mut(self.start)
+    }
+
+    /// How the block is guarded, if it is in a debug mode. Under the lock.
+    pub(crate) fn guard(&self) -> Option<Guard> {
+        let What::Cache(owner, ..) = self.what else { return None };
+        // SAFETY: *cache-listed*, and the lock is held.
+        unsafe { (*owner.as_ptr()).shelf.guard }
+    }
+
     /// Is it what a layout with this place gets?
-    pub(crate) fn is_served_as(self, place: Option<Place>) -> bool {
-        match (self, place) {
-            (Self::Small(class, ..) | Self::Middle(class, ..), Some(Place::Class(wanted))) => {
+    pub(crate) fn is_served_as(&self, place: Option<Place>) -> bool {
+        match (self.what, place) {
+            (What::Small(class, ..) | What::Middle(class, ..), Some(Place::Class(wanted))) => {
                 class == wanted
             }
-            (Self::Pool(.., granules), Some(Place::Pool(wanted, _))) => granules == wanted,
-            (Self::Run(order), Some(Place::Run(wanted))) => order == wanted,
+            (What::Cache(owner, ..), Some(Place::Class(wanted))) => {
+                // SAFETY: *cache-listed*, and the lock is held.
+                unsafe { (*owner.as_ptr()).class == Some(wanted) }
+            }
+            (What::Pool(.., granules), Some(Place::Pool(wanted, _))) => granules == wanted,
+            (What::Run(order), Some(Place::Run(wanted))) => order == wanted,
             _ => false,
         }
     }
-}
 
-impl Found {
-    pub(crate) fn misuse(&self, kind: MisuseKind, address: usize) -> Misuse {
-        Misuse { kind, address, cache: self.name, block: self.start, size: self.size }
+    /// Is it an object of a typed cache, and so none of `kfree`'s business?
+    pub(crate) fn is_typed(&self) -> bool {
+        let What::Cache(owner, ..) = self.what else { return false };
+        // SAFETY: *cache-listed*, and the lock is held.
+        unsafe { (*owner.as_ptr()).class.is_none() }
     }
-}
-
-/// A misuse of an address at which there is no block.
-fn nothing(kind: MisuseKind, address: usize) -> Misuse {
-    Misuse { kind, address, cache: "", block: 0, size: 0 }
 }
 
 impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
@@ -84,8 +122,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// the proof that the lock is held: tags and records change under it.
     pub(crate) fn inspect(&self, _state: &State, address: usize) -> Result<Found, Misuse> {
         match self.tag(address) {
-            Tag::None => Err(nothing(MisuseKind::Foreign, address)),
-            Tag::Gone => Err(nothing(MisuseKind::DoubleFree, address)),
+            Tag::None => Err(Misuse::at(MisuseKind::Foreign, address)),
+            Tag::Gone => Err(Misuse::at(MisuseKind::DoubleFree, address)),
             Tag::Class(_) | Tag::Chunk | Tag::Pool | Tag::Own => self.inspect_chunk(address),
             Tag::Cache(order) => self.inspect_cache(order, address),
             Tag::Run | Tag::RunOrder(_) | Tag::RunInside => self.inspect_run(address),
@@ -94,15 +132,15 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
 
     fn inspect_chunk(&self, address: usize) -> Result<Found, Misuse> {
         let base = address & !(CHUNK - 1);
-        let damaged = Misuse { block: base, ..nothing(MisuseKind::Damaged, address) };
+        let damaged = Misuse { block: base, ..Misuse::at(MisuseKind::Damaged, address) };
         // SAFETY: the tag says that this is a chunk; the lock is held.
         let chunk = unsafe { Chunk::holding(address) }.ok_or(damaged)?;
         let from = chunk.start_of((address - base) / GRANULE);
         if from == 0 {
-            return Err(nothing(MisuseKind::Interior, address));
+            return Err(Misuse::at(MisuseKind::Interior, address));
         }
         if chunk.is_free(from) {
-            return Err(nothing(MisuseKind::DoubleFree, address));
+            return Err(Misuse::at(MisuseKind::DoubleFree, address));
         }
         let start = chunk.address(from);
         let granules = chunk.end_of(from) - from;
@@ -123,7 +161,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 let what = What::Pool(chunk, from, granules);
                 Found { what, start, size: granules * GRANULE, name: "kmalloc-pool" }
             }
-            Tag::Own => return Err(nothing(MisuseKind::Interior, address)),
+            Tag::Own => return Err(Misuse::at(MisuseKind::Interior, address)),
             _ => return Err(Misuse { block: start, ..damaged }),
         };
         match address == start {
@@ -154,7 +192,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             }
         }
         let (Tag::Run, Tag::RunOrder(order)) = (self.tag(start), self.tag(start + step)) else {
-            return Err(Misuse { block: start, ..nothing(MisuseKind::Damaged, address) });
+            return Err(Misuse { block: start, ..Misuse::at(MisuseKind::Damaged, address) });
         };
         let size = order.bytes() as usize;
         let found = Found { what: What::Run(order), start, size, name: "kmalloc-pages" };
@@ -171,14 +209,14 @@ fn inspect_slab(
     address: usize,
     describe: impl FnOnce(Slab, usize) -> Option<(What, usize, &'static str)>,
 ) -> Result<Found, Misuse> {
-    let damaged = Misuse { block: base, ..nothing(MisuseKind::Damaged, address) };
+    let damaged = Misuse { block: base, ..Misuse::at(MisuseKind::Damaged, address) };
     // SAFETY: the tag says that a slab lies here; the lock is held.
     let slab = unsafe { Slab::at(base) }.ok_or(damaged)?;
     let (index, kind) = match slab.locate(address) {
         Spot::Start(index) if slab.is_free(index) => (index, Some(MisuseKind::DoubleFree)),
         Spot::Start(index) => (index, None),
         Spot::Inside(index) => (index, Some(MisuseKind::Interior)),
-        Spot::Outside => return Err(nothing(MisuseKind::Interior, address)),
+        Spot::Outside => return Err(Misuse::at(MisuseKind::Interior, address)),
     };
     let (what, size, name) = describe(slab, index).ok_or(damaged)?;
     let found = Found { what, start: slab.object(index).as_ptr() as usize, size, name };

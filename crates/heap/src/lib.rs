@@ -50,7 +50,7 @@
 //! # What is checked, and when
 //!
 //! Every block that comes home passes a full inspection: is it a block, is it out, is it of the
-//! class it was freed as? What a magazine takes in has only been looked at: its alignment, and that
+//! class it was freed as? In a debug mode (see `guard`) that happens at every free. Else, what a magazine takes in has only been looked at: its alignment, and that
 //! it is not the block freed just before. So some misuse is named late, when the magazine is emptied,
 //! and the block may meanwhile have been handed out again. [`Heap::drain`] brings that moment about.
 //!
@@ -62,37 +62,47 @@
 //!
 //! # Left out so far
 //!
-//! Debug modes (red zones, poison, tracks), borrowing from larger classes when memory is short,
-//! growth of large blocks in place, page runs that are not a power of two, and nodes: all CPUs are
-//! equally far from all memory.
+//! Debug modes for blocks without a class, sampling guard pages, borrowing from larger classes when
+//! memory is short, growth of large blocks in place, page runs that are not a power of two,
+//! shrinkers with priorities, and nodes: all CPUs are equally far from all memory.
 #![no_std]
 #![deny(unsafe_code)]
+#![allow(clippy::result_large_err)] // evidence of misuse cannot be boxed: by whom?
 
 #[cfg(test)]
 extern crate std;
 
 mod cache;
 mod classes;
+mod debug;
 mod depot;
+mod drain;
 mod error;
 mod global;
+mod guard;
 mod heap;
+mod home;
 mod inspect;
 mod magazine;
+mod pages;
 mod pool;
+mod refill;
 mod shelf;
 mod slab;
-mod slow;
 mod source;
 mod stats;
 mod sync;
 
 pub use cache::{Cache, Object};
+pub use debug::{DebugError, LiveObject};
 pub use error::{HeapError, Misuse, MisuseKind, PanicReport, Report};
+pub use guard::{BadOption, DebugFlags, Harm, TRACK_FRAMES, Track};
 pub use heap::Heap;
 pub use pagoda_addr::Order;
 pub use source::{OutOfPages, PageSource, PageTags, TAG_SHIFT};
 pub use stats::Stats;
+#[cfg(test)]
+mod crimes;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

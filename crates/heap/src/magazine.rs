@@ -165,6 +165,16 @@ impl Magazine {
     }
 }
 
+impl Magazine {
+    /// Lets nothing in from now on, so that every call goes the slow way. Only while empty; else it
+    /// stays open.
+    pub(crate) fn close(&self) {
+        if self.len() == 0 {
+            self.limit.set(self.bottom.get());
+        }
+    }
+}
+
 /// A handful of blocks on their way.
 pub(crate) struct Batch {
     blocks: [Slot; BATCH],

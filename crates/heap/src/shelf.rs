@@ -6,6 +6,7 @@
 use core::ptr::NonNull;
 
 use crate::classes::{NAMES, SIZES, Tag};
+use crate::guard::Guard;
 use crate::slab::{Listed, Slab};
 use pagoda_addr::Order;
 
@@ -26,6 +27,8 @@ pub(crate) struct Shelf {
     /// What stands in the tags of its slabs.
     pub(crate) tag: Tag,
     pub(crate) destroy: Option<Destroy>,
+    /// How the objects are guarded, in a debug mode.
+    pub(crate) guard: Option<Guard>,
     lists: [Option<Slab>; 3],
     pub(crate) slabs: usize,
     pub(crate) empty: usize,
@@ -56,6 +59,7 @@ impl Shelf {
             kept,
             tag,
             destroy,
+            guard: None,
             lists: [None; 3],
             slabs: 0,
             empty: 0,

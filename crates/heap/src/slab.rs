@@ -42,6 +42,8 @@ pub(crate) struct Header {
     pub(crate) listed: Cell<Listed>,
     pub(crate) next: Cell<Option<Slab>>,
     pub(crate) prev: Cell<Option<Slab>>,
+    /// Bytes of a slot in front of the object.
+    lead: Cell<u32>,
     /// The shelf of an object cache; 0 for the slabs of a size class.
     pub(crate) owner: Cell<usize>,
 }
@@ -100,6 +102,7 @@ impl Slab {
             listed: Cell::new(Listed::Empty),
             next: Cell::new(None),
             prev: Cell::new(None),
+            lead: Cell::new(0),
             owner: Cell::new(0),
         };
         let slab = Self(base.cast());
@@ -128,12 +131,18 @@ impl Slab {
             && slab.count() != 0
             && slab.count() == capacity(span, stride)
             && slab.first.get() as usize == span - slab.count() * stride
-            && slab.free.get() <= slab.count.get();
+            && slab.free.get() <= slab.count.get()
+            && slab.lead.get() < slab.stride.get();
         sound.then_some(slab)
     }
 
     const fn magic_at(base: usize) -> u32 {
         MAGIC ^ (base >> 6) as u32
+    }
+
+    /// Makes objects begin `lead` bytes into their slots. Before any is handed out.
+    pub(crate) fn set_lead(self, lead: usize) {
+        self.lead.set(lead as u32);
     }
 
     /// The first byte of the span.
@@ -170,7 +179,8 @@ impl Slab {
     /// The address of object `index`.
     pub(crate) fn object(self, index: usize) -> NonNull<u8> {
         debug_assert!(index < self.count());
-        let offset = self.first.get() as usize + index * self.stride.get() as usize;
+        let slot = self.first.get() as usize + index * self.stride.get() as usize;
+        let offset = slot + self.lead.get() as usize;
         // SAFETY: *slab-valid*: the object lies inside the span.
         unsafe { self.base().add(offset) }
     }
@@ -183,7 +193,7 @@ impl Slab {
         }
         let (stride, rest) = (self.stride.get(), offset as u32 - self.first.get());
         let index = (rest / stride) as usize;
-        if rest % stride == 0 { Spot::Start(index) } else { Spot::Inside(index) }
+        if rest % stride == self.lead.get() { Spot::Start(index) } else { Spot::Inside(index) }
     }
 
     /// Takes a free object: the one at the lowest address.

@@ -26,7 +26,7 @@ pub struct Stats {
     /// Bytes of small blocks and cache objects in their owners' hands, rounded up to their size
     /// class.
     pub live: usize,
-    /// Bytes of small blocks waiting in per-CPU and shared caches.
+    /// Bytes of small blocks waiting in per-CPU and shared caches, or in quarantine.
     pub cached: usize,
     /// Bytes free for small blocks and cache objects.
     pub free: usize,
@@ -108,6 +108,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             cached += self.cached(class) * usize::from(size);
         }
         let state = self.state.lock();
+        cached += state.quarantine.bytes();
         let mut stats = Stats {
             taken: self.taken.load(Ordering::Relaxed),
             live: state.unclassed,
@@ -147,13 +148,14 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             let kind = MisuseKind::Damaged;
             let pool = state.pool.check().err().map(|damage| {
                 let block = damage.0;
-                Misuse { kind, address: block, cache: "kmalloc-pool", block, size: 0 }
+                Misuse { cache: "kmalloc-pool", block, ..Misuse::at(kind, block) }
             });
             pool.or_else(|| {
                 state.shelves().find_map(|shelf| {
                     let block = shelf.check().err()?;
                     let cache = shelf.name;
-                    Some(Misuse { kind, address: block, cache, block, size: shelf.stride })
+                    let size = shelf.stride;
+                    Some(Misuse { cache, block, size, ..Misuse::at(kind, block) })
                 })
             })
         };

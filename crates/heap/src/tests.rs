@@ -195,6 +195,32 @@ proptest! {
     }
 
     #[test]
+    fn debug_modes_find_nothing_where_nothing_is_wrong(
+        steps in prop::collection::vec(step(), 1..80),
+        option in prop::sample::select(&["F", "ZP", "FZPUQ", "ZQ,kmalloc-1*;U,kmalloc-2*"][..]),
+    ) {
+        let (arena, ledger) = (Arena::new(2048), Ledger::default());
+        let mut model = Model::new(&arena, &ledger);
+        model.heap.set_debug(option).unwrap();
+        for step in &steps {
+            let _ = model.apply(step);
+            model.check();
+        }
+        for block in core::mem::take(&mut model.live) {
+            block.check(block.layout.size());
+            // SAFETY: live, and forgotten by the model.
+            unsafe { model.heap.kfree_sized(block.ptr, block.layout) }.unwrap();
+        }
+        model.check();
+        model.heap.shrink();
+        model.check();
+        assert!(ledger.is_clean());
+        // All that is left is the records of the debug modes themselves.
+        let stats = model.heap.stats();
+        assert!(stats.live + stats.cached <= 80 * 512, "{stats:?}");
+    }
+
+    #[test]
     fn after_each_page_source_failure_nothing_is_lost(
         steps in prop::collection::vec(step(), 1..25),
     ) {

@@ -1,0 +1,167 @@
+//! Magazines come and go: made when first missed, drained when idle or when memory is short.
+#![allow(unsafe_code)] // makes and ends areas
+
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::Ordering;
+
+use lock_api::RawMutex;
+use pagoda_addr::PAGE_SHIFT;
+use pagoda_sync::{Cpus, MAX_CPUS};
+
+use crate::classes::{CLASSES, SIZES};
+use crate::magazine::{AREA, Area, BATCH, Batch};
+use crate::{Heap, PageSource, Report};
+
+impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
+    /// Makes this CPU's magazines if it has none and there is room in the pool.
+    pub(crate) fn open_area(&self) {
+        let is_open = || {
+            let pin = self.cpus.pin();
+            self.area(&pin).is_some()
+        };
+        if is_open() {
+            return;
+        }
+        let Some(place) = self.take_own(AREA) else { return };
+        let spare = {
+            let pin = self.cpus.pin();
+            match self.areas.get(pin.cpu().index()) {
+                Some(slot) if slot.load(Ordering::Relaxed).is_null() => {
+                    // SAFETY: fresh records of this size.
+                    let area = unsafe { Area::create(place, self.wanted.load(Ordering::Relaxed)) };
+                    // SAFETY: as above; nobody else knows it yet.
+                    self.close_guarded(unsafe { area.as_ref() });
+                    slot.store(area.as_ptr(), Ordering::Release);
+                    None
+                }
+                _ => Some(place),
+            }
+        };
+        if let Some(spare) = spare {
+            self.give_own(spare);
+        }
+    }
+
+    /// Drains this CPU's magazines if somebody has asked for that.
+    pub(crate) fn honour(&self) {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        let due = {
+            let pin = self.cpus.pin();
+            self.area(&pin).is_some_and(|area| area.honoured.replace(wanted) != wanted)
+        };
+        if due {
+            self.drain();
+            let pin = self.cpus.pin();
+            if let Some(area) = self.area(&pin) {
+                self.close_guarded(area);
+            }
+        }
+    }
+
+    /// Brings home every block in the executing CPU's magazines. To be called before the CPU idles,
+    /// so that no memory lies where nobody looks.
+    pub fn drain(&self) {
+        for class in 0..CLASSES as u8 {
+            loop {
+                let mut blocks = Batch::new();
+                {
+                    let pin = self.cpus.pin();
+                    let Some(magazine) = self.magazine(&pin, class) else { return };
+                    magazine.take_oldest(BATCH, &mut blocks);
+                }
+                if blocks.len() == 0 {
+                    break;
+                }
+                self.flush(class, blocks);
+            }
+        }
+    }
+
+    /// Brings home what lies in depots, and their arrays.
+    fn drain_depots(&self) {
+        for (class, &size) in SIZES.iter().enumerate() {
+            loop {
+                let mut blocks = Batch::new();
+                let array = {
+                    let mut depot = self.depots[class].lock();
+                    depot.pop(BATCH, &mut blocks);
+                    depot.close()
+                };
+                let bytes = blocks.len() * usize::from(size);
+                self.in_depots.fetch_sub(bytes, Ordering::Relaxed);
+                let done = blocks.len() == 0;
+                self.flush(class as u8, blocks);
+                if let Some(array) = array {
+                    self.give_own(array);
+                }
+                if done {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Memory is short: everything free comes home, and the other CPUs are asked to do the same.
+    #[cold]
+    pub(crate) fn squeeze(&self) {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        self.honour();
+        self.drain_depots();
+        self.release_quarantine();
+        self.shrink_caches();
+    }
+
+    /// Gives every page without a live block back to the source, and asks the other CPUs to bring
+    /// home what is in their magazines (which they do when they next miss them). Returns the number
+    /// of pages given back meanwhile.
+    pub fn shrink(&self) -> usize {
+        let before = self.given.load(Ordering::Relaxed);
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        self.drain();
+        self.drain_depots();
+        self.release_quarantine();
+        let area = {
+            let pin = self.cpus.pin();
+            self.areas
+                .get(pin.cpu().index())
+                .map_or(null_mut(), |slot| slot.swap(null_mut(), Ordering::Relaxed))
+        };
+        if let Some(area) = NonNull::new(area) {
+            self.close_area(area);
+        }
+        self.shrink_caches();
+        self.state.lock().pool.shrink();
+        self.give_retired();
+        self.given.load(Ordering::Relaxed).wrapping_sub(before) >> PAGE_SHIFT
+    }
+
+    /// Brings home every block in the magazines of all CPUs, and the magazines.
+    ///
+    /// # Safety
+    /// No other CPU is in a call of this heap, nor enters one, until this returns.
+    pub unsafe fn drain_stopped(&self) {
+        for cpu in 0..MAX_CPUS {
+            let area = self.areas[cpu].swap(null_mut(), Ordering::Acquire);
+            if let Some(area) = NonNull::new(area) {
+                self.close_area(area);
+            }
+        }
+    }
+
+    /// Brings home what is in an area that no CPU can reach any more, and the area.
+    fn close_area(&self, area: NonNull<Area>) {
+        for class in 0..CLASSES {
+            loop {
+                let mut blocks = Batch::new();
+                // SAFETY: *magazine-own*: taken off its slot by the one who may.
+                unsafe { area.as_ref() }.magazines[class].take_oldest(BATCH, &mut blocks);
+                if blocks.len() == 0 {
+                    break;
+                }
+                self.flush(class as u8, blocks);
+            }
+        }
+        self.give_own(area.cast());
+        self.give_retired();
+    }
+}

@@ -1,0 +1,225 @@
+//! The way home: from a full magazine to the depot, from there to the slab or the pool, checked.
+#![allow(unsafe_code)] // moves raw blocks about
+
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
+
+use lock_api::RawMutex;
+use pagoda_sync::Cpus;
+
+use crate::classes::{Place, SIZES, SLAB_CLASSES, Tag};
+use crate::depot::{self, DEPOT};
+use crate::heap::{State, own};
+use crate::inspect::{Found, What};
+use crate::magazine::{Batch, Refused, batch as batch_of};
+use crate::pool::{CHUNK, Chunk, GRANULE};
+use crate::{Heap, Misuse, MisuseKind, PageSource, Report};
+
+/// Bytes that all depots together may hold, whatever the heap's size; and the part of the heap that
+/// they may hold beyond.
+const DEPOTS_LEAST: usize = 256 << 10;
+const DEPOTS_PART: usize = 32;
+
+impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
+    /// Frees a block of a class whose magazine did not take it: full, or not there yet. None: to be
+    /// freed one by one.
+    pub(crate) fn free_full(&self, ptr: NonNull<u8>, class: u8) -> Option<Result<(), MisuseKind>> {
+        let at = usize::from(class);
+        if ptr.as_ptr() as usize & usize::from(crate::classes::ALIGN_MASK[at]) != 0 {
+            return None;
+        }
+        self.honour();
+        self.open_area();
+        let mut blocks = Batch::new();
+        let pushed = {
+            let pin = self.cpus.pin();
+            let magazine = self.magazine(&pin, class)?;
+            match magazine.push(own(ptr)) {
+                Err(Refused::Full) => {
+                    magazine.take_oldest(batch_of(at), &mut blocks);
+                    magazine.push(own(ptr))
+                }
+                other => other,
+            }
+        };
+        match pushed {
+            Ok(()) => {
+                self.stow(class, blocks);
+                Some(Ok(()))
+            }
+            Err(Refused::Full) => None,
+            Err(Refused::Twice) => {
+                Some(self.refuse(ptr, |found| {
+                    found.misuse(MisuseKind::DoubleFree, ptr.as_ptr() as usize)
+                }))
+            }
+        }
+    }
+
+    /// Reports a block that shall not be freed.
+    fn refuse(
+        &self,
+        ptr: NonNull<u8>,
+        why: impl FnOnce(Found) -> Misuse,
+    ) -> Result<(), MisuseKind> {
+        let found = {
+            let state = self.state.lock();
+            self.inspect(&state, ptr.as_ptr() as usize)
+        };
+        Err(self.tell(found.map_or_else(|misuse| misuse, why)))
+    }
+
+    /// A batch on its way out of a magazine: to the depot if there is room, else home.
+    fn stow(&self, class: u8, blocks: Batch) {
+        if blocks.len() == 0 {
+            return;
+        }
+        let at = usize::from(class);
+        let bytes = blocks.len() * usize::from(SIZES[at]);
+        let most = DEPOTS_LEAST.max(self.taken.load(Ordering::Relaxed) / DEPOTS_PART);
+        let fits = self.in_depots.load(Ordering::Relaxed) + bytes <= most;
+        if !(fits && self.stow_in_depot(at, &blocks)) {
+            self.flush(class, blocks);
+        }
+    }
+
+    fn stow_in_depot(&self, class: usize, blocks: &Batch) -> bool {
+        let mut depot = self.depots[class].lock();
+        if !depot.is_open() {
+            drop(depot);
+            let Some(array) = self.take_own(DEPOT) else { return false };
+            depot = self.depots[class].lock();
+            // SAFETY: fresh records of this size.
+            if let Some(spare) = unsafe { depot.open(array) } {
+                drop(depot);
+                self.give_own(spare);
+                depot = self.depots[class].lock();
+            }
+        }
+        let pushed = depot.push(blocks, depot::capacity(class));
+        drop(depot);
+        if pushed {
+            let bytes = blocks.len() * usize::from(SIZES[class]);
+            self.in_depots.fetch_add(bytes, Ordering::Relaxed);
+        }
+        pushed
+    }
+
+    /// Brings blocks of a class home, checking each.
+    pub(crate) fn flush(&self, class: u8, mut blocks: Batch) {
+        while blocks.len() != 0 {
+            let mut misuse = None;
+            let mut guarded = None;
+            let retired = {
+                let mut state = self.state.lock();
+                while let (None, None, Some(block)) = (misuse, guarded, blocks.pop()) {
+                    let address = block.as_ptr() as usize;
+                    match self.inspect(&state, address) {
+                        Ok(found) if !found.is_served_as(Some(Place::Class(class))) => {
+                            misuse = Some(found.misuse(MisuseKind::WrongLayout, address));
+                        }
+                        Ok(Found { what: What::Cache(..), .. }) => guarded = Some(block),
+                        Ok(found) => self.put_home(&mut state, found.what, address),
+                        Err(found) => misuse = Some(found),
+                    }
+                }
+                state.pool.has_retired()
+            };
+            if let Some(misuse) = misuse {
+                self.tell(misuse);
+            }
+            if let Some(block) = guarded {
+                // Freed on a CPU that did not know of the debug mode yet. Told already if it fails.
+                let _ = self.free_checked(block, None, |_| None);
+            }
+            if retired {
+                self.give_retired();
+            }
+        }
+    }
+
+    /// Makes a block free in its slab or the pool. (Runs and cache objects go other ways.)
+    fn put_home(&self, state: &mut State, what: What, start: usize) {
+        match what {
+            What::Small(class, slab, index) => {
+                let empty = state.shelves[usize::from(class)].put(slab, index).flatten();
+                let Some(slab) = empty else { return };
+                let base = slab.base().as_ptr() as usize;
+                self.tag_all(base, slab.span(), Tag::Chunk);
+                // SAFETY: the slab lies in a chunk; the lock is held.
+                if let Some(chunk) = unsafe { Chunk::holding(base) } {
+                    state.pool.free(chunk, base % CHUNK / GRANULE);
+                }
+            }
+            What::Middle(class, chunk, from) => {
+                state.middle[usize::from(class) - SLAB_CLASSES] -= 1;
+                self.set_tag(start, Tag::Chunk);
+                state.pool.free(chunk, from);
+            }
+            What::Pool(chunk, from, granules) => {
+                state.unclassed -= granules * GRANULE;
+                self.set_tag(start, Tag::Chunk);
+                state.pool.free(chunk, from);
+            }
+            What::Cache(..) | What::Run(_) => {}
+        }
+        self.tag_retired(state);
+    }
+
+    /// Chunks on their way to the source lose their tags under the lock that took them off.
+    pub(crate) fn tag_retired(&self, state: &mut State) {
+        if let Some(chunk) = state.pool.newly_retired() {
+            self.tag_all(chunk.base().as_ptr() as usize, CHUNK, Tag::Gone);
+        }
+    }
+
+    /// Frees the block at `ptr` under the central lock unless `refuse` names a reason against it.
+    /// `size`: what the owner thinks that he asked for.
+    pub(crate) fn free_checked(
+        &self,
+        ptr: NonNull<u8>,
+        size: Option<usize>,
+        refuse: impl FnOnce(&Found) -> Option<MisuseKind>,
+    ) -> Result<(), MisuseKind> {
+        let address = ptr.as_ptr() as usize;
+        let track = self.track();
+        let mut state = self.state.lock();
+        let outcome = self.inspect(&state, address).and_then(|found| match refuse(&found) {
+            Some(kind) => Err(found.misuse(kind, address)),
+            None => Ok(found),
+        });
+        let found = match outcome {
+            Ok(found) => found,
+            Err(misuse) => {
+                drop(state);
+                return Err(self.tell(misuse));
+            }
+        };
+        match found.what {
+            What::Cache(..) => match self.put_object(&mut state, found, size, track) {
+                Ok(empty) => {
+                    drop(state);
+                    if let Some((slab, order, destroy)) = empty {
+                        self.give_slab(slab, order, destroy);
+                    }
+                }
+                Err(misuse) => {
+                    drop(state);
+                    return Err(self.tell(misuse));
+                }
+            },
+            What::Run(order) => {
+                state.runs -= order.bytes() as usize;
+                self.tag_all(address, order.bytes() as usize, Tag::Gone);
+                drop(state);
+                self.give_pages(own(ptr), order);
+            }
+            what => {
+                self.put_home(&mut state, what, address);
+                drop(state);
+                self.give_retired();
+            }
+        }
+        Ok(())
+    }
+}
