@@ -99,6 +99,7 @@ pub use error::{HeapError, Misuse, MisuseKind, PanicReport, Report};
 pub use guard::{BadOption, DebugFlags, Harm, TRACK_FRAMES, Track};
 pub use heap::Heap;
 pub use pagoda_addr::Order;
+pub use pool::CHUNK_ORDER;
 pub use source::{OutOfPages, PageSource, PageTags, TAG_SHIFT};
 pub use stats::Stats;
 #[cfg(test)]

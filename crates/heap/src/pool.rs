@@ -27,8 +27,9 @@ use pagoda_addr::Order;
 
 /// Bytes of the smallest piece.
 pub(crate) const GRANULE: usize = 64;
-/// Pages of a chunk.
-pub(crate) const CHUNK_ORDER: Order = match Order::new(4) {
+/// Pages of a chunk: what the heap asks its source for, but for blocks above 32 KiB, aligned ones,
+/// and object caches. A kernel may let requests of up to this order use its reserve.
+pub const CHUNK_ORDER: Order = match Order::new(4) {
     Some(order) => order,
     None => Order::PAGE,
 };
