@@ -18,7 +18,7 @@ use lock_api::Mutex;
 use pagoda_addr::{Frame, FrameRange, Order, PhysAddr, PhysMap};
 use pagoda_bootmap::{EarlyAllocator, MemoryMap};
 use pagoda_frames::{Class, FrameAllocator, Kind, Mobility, Request};
-use pagoda_heap::{Heap, OutOfPages, PageSource, PageTags};
+use pagoda_heap::{CHUNK_ORDER, Heap, OutOfPages, PageSource, PageTags};
 use pagoda_paging::{FlushRange, Platform, Released, SpaceTlb};
 use pagoda_sync::{CpuId, Ranked, RawSpin, rank};
 use pagoda_vm::VmPlatform;
@@ -248,17 +248,11 @@ impl HeapPages {
         let request = if zeroed { request.zeroed() } else { request };
         // Slabs may use the reserve: the kernel needs a few words to end a program for want of
         // memory. Larger blocks may not: they hold what programs store.
-        let class = if order <= SLAB_ORDER { Class::Reserve } else { Class::Normal };
+        let class = if order <= CHUNK_ORDER { Class::Reserve } else { Class::Normal };
         let owned = frames.alloc(request.class(class)).map_err(|_| OutOfPages)?;
         NonNull::new(DirectMap.ptr(owned.into_range().start().start())).ok_or(OutOfPages)
     }
 }
-
-/// Slabs are not larger than this.
-const SLAB_ORDER: Order = match Order::new(2) {
-    Some(order) => order,
-    None => Order::PAGE,
-};
 
 // SAFETY: blocks are runs of frames that the frame allocator gave out, seen through the direct map,
 // aligned to their size; tags are a zeroed array over all memory that `alloc` asks for.
