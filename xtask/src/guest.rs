@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -140,18 +141,19 @@ impl Guest {
             let com1 = sockets.accept("com1", running, deadline)?;
             if self.lines == Lines::Program {
                 let control = sockets.accept("com2", running, deadline)?;
-                feed(com1.try_clone()?, control.try_clone()?);
+                let (awake, wait) = mpsc::channel();
+                feed(com1.try_clone()?, control.try_clone()?, wait);
                 carriers.push(carry(com1, std::io::stdout()));
                 let com3 = sockets.accept("com3", running, deadline)?;
                 carriers.push(carry(com3, std::io::stderr()));
-                return self.wait(running, deadline, control, carriers);
+                return self.wait(running, deadline, control, carriers, Some(awake));
             }
             carriers.push(carry(com1, std::io::stdout()));
         }
         let control = sockets.accept("com2", running, deadline)?;
         let com3 = sockets.accept("com3", running, deadline)?;
         carriers.push(carry(com3, std::io::stderr()));
-        self.wait(running, deadline, control, carriers)
+        self.wait(running, deadline, control, carriers, None)
     }
 
     fn wait(
@@ -160,9 +162,10 @@ impl Guest {
         deadline: Option<Instant>,
         control: UnixStream,
         mut carriers: Vec<JoinHandle<()>>,
+        awake: Option<Sender<()>>,
     ) -> Result<Ending> {
         let text = Arc::new(Mutex::new(Vec::new()));
-        carriers.push(carry(control, Shared(text.clone())));
+        carriers.push(carry(control, Shared(text.clone(), awake)));
         let mut timed_out = false;
         let status = loop {
             if let Some(status) = running.0.try_wait()? {
@@ -263,13 +266,16 @@ impl Drop for Sockets {
     }
 }
 
-/// A buffer that a carrier writes and we read.
-struct Shared(Arc<Mutex<Vec<u8>>>);
+/// A buffer that a carrier writes and we read; tells of the first bytes.
+struct Shared(Arc<Mutex<Vec<u8>>>, Option<Sender<()>>);
 
 impl Write for Shared {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if let Ok(mut all) = self.0.lock() {
             all.extend_from_slice(bytes);
+        }
+        if let Some(awake) = self.1.take() {
+            let _ = awake.send(());
         }
         Ok(bytes.len())
     }
@@ -295,8 +301,12 @@ fn carry(mut from: UnixStream, mut to: impl Write + Send + 'static) -> JoinHandl
 
 /// Copies our standard input to the program's, and says on the control line when and where it
 /// ended. Not joined: it may wait for input that nobody will send.
-fn feed(mut com1: UnixStream, mut control: UnixStream) {
+///
+/// Not before the kernel has said its first word on the control line (`wait`): a serial device
+/// drops what it holds when its buffers are switched on.
+fn feed(mut com1: UnixStream, mut control: UnixStream, wait: Receiver<()>) {
     std::thread::spawn(move || {
+        let _ = wait.recv();
         let mut sent = 0u64;
         let mut buffer = [0; 4096];
         let mut stdin = std::io::stdin();

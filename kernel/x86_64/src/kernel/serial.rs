@@ -5,6 +5,9 @@
 //! interrupt is switched off and the rest waits in the device (and then at the other end) until
 //! somebody has read: nothing is dropped here.
 //!
+//! Whoever sends to a line before the kernel has set it up may lose bytes. So the first thing said
+//! on the control line is [`READY`]: from then on nothing is lost.
+//!
 //! Locks: one per line. Interrupt handlers take them too, which cannot deadlock on one CPU because
 //! whoever holds one runs with interrupts off (*kernel-quiet*).
 //!
@@ -31,6 +34,9 @@ mod register {
     pub(super) const LINE_STATUS: u16 = 5;
     pub(super) const SCRATCH: u16 = 7;
 }
+
+/// What the control line begins with.
+const READY: &[u8] = b"pagoda-ready\n";
 
 const RECEIVED: u8 = 1 << 0; // of the line status
 const TRANSMIT_EMPTY: u8 = 1 << 5; // of the line status
@@ -84,7 +90,9 @@ impl Uart {
         if !self.present {
             return;
         }
+        self.write(register::LINE_CONTROL, 0x03);
         self.write(register::INTERRUPT_ENABLE, 0);
+        self.fetch(); // switching the buffers on empties them
         self.write(register::LINE_CONTROL, 0x80); // the divisor takes the place of data
         self.write(register::DATA, 1);
         self.write(register::INTERRUPT_ENABLE, 0);
@@ -147,11 +155,12 @@ impl Uart {
     }
 }
 
-/// Sets up the lines that exist.
+/// Sets up the lines that exist, and says so on the control line.
 pub(crate) fn init() {
     for uart in &LINES {
         uart.lock().init();
     }
+    send(Line::Control, READY);
 }
 
 /// Lets the lines interrupt when something arrives.
