@@ -237,9 +237,10 @@ impl<M: Machine> Sched<M> {
     /// exist.
     pub(crate) fn run_ready(&self) -> usize {
         let queues = self.queues.lock();
-        if queues.slots.ready_count() != 0 {
-            self.leave(queues, None);
+        if queues.slots.ready_count() == 0 {
+            return queues.slots.live(); // taking the lock twice would be waiting for ourselves
         }
+        self.leave(queues, None);
         self.queues.lock().slots.live()
     }
 
