@@ -97,7 +97,7 @@ impl Uart {
         self.write(register::DATA, 1);
         self.write(register::INTERRUPT_ENABLE, 0);
         self.write(register::LINE_CONTROL, 0x03); // 8N1
-        self.write(register::FIFO_CONTROL, 0x07); // on, both cleared, interrupt at the first byte
+        self.write(register::FIFO_CONTROL, 0xc7); // on, cleared, interrupt at 14 bytes or a pause
         self.write(register::MODEM_CONTROL, 0x0b); // ready, and the interrupt line connected
     }
 
