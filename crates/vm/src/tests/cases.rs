@@ -217,6 +217,35 @@ fn a_parked_page_keeps_its_contents_and_refuses_every_access() {
 }
 
 #[test]
+fn protection_gives_no_right_to_write_what_others_share() {
+    let host = Host::new(64);
+    let parent = host.linux();
+    parent.map(fixed(BASE, 0x1000, RW)).unwrap();
+    let backing = Backing::File { object: TestFile::shared(2, 0x1000), offset: 0 };
+    parent.map(MapRequest { backing, ..fixed(BASE + 0x1000, 0x1000, RW) }).unwrap();
+    host.enter(0, &parent);
+    host.store(0, &parent, BASE, 1).unwrap();
+    host.load(0, &parent, BASE + 0x1000).unwrap();
+    let child = parent.fork(host.table()).unwrap();
+    host.enter(1, &child);
+    for space in [&parent, &child] {
+        space.protect(at(BASE), 0x2000, Prot::READ).unwrap();
+        space.protect(at(BASE), 0x2000, RW).unwrap();
+    }
+    host.store(1, &child, BASE, 2).unwrap();
+    assert_eq!(host.load(0, &parent, BASE), Ok(1));
+    // Nor is a file's page the program's own before it is written.
+    host.leave(1, &child);
+    drop(child);
+    parent.protect(at(BASE), 0x2000, Prot::READ).unwrap();
+    parent.protect(at(BASE), 0x2000, RW).unwrap();
+    assert_eq!((parent.stats().rss_file, parent.stats().rss_anonymous), (1, 1));
+    host.store(0, &parent, BASE + 0x1000, 2).unwrap();
+    assert_eq!((parent.stats().rss_file, parent.stats().rss_anonymous), (0, 2));
+    host.leave(0, &parent);
+}
+
+#[test]
 fn the_stack_grows_to_its_limit_and_not_into_its_neighbour() {
     let host = Host::new(64);
     let space = host.linux();
