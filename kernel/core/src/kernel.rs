@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::sched::Sched;
 use crate::signal::info::SigInfo;
 use crate::signal::set::Signal;
-use crate::task::{Tables, WaitStatus};
+use crate::task::{Process, Tables, WaitStatus};
 
 /// The most threads at once, whatever memory there is.
 pub(crate) const THREADS_MAX: u64 = 32_768;
@@ -121,7 +121,7 @@ impl<M: Machine> Kernel<M> {
     fn ring_alarms(&self, now: u64) {
         self.next_alarm.store(u64::MAX, Ordering::SeqCst);
         let mut from = 0;
-        while let Some(process) = self.tables.lock().next_process(from) {
+        while let Some(process) = self.next_process(from) {
             from = process.pid + 1;
             let mut alarm = process.alarm.lock();
             let rings = alarm.next != 0 && alarm.next <= now;
@@ -140,6 +140,12 @@ impl<M: Machine> Kernel<M> {
                 let _ = self.send_to_process(&process, SigInfo::kernel(Signal::ALRM));
             }
         }
+    }
+
+    /// The process with the lowest number that is at least `from`. A function of its own, so that
+    /// no loop over it holds the lock.
+    pub(crate) fn next_process(&self, from: u32) -> Option<Arc<Process<M>>> {
+        self.tables.lock().next_process(from)
     }
 
     /// When something happens by time alone (monotonic nanoseconds).

@@ -131,7 +131,7 @@ impl<M: Machine> Kernel<M> {
     pub(crate) fn send_to_group(&self, group: u32, info: SigInfo) -> bool {
         let mut found = false;
         let mut next = 0;
-        while let Some(process) = self.tables.lock().next_process(next) {
+        while let Some(process) = self.next_process(next) {
             next = process.pid + 1;
             if process.group.load(Ordering::Relaxed) == group {
                 found = true;

@@ -212,7 +212,7 @@ impl<M: Machine> Cx<'_, M> {
         };
         let (mut found, mut sent) = (false, false);
         let mut next = 0;
-        while let Some(process) = self.kernel.tables.lock().next_process(next) {
+        while let Some(process) = self.kernel.next_process(next) {
             next = process.pid + 1;
             if !chosen(&process) {
                 continue;

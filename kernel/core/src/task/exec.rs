@@ -18,7 +18,7 @@ use pagoda_linux::Errno;
 use pagoda_vm::fallible::{try_arc, try_extend, try_vec};
 use pagoda_vm::{
     AddressSpace, Backing, FileIdentity, FileObject, Layout, MapFlags, MapRequest, Place, Prot,
-    ReadError,
+    ReadError, VmError,
 };
 
 use super::image::{self, ImageError, Plan};
@@ -198,9 +198,11 @@ pub(crate) fn load<M: Machine>(
     Ok(Loaded { space: try_arc(space).map_err(|_| Errno::ENOMEM)?, regs, program })
 }
 
-fn vm(error: pagoda_vm::VmError) -> Errno {
-    match crate::sys::vm_errno(error) {
-        Errno::ENOMEM => Errno::ENOMEM,
+fn vm(error: VmError) -> Errno {
+    match error {
+        VmError::NoSpace | VmError::Limit | VmError::TooManyRegions | VmError::OutOfMemory => {
+            Errno::ENOMEM
+        }
         // Addresses that cannot be mapped are the file's fault.
         _ => Errno::ENOEXEC,
     }

@@ -111,7 +111,7 @@ impl<M: Machine> Kernel<M> {
     /// The first process inherits the children of `pid`; where it is gone, zombies vanish.
     fn adopt_children(&self, pid: u32) {
         let mut next = 0;
-        while let Some(child) = self.tables.lock().next_process(next) {
+        while let Some(child) = self.next_process(next) {
             next = child.pid + 1;
             if child.parent.load(Ordering::SeqCst) != pid {
                 continue;
@@ -135,7 +135,7 @@ impl<M: Machine> Kernel<M> {
     /// Ends every process.
     pub(crate) fn kill_all(&self) {
         let mut next = 0;
-        while let Some(process) = self.tables.lock().next_process(next) {
+        while let Some(process) = self.next_process(next) {
             next = process.pid + 1;
             let _ = self.send_to_process(&process, SigInfo::kernel(Signal::KILL));
         }
@@ -150,7 +150,7 @@ impl<M: Machine> Kernel<M> {
         let front = terminal.foreground();
         terminal.set_session(0, 0);
         let mut next = 0;
-        while let Some(process) = self.tables.lock().next_process(next) {
+        while let Some(process) = self.next_process(next) {
             next = process.pid + 1;
             if process.session.load(Ordering::SeqCst) == session {
                 let old = process.family.lock().terminal.take();
