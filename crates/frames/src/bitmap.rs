@@ -319,7 +319,7 @@ impl<'m> Core<'m> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 impl Core<'_> {
     /// Panics unless *summaries* and the counts follow from the lines.
     pub(crate) fn audit(&self) {

@@ -39,6 +39,8 @@ mod allocator;
 mod bitmap;
 mod caches;
 mod error;
+#[cfg(all(test, loom))]
+mod interleavings;
 mod line;
 mod magazine;
 mod owned;
@@ -49,7 +51,7 @@ mod search;
 mod shim;
 mod stats;
 mod table;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 mod view;
 

@@ -63,7 +63,7 @@ impl Line {
         self.0[bit / 64] |= 1 << (bit % 64);
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn count(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()
     }
