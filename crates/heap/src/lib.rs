@@ -102,9 +102,11 @@ pub use pagoda_addr::Order;
 pub use pool::CHUNK_ORDER;
 pub use source::{OutOfPages, PageSource, PageTags, TAG_SHIFT};
 pub use stats::Stats;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod crimes;
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod interleavings;
+#[cfg(all(test, not(loom)))]
 mod testing;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
