@@ -107,7 +107,7 @@ pub fn parse(mut bytes: &[u8]) -> Vec<(String, u64, u8)> {
         let len = usize::from(u16::from_le_bytes([bytes[16], bytes[17]]));
         let name = bytes[19..len].split(|&byte| byte == 0).next().unwrap();
         let ino = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-        all.push((String::from_utf8(name.to_vec()).unwrap(), ino, bytes[18]));
+        all.push((String::from_utf8_lossy(name).into_owned(), ino, bytes[18]));
         bytes = &bytes[len..];
     }
     all
