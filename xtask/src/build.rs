@@ -182,7 +182,7 @@ pub fn grub_image(kernel: &Path, initramfs: &Path, command_line: &str) -> Result
     fs::copy(kernel, boot.join("kernel"))?;
     fs::copy(initramfs, boot.join("initramfs"))?;
     let config = format!(
-        "set timeout=0\nserial --unit=0\nterminal_output serial\nmenuentry pagoda {{\n  \
+        "set timeout=0\nmenuentry pagoda {{\n  \
          multiboot2 /boot/kernel {command_line}\n  module2 /boot/initramfs initramfs\n}}\n"
     );
     fs::write(boot.join("grub/grub.cfg"), config)?;
