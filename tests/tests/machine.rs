@@ -1,0 +1,96 @@
+//! The border between programs and the kernel holds, and each classic mistake is named.
+
+use pagoda_tests::{Said, run, xtask_run};
+
+fn boot(append: &str, more: &[&str]) -> Said {
+    let append = format!("--append={append}");
+    let mut arguments = vec![append.as_str()];
+    arguments.extend(more);
+    run(&mut xtask_run(&arguments), b"")
+}
+
+/// Makes the mistake `name` and demands a report that says all of `words`.
+fn mistake(name: &str, words: &[&str]) {
+    let said = boot(&format!("selftest={name}"), &[]);
+    assert_ne!(said.status, 0, "{}", said.out);
+    for word in words {
+        assert!(said.out.contains(word), "no {word:?} in:\n{}", said.out);
+    }
+}
+
+fn border(cpu: &str) {
+    let said = boot("selftest", &[&format!("--cpu={cpu}")]);
+    assert_eq!(said.out.matches(": ok").count(), 9, "{}", said.out);
+    assert!(said.out.contains(", 0 lost"), "{}", said.out);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn the_border_holds_on_a_modern_cpu() {
+    border("max");
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn the_border_holds_on_the_first_64_bit_cpus() {
+    border("qemu64");
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn the_boot_stack_has_a_guard_too() {
+    mistake("bootstack", &["kernel stack overflow", "boot stack", "recurse"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn a_thread_that_overflows_its_stack_is_told_from_others() {
+    mistake("stack", &["kernel stack overflow", "under a thread's kernel stack"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn kernel_text_is_read_only_through_the_direct_map_too() {
+    mistake("alias", &["page fault: write", "not allowed"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn data_is_not_executed() {
+    mistake("execute", &["page fault: execution", "not allowed"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn a_block_freed_twice_is_named() {
+    mistake("kfree", &["double free", "40-byte block"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn locks_are_taken_downwards_only() {
+    mistake("rank", &["lock of rank 60 taken while holding"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn nobody_switches_while_pinned() {
+    mistake("pinned", &["switched while pinned"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn a_lost_frame_fails_the_run() {
+    mistake("leak", &["1 frames were not returned", "1 frames as self-test", "1 lost"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn a_terabyte_boots() {
+    let said = boot("selftest", &["--memory=1T", "--cpu=max,phys-bits=48"]);
+    // A host without that much address space may refuse to start the machine at all.
+    if said.err.contains("cannot set up guest memory") || said.err.contains("cannot allocate") {
+        return;
+    }
+    assert!(said.out.contains(", 0 lost"), "{}\n{}", said.out, said.err);
+}
