@@ -51,6 +51,12 @@ fn attempt(world: &World<'_>, step: &Step) -> bool {
             let request = RemapRequest { addr, old_len: old, new_len: new, place, keep_old: false };
             space.remap(request).map(drop)
         }
+        Step::MoveTo { addr, old, new, to } => {
+            let (addr, to) = (VirtAddr::new(addr), VirtAddr::new(to));
+            let place = RemapPlace::Fixed(to);
+            let request = RemapRequest { addr, old_len: old, new_len: new, place, keep_old: false };
+            space.remap(request).map(drop)
+        }
         Step::DontNeed { addr, len } => space.advise(VirtAddr::new(addr), len, Advice::DontNeed),
         Step::Brk { to } => {
             let before = space.brk().1;
@@ -72,6 +78,8 @@ fn fail_each(world: &World<'_>, step: &Step) {
     let exempt = match *step {
         // Populating goes as far as it can and reports nothing.
         Step::Map { populate, .. } => populate,
+        // Unmaps what is at the new place first.
+        Step::MoveTo { .. } => true,
         // A stack that has grown stays so.
         Step::Store { page, .. } => {
             let addr = VirtAddr::new(page * 4096);

@@ -32,6 +32,17 @@ impl Back {
         }
     }
 
+    /// What a mapping of the same object has `pages` further on, untouched.
+    fn further(&self, pages: u64) -> Self {
+        match self {
+            Self::Anonymous(_) => Self::Anonymous([0; 2]),
+            Self::File(id, size, index, _) => {
+                Self::File(*id, *size, index + pages, file_bytes(*id, *size, index + pages))
+            }
+            Self::Shared(object, index) => Self::Shared(object.clone(), index + pages),
+        }
+    }
+
     fn same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Anonymous(_), Self::Anonymous(_)) => true,
@@ -236,13 +247,7 @@ impl Model {
         if old > run.1 - start {
             return Err(VmError::Fault);
         }
-        let back = |page: u64| match &first.back {
-            Back::Anonymous(_) => Back::Anonymous([0; 2]),
-            Back::File(id, size, index, _) => {
-                Back::File(*id, *size, index + page, file_bytes(*id, *size, index + page))
-            }
-            Back::Shared(object, index) => Back::Shared(object.clone(), index + page),
-        };
+        let back = |page: u64| first.back.further(page);
         let free = self.pages.range(start + old..start + new).next().is_none();
         if old != 0 && start + old == run.1 && start + new <= self.limit() && free {
             for page in old..new {
@@ -254,12 +259,61 @@ impl Model {
             return Err(VmError::NoSpace);
         }
         let to = self.hole(None, new)?;
+        self.relocate(start, old, to, new);
+        Ok(to << 12)
+    }
+
+    /// Moving to a fixed place.
+    pub(super) fn move_to(
+        &mut self,
+        addr: u64,
+        old_len: u64,
+        new_len: u64,
+        to: u64,
+    ) -> Result<u64, VmError> {
+        let pages = |len: u64| len.wrapping_add(4095) >> 12;
+        let (mut old, new, start) = (pages(old_len), pages(new_len), addr >> 12);
+        if addr % 4096 != 0 || new == 0 {
+            return Err(VmError::Invalid);
+        }
+        self.run_of(start).ok_or(VmError::Fault)?;
+        if to % 4096 != 0 || new > self.limit() || to >> 12 > self.limit() - new {
+            return Err(VmError::Invalid);
+        }
+        let target = to >> 12;
+        if start < target + new && target < start + old {
+            return Err(VmError::Invalid);
+        }
+        if target < self.lowest() {
+            return Err(VmError::TooLow);
+        }
+        self.remove(target, target + new);
+        if old > new {
+            if start + old > self.limit() {
+                return Err(VmError::Invalid);
+            }
+            self.remove(start + new, start + old);
+            old = new;
+        }
+        let run = self.run_of(start).ok_or(VmError::Fault)?;
+        if old == 0 && !run.4 {
+            return Err(VmError::Invalid);
+        }
+        if old > run.1 - start {
+            return Err(VmError::Fault);
+        }
+        self.relocate(start, old, target, new);
+        Ok(to)
+    }
+
+    fn relocate(&mut self, start: u64, old: u64, to: u64, new: u64) {
+        let first = self.pages[&start].clone();
         for page in 0..new {
             let moved = if page < old { self.pages.remove(&(start + page)) } else { None };
-            let moved = moved.unwrap_or_else(|| ModelPage { back: back(page), ..first.clone() });
+            let fresh = || ModelPage { back: first.back.further(page), ..first.clone() };
+            let moved = moved.unwrap_or_else(fresh);
             self.pages.insert(to + page, moved);
         }
-        Ok(to << 12)
     }
 
     pub(super) fn set_brk(&mut self, wanted: u64) {

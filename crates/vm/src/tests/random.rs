@@ -34,6 +34,12 @@ pub(super) enum Kind {
 
 #[derive(Clone, Debug)]
 pub(super) enum Step {
+    MoveTo {
+        addr: u64,
+        old: u64,
+        new: u64,
+        to: u64,
+    },
     Map {
         place: u8,
         addr: u64,
@@ -130,6 +136,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         4 => (addr(), len(), prot).prop_map(|(addr, len, prot)| Step::Protect { addr, len, prot }),
         3 => (addr(), len(), len(), any::<bool>())
             .prop_map(|(addr, old, new, may_move)| Step::Remap { addr, old, new, may_move }),
+        2 => (addr(), len(), len(), addr())
+            .prop_map(|(addr, old, new, to)| Step::MoveTo { addr, old, new, to }),
         3 => (addr(), len()).prop_map(|(addr, len)| Step::DontNeed { addr, len }),
         1 => (0u64..0x60000).prop_map(|to| Step::Brk { to: to + 0x40000 }),
         12 => (0usize..4, page.clone(), any::<bool>())
@@ -219,6 +227,18 @@ impl<'h> World<'h> {
                         if matches!(got, Err(VmError::OutOfMemory | VmError::Limit)) => {}
                     want => assert_eq!(got.map(VirtAddr::as_u64), want, "{step:?}"),
                 }
+            }
+            Step::MoveTo { addr, old, new, to } => {
+                let (space, model) = &mut self.spaces[at];
+                let got = space.remap(RemapRequest {
+                    addr: VirtAddr::new(addr),
+                    old_len: old,
+                    new_len: new,
+                    place: RemapPlace::Fixed(VirtAddr::new(to)),
+                    keep_old: false,
+                });
+                let want = model.move_to(addr, old, new, to);
+                assert_eq!(got.map(VirtAddr::as_u64), want, "{step:?}");
             }
             Step::DontNeed { addr, len } => {
                 let (space, model) = &mut self.spaces[at];
