@@ -200,24 +200,24 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             batch.finish();
             return Err(VmError::OutOfMemory);
         }
-        // Commit.
+        // Commit: enter everything at the new place before anything leaves the old one. Taking a
+        // leaf out gives back the table that becomes empty, which may be one just prepared.
         for_each_used(&mut cursor, old, |cursor, page, entry| {
-            let (Some(to), Entry::Mapped { frame, size, flags }) = (target(page), entry) else {
-                return true;
-            };
-            let taken = cursor.take(PageRange::single(page), &mut batch, |_, _| Fate::Keep);
-            let mapped = cursor.map(to, frame, size, flags);
-            debug_assert!(taken.is_ok() && mapped.is_ok(), "prepared");
+            if let (Some(to), Entry::Mapped { frame, size, flags }) = (target(page), entry) {
+                let mapped = cursor.map(to, frame, size, flags);
+                debug_assert!(mapped.is_ok(), "prepared");
+            }
             true
         });
+        let taken = cursor.take(old, &mut batch, |_, _| Fate::Keep);
+        debug_assert!(taken.is_ok(), "nothing to split");
         drop(cursor);
         batch.finish();
         Ok(())
     }
 }
 
-/// Shows every used page of `range`, lowest first, until `each` says no. `each` may change the
-/// page it is shown.
+/// Shows every used page of `range`, lowest first, until `each` says no.
 fn for_each_used<F: Format, P: VmPlatform>(
     cursor: &mut Cursor<'_, F, P>,
     range: PageRange,

@@ -113,6 +113,28 @@ fn fail_each(world: &World<'_>, step: &Step) {
     }
 }
 
+#[test]
+fn a_move_within_one_table_needs_no_frame_half_way() {
+    let host = Host::new(3072);
+    let world = World::new(&host);
+    let rw = Prot::READ | Prot::WRITE;
+    let place = crate::Place::Fixed(VirtAddr::new(0x2_0000));
+    world.space().map(crate::MapRequest::anonymous(place, 0x4000, rw)).unwrap();
+    host.store(0, world.space(), 0x2_1000, 7).unwrap();
+    host.0.fail_after(Some(0));
+    let request = RemapRequest {
+        addr: VirtAddr::new(0x2_1000),
+        old_len: 0x1000,
+        new_len: 0x2000,
+        place: RemapPlace::MayMove,
+        keep_old: false,
+    };
+    let to = world.space().remap(request).unwrap().as_u64();
+    host.0.fail_after(None);
+    assert_eq!(host.load(1, world.space(), to), Ok(7));
+    world.leave();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
     #[test]
