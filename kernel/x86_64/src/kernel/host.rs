@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use lock_api::Mutex;
 use pagoda_addr::{Frame, FrameRange, Order, PhysAddr, PhysMap};
 use pagoda_bootmap::{EarlyAllocator, MemoryMap};
-use pagoda_frames::{Class, FrameAllocator, Kind, Mobility, Request};
+use pagoda_frames::{AllocError, Blame, Class, FrameAllocator, Kind, Mobility, Request};
 use pagoda_heap::{CHUNK_ORDER, Heap, OutOfPages, PageSource, PageTags};
 use pagoda_paging::{FlushRange, Platform, Released, SpaceTlb};
 use pagoda_sync::{CpuId, Ranked, RawSpin, rank};
@@ -128,6 +128,18 @@ impl Kernel {
         Some(range.start().block())
     }
 
+    /// Frames, if need be after the heap has given back what it only keeps for later.
+    pub(crate) fn take(&self, request: Request) -> Result<FrameRange, AllocError> {
+        let frames = self.frames.get().ok_or(AllocError::NoMemory)?;
+        let owned = match frames.alloc(request) {
+            Err(error) if error.blame() == Blame::Exhaustion && heap().shrink() > 0 => {
+                frames.alloc(request)?
+            }
+            answer => answer?,
+        };
+        Ok(owned.into_range())
+    }
+
     /// Gives frames back. A free that the allocator refuses is somebody's bug: the evidence ends
     /// the machine.
     pub(crate) fn give_back(&self, range: FrameRange) {
@@ -154,13 +166,13 @@ unsafe impl Platform for Kernel {
     type Lock = Lock<{ rank::PAGE_TABLE }>;
 
     fn alloc_table(&self) -> Result<Frame, pagoda_paging::OutOfFrames> {
-        let frame = match self.frames.get() {
-            None => return self.early_table().ok_or(pagoda_paging::OutOfFrames),
-            Some(frames) => frames.alloc(Request::frame().zeroed().kind(kind::PAGE_TABLE)),
-        };
-        let frame = frame.map_err(|_| pagoda_paging::OutOfFrames)?;
+        if self.frames.get().is_none() {
+            return self.early_table().ok_or(pagoda_paging::OutOfFrames);
+        }
+        let table = self.take(Request::frame().zeroed().kind(kind::PAGE_TABLE));
+        let table = table.map_err(|_| pagoda_paging::OutOfFrames)?;
         self.tables_in_use.fetch_add(1, Ordering::Relaxed);
-        Ok(frame.into_range().start())
+        Ok(table.start())
     }
 
     fn release(&self, item: Released) {
@@ -211,9 +223,7 @@ unsafe impl VmPlatform for Kernel {
     fn alloc_page(&self, zeroed: bool) -> Result<Frame, pagoda_vm::OutOfFrames> {
         let request = Request::frame().kind(kind::PROGRAM).mobility(Mobility::Movable);
         let request = if zeroed { request.zeroed() } else { request };
-        let frames = self.frames.get().ok_or(pagoda_vm::OutOfFrames)?;
-        let owned = frames.alloc(request).map_err(|_| pagoda_vm::OutOfFrames)?;
-        Ok(owned.into_range().start())
+        Ok(self.take(request).map_err(|_| pagoda_vm::OutOfFrames)?.start())
     }
 
     fn share(&self, frame: Frame) {

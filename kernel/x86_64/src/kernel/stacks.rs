@@ -30,8 +30,7 @@ unsafe impl KernelPages for Kernel {
     fn alloc_page(&self, zeroed: bool) -> Result<Frame, OutOfFrames> {
         let request = Request::frame().kind(kind::KVA);
         let request = if zeroed { request.zeroed() } else { request };
-        let frames = self.frames.get().ok_or(OutOfFrames)?;
-        Ok(frames.alloc(request).map_err(|_| OutOfFrames)?.into_range().start())
+        Ok(self.take(request).map_err(|_| OutOfFrames)?.start())
     }
 }
 
