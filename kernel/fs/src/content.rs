@@ -161,15 +161,18 @@ impl Content {
     /// Makes the range read as zeros, giving whole pages back where possible.
     pub(crate) fn punch(&mut self, offset: u64, len: u64) -> Result<()> {
         let end = range_end(offset, len)?.min(self.size);
+        // The base would shine through: its pages need zeros of their own. All of them first, so
+        // that nothing is changed if one cannot be had.
+        let base_end = end.min((self.base.len() as u64).next_multiple_of(PAGE));
+        for index in offset / PAGE..base_end.div_ceil(PAGE) {
+            self.page_for_writing(index)?;
+        }
         let mut at = offset;
         while at < end {
             let index = at / PAGE;
             let next = ((index + 1) * PAGE).min(end);
-            if index * PAGE < self.base.len() as u64 {
-                // The base would shine through: this page needs zeros of its own.
-                let within = (at % PAGE) as usize;
-                self.page_for_writing(index)?[within..within + (next - at) as usize].fill(0);
-            } else if at.is_multiple_of(PAGE) && next.is_multiple_of(PAGE) {
+            let in_base = index * PAGE < self.base.len() as u64;
+            if !in_base && at.is_multiple_of(PAGE) && next.is_multiple_of(PAGE) {
                 let last = end / PAGE;
                 self.drop_pages(index, last);
                 at = last * PAGE;

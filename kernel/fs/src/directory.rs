@@ -101,6 +101,23 @@ impl Directory {
         Some((entry.name, entry.node))
     }
 
+    /// Takes the last entry out. Needs no memory.
+    pub(crate) fn pop(&mut self) -> Option<(Vec<u8>, Arc<Inode>)> {
+        let entry = loop {
+            if let Some(entry) = self.entries.pop()? {
+                break entry;
+            }
+        };
+        let mask = self.index.len().checked_sub(1)?;
+        let mut slot = entry.hash as usize & mask;
+        while self.index[slot] != self.entries.len() as u32 {
+            slot = (slot + 1) & mask;
+        }
+        self.index[slot] = HOLE;
+        self.live -= 1;
+        Some((entry.name, entry.node))
+    }
+
     /// Gives a name another file and hands out the old one.
     pub(crate) fn replace(&mut self, name: &[u8], node: Arc<Inode>) -> Option<Arc<Inode>> {
         let (_, at) = self.find(name)?;
@@ -125,10 +142,9 @@ impl Directory {
         entries.find(|entry| Arc::ptr_eq(&entry.node, node)).map(|entry| &entry.name[..])
     }
 
-    /// The last entry.
-    pub(crate) fn last(&self) -> Option<(&[u8], &Arc<Inode>)> {
-        let entry = self.entries.iter().rev().flatten().next()?;
-        Some((&entry.name, &entry.node))
+    /// The last entry's file.
+    pub(crate) fn last(&self) -> Option<&Arc<Inode>> {
+        self.entries.iter().rev().flatten().next().map(|entry| &entry.node)
     }
 
     /// An index at or below the first entry whose cookie is at least `from`.

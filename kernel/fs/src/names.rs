@@ -109,6 +109,17 @@ impl Vfs {
         Ok(node)
     }
 
+    /// Takes back what [`make_entry`](Self::make_entry) did, as far as it still stands.
+    pub(crate) fn unmake(&self, parent: &Arc<Inode>, name: &[u8], node: &Arc<Inode>) {
+        let Body::Directory(entries) = &parent.body else { return };
+        let _names = self.names.lock();
+        let stands = entries.lock().get(name).is_some_and(|found| Arc::ptr_eq(found, node));
+        if stands {
+            remove_entry(parent, name);
+            drop_link(node);
+        }
+    }
+
     /// An inode that is to be entered in `parent`.
     pub(crate) fn new_node(
         &self,
@@ -319,11 +330,7 @@ pub(crate) fn attach(parent: &Arc<Inode>, name: &[u8], node: &Arc<Inode>) -> Res
 /// Takes the last entry out, whatever it is: tearing down.
 pub(crate) fn remove_last(parent: &Arc<Inode>) -> Option<Arc<Inode>> {
     let Body::Directory(entries) = &parent.body else { return None };
-    let (name, node) = {
-        let mut entries = entries.lock();
-        let name = fallible::try_bytes(entries.last()?.0).ok()?;
-        entries.remove(&name)?
-    };
+    let (name, node) = entries.lock().pop()?;
     parent.volume.release(ENTRY_COST + name.len() as u64);
     Some(node)
 }

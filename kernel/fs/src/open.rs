@@ -49,7 +49,12 @@ impl Vfs {
                 let made = self.make_entry(view, &walked.parent, walked.name(), mode & 0o7777, new);
                 match made {
                     // A file that was just made may be used whatever its mode.
-                    Ok(node) => return self.open_checked(&node, flags),
+                    Ok(node) => {
+                        let opened = self.open_checked(&node, flags);
+                        return opened.inspect_err(|_| {
+                            self.unmake(&walked.parent, walked.name(), &node);
+                        });
+                    }
                     Err(Errno::EEXIST) if !exclusive => walked.parent.lookup(walked.name())?,
                     Err(error) => return Err(error),
                 }

@@ -235,7 +235,7 @@ impl Vfs {
             let Body::Directory(entries) = &current.body else { return };
             let down = {
                 let entries = entries.lock();
-                entries.last().map(|(_, node)| node.clone())
+                entries.last().cloned()
             };
             match down {
                 Some(node) if is_filled_directory(&node) => current = node,
