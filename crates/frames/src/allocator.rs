@@ -2,12 +2,12 @@
 //!
 //! Lock order: one lock, of the rank that the host gives it (`pagoda_sync::rank::FRAMES`); nothing
 //! is called while it is held but the core and the table. Frames are zeroed after it was let go.
-#![allow(unsafe_code)] // writes zeroes through the `PhysMap`; the constructor trusts the caller
+#![allow(unsafe_code)] // the constructor trusts the caller
 
 use core::alloc::Layout;
 use core::fmt;
 use core::mem::{self, MaybeUninit};
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
 use lock_api::{Mutex, RawMutex};
 use pagoda_addr::{Frame, FrameRange, Order, PAGE_SHIFT, PhysMap};
@@ -120,6 +120,9 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     #[inline]
     pub fn alloc(&self, request: Request) -> Result<OwnedFrames, AllocError> {
         let owned = if request.is_single() {
+            if request.zeroed {
+                return self.alloc_clean(request.kind, request.class);
+            }
             self.alloc_single(request.kind, request.class)?
         } else if let Some(order) = request.large() {
             self.alloc_large(order, request.kind, request.class)?
@@ -251,13 +254,6 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             return None;
         }
         core.find_run(run, Window::new(0, limit))
-    }
-
-    fn zero(&self, range: FrameRange) {
-        let first = self.map.ptr(range.start().start());
-        // SAFETY: the frames are managed memory that was taken from the core just now, so nobody
-        // else uses them; `PhysMap` gives consecutive pointers for consecutive managed frames.
-        unsafe { ptr::write_bytes(first, 0, range.bytes() as usize) };
     }
 
     /// Takes back what an allocation returned.

@@ -29,21 +29,22 @@
 //!
 //! # Draining
 //!
-//! Before anything is refused, this CPU's magazine and the depot are emptied into the core, and the
+//! Before anything is refused, this CPU's magazine, the depot and the pool of zeroed frames are
+//! emptied into the core, and the
 //! other CPUs are asked (`wanted`) to do the same at their next allocation or free. The asker waits
 //! a little and tries once more; a CPU that runs a program meanwhile answers later. A CPU that goes
 //! idle calls [`FrameAllocator::drain_cpu`] first.
 //!
-//! Locks: the core's and the depot's, never one inside the other.
+//! Locks: the core's, the depot's and the pool's, never one inside another.
 
 use core::hint::spin_loop;
 
-use lock_api::{Mutex, RawMutex};
+use lock_api::RawMutex;
 use pagoda_addr::{Frame, FrameRange, PhysMap};
 use pagoda_sync::{CachePadded, Cpus, Pinned};
 
 use crate::bitmap::Core;
-use crate::magazine::{BATCH, Depot, Magazine};
+use crate::magazine::{BATCH, Magazine, Shelf};
 use crate::shim::{AtomicU64, Ordering::*};
 use crate::table::FrameTable;
 use crate::{
@@ -57,9 +58,9 @@ const PATIENCE: usize = if cfg!(any(loom, miri)) { 1 } else { 2000 };
 /// What all CPUs share besides the core.
 pub(crate) struct Caches<'m, R> {
     pub(crate) magazines: &'m [CachePadded<Magazine>],
-    depot: Mutex<R, Depot<'m>>,
-    /// Frames in the depot.
-    deposited: CachePadded<AtomicU64>,
+    depot: Shelf<'m, R>,
+    /// Zeroed frames.
+    pub(crate) pool: Shelf<'m, R>,
     /// *P*, as a distance. Written under the core's lock.
     hint: CachePadded<AtomicU64>,
     /// The first frame of the best zone.
@@ -72,13 +73,14 @@ impl<'m, R: RawMutex> Caches<'m, R> {
         batches: &'m mut [[u64; BATCH]],
         highest: u64,
     ) -> Self {
+        let (depot, pool) = batches.split_at_mut(batches.len() / 2);
         // The start of the zone that holds the highest frame.
         let ends = Zone::ALL.iter().map(|zone| zone.end());
         let base = ends.take_while(|&end| end <= highest).last().unwrap_or(0);
         Self {
             magazines,
-            depot: Mutex::new(Depot::new(batches)),
-            deposited: CachePadded(AtomicU64::new(0)),
+            depot: Shelf::new(depot),
+            pool: Shelf::new(pool),
             hint: CachePadded(AtomicU64::new(0)),
             base,
         }
@@ -89,10 +91,10 @@ impl<'m, R: RawMutex> Caches<'m, R> {
         frame.wrapping_sub(self.base)
     }
 
-    /// Frames in all magazines and in the depot.
+    /// Frames in all magazines and on the shelves.
     pub(crate) fn count(&self) -> u64 {
         let kept: u64 = self.magazines.iter().map(|magazine| magazine.count()).sum();
-        kept + self.deposited.load(Relaxed)
+        kept + self.depot.count() + self.pool.count()
     }
 
     /// The core got frames back from `frame` upwards. Under the core's lock.
@@ -103,28 +105,11 @@ impl<'m, R: RawMutex> Caches<'m, R> {
             self.hint.store(distance, Relaxed);
         }
     }
-
-    fn deposit(&self, batch: &[u64; BATCH]) -> bool {
-        let done = self.depot.lock().push(batch);
-        if done {
-            self.deposited.fetch_add(BATCH as u64, Relaxed);
-        }
-        done
-    }
-
-    fn withdraw(&self) -> Option<[u64; BATCH]> {
-        if self.deposited.load(Relaxed) == 0 {
-            return None;
-        }
-        let batch = self.depot.lock().pop()?;
-        self.deposited.fetch_sub(BATCH as u64, Relaxed);
-        Some(batch)
-    }
 }
 
 impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     #[inline]
-    fn magazine(&self, pin: &Pinned<'_, C>) -> Option<&'m Magazine> {
+    pub(crate) fn magazine(&self, pin: &Pinned<'_, C>) -> Option<&'m Magazine> {
         self.caches.magazines.get(pin.cpu().index()).map(|padded| &padded.0)
     }
 
@@ -144,7 +129,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     }
 
     #[inline]
-    fn hand_out(&self, frame: u64, kind: Kind) -> Result<OwnedFrames, AllocError> {
+    pub(crate) fn hand_out(&self, frame: u64, kind: Kind) -> Result<OwnedFrames, AllocError> {
         let traits = FrameTable::traits(kind, 0);
         self.table.own_cached(frame, traits).map_err(AllocError::Corrupt)?;
         Ok(OwnedFrames::new(FrameRange::single(Frame::new(frame).unwrap_or_default())))
@@ -160,7 +145,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let request = &Request::frame().kind(kind).class(class);
         let Some(magazine) = self.magazine(pin) else { return self.alloc_shared(request) };
         self.honour(magazine).map_err(AllocError::Corrupt)?;
-        if let Some(batch) = self.caches.withdraw() {
+        if let Some(batch) = self.caches.depot.take() {
             for frame in batch {
                 magazine.push(frame);
             }
@@ -171,7 +156,11 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
                     drop(core);
                     return self.alloc_shared_pinned(pin, request);
                 }
-                Ok(room) => self.refill(&mut core, magazine, room)?,
+                Ok(room) => {
+                    let claimed =
+                        self.claim_lowest(&mut core, room, |frame| _ = magazine.push(frame));
+                    claimed.map_err(AllocError::Corrupt)?;
+                }
             }
         }
         match magazine.pop() {
@@ -192,13 +181,13 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         }
     }
 
-    /// Up to `room` of the lowest frames, by whole words.
-    fn refill(
+    /// Up to `room` of the lowest frames, by whole words, the lowest one last.
+    pub(crate) fn claim_lowest(
         &self,
         core: &mut Core<'m>,
-        magazine: &Magazine,
         room: usize,
-    ) -> Result<(), AllocError> {
+        mut each: impl FnMut(u64),
+    ) -> Result<(), Corruption> {
         let mut claimed = [(0, 0); BATCH];
         let mut words = 0;
         for (zone, window) in self.zones.iter().enumerate().rev() {
@@ -217,17 +206,16 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             let last = core.directory.frame(index) + 63 - u64::from(bits.leading_zeros());
             self.caches.hint.store(self.caches.distance(last).wrapping_add(1), Relaxed);
         }
-        // The lowest frame ends up on top.
         let mut found = Ok(());
         for &(index, mut bits) in claimed.iter().rev() {
             let base = core.directory.frame(index);
             if let Err(evidence) = self.table.cache_free(base, &mut bits) {
-                found = Err(AllocError::Corrupt(evidence));
+                found = Err(evidence);
             }
             while bits != 0 {
                 let top = 63 - bits.leading_zeros();
                 bits ^= 1 << top;
-                magazine.push(base + u64::from(top));
+                each(base + u64::from(top));
             }
         }
         found
@@ -263,7 +251,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let mut found = Ok(());
         if !kept && below {
             let batch = magazine.unload();
-            if !self.caches.deposit(&batch) {
+            if !self.caches.depot.put(&batch) {
                 let mut core = self.core.lock();
                 found = batch
                     .iter()
@@ -294,7 +282,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     }
 
     /// A frame from a magazine or the depot back to the core.
-    fn bring_back(&self, core: &mut Core<'m>, number: u64) -> Result<(), Corruption> {
+    pub(crate) fn bring_back(&self, core: &mut Core<'m>, number: u64) -> Result<(), Corruption> {
         let frame = Frame::new(number).unwrap_or_default();
         self.table.uncache(frame)?;
         let given = core.directory.index(number).is_some_and(|index| core.give_one(index));
@@ -348,7 +336,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         if let Some(magazine) = own {
             found = self.drain(magazine);
         }
-        while let Some(batch) = self.caches.withdraw() {
+        while let Some(batch) = self.caches.depot.take().or_else(|| self.caches.pool.take()) {
             let mut core = self.core.lock();
             for frame in batch {
                 found = found.and(self.bring_back(&mut core, frame));

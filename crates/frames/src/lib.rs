@@ -28,7 +28,7 @@
 //! memory in one piece (`caches.rs`).
 //!
 //! Left out: NUMA nodes, keeping movable and unmovable
-//! allocations apart ([`Mobility`] is recorded nowhere yet), a pool of zeroed frames, poisoning.
+//! allocations apart ([`Mobility`] is recorded nowhere yet), poisoning.
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -54,12 +54,13 @@ mod table;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod view;
+mod zeroed;
 
 pub use allocator::{FrameAllocator, Setup, required};
 pub use error::{AllocError, Blame, Corruption, FreeError, SetupError, TableError};
 pub use owned::OwnedFrames;
 pub use request::{Class, Kind, Mobility, Request};
-pub use stats::{BlockCounts, Stats, Zone};
+pub use stats::{BlockCounts, Stats, ZeroStats, Zone};
 pub use table::{Allocation, FrameInfo, FrameTable, backing};
 
 /// The README's example is a test.

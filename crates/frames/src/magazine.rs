@@ -1,13 +1,16 @@
 //! Frames that a CPU keeps for itself, and the batches that CPUs hand to each other.
 //!
-//! A magazine has two parts. The *stack* holds frames that are handed out next, last in, first out.
-//! The *basket* collects frames on their way back to the core. Which of the two a freed frame goes
+//! A magazine has three parts. The *stack* holds frames that are handed out next, last in, first
+//! out; the *clean* stack holds those that are known to be zeroed. The *basket* collects frames on their way back to the core. Which of the two a freed frame goes
 //! to is the recycling rule (see `caches.rs`). What a stack has too much of goes to the *depot*, in
 //! batches, where a CPU that runs dry finds it: so one CPU may allocate what another frees.
 //!
 //! *owner-only*: all of a magazine but `wanted` is written by the CPU that owns it, pinned
 //! (`pagoda_sync`'s *pin-exclusive*). The fields are atomics all the same, used without any
 //! read-modify-write: a plain load or store each, and other CPUs may read the counts.
+
+use lock_api::{Mutex, RawMutex};
+use pagoda_sync::CachePadded;
 
 use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
 
@@ -22,8 +25,13 @@ pub(crate) struct Magazine {
     basketed: AtomicU32,
     /// Somebody else needs the frames: see `Caches::honour`.
     pub(crate) wanted: AtomicU32,
+    cleaned: AtomicU32,
+    /// Requests for zeroes that the clean stack served, and that had to be zeroed on the spot.
+    pub(crate) served: AtomicU64,
+    pub(crate) missed: AtomicU64,
     stack: [AtomicU64; STACK],
     basket: [AtomicU64; BATCH],
+    clean: [AtomicU64; BATCH],
 }
 
 impl Magazine {
@@ -32,6 +40,10 @@ impl Magazine {
             stacked: AtomicU32::new(0),
             basketed: AtomicU32::new(0),
             wanted: AtomicU32::new(0),
+            cleaned: AtomicU32::new(0),
+            served: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
+            clean: core::array::from_fn(|_| AtomicU64::new(0)),
             stack: core::array::from_fn(|_| AtomicU64::new(0)),
             basket: core::array::from_fn(|_| AtomicU64::new(0)),
         }
@@ -39,7 +51,13 @@ impl Magazine {
 
     /// Frames in it. Exact for the owner; for others, true at some moment just now.
     pub(crate) fn count(&self) -> u64 {
-        u64::from(self.stacked.load(Relaxed)) + u64::from(self.basketed.load(Relaxed))
+        let parts = [&self.stacked, &self.basketed, &self.cleaned];
+        parts.iter().map(|part| u64::from(part.load(Relaxed))).sum()
+    }
+
+    /// Zeroed frames in it.
+    pub(crate) fn clean_count(&self) -> u64 {
+        u64::from(self.cleaned.load(Relaxed))
     }
 
     #[inline]
@@ -70,6 +88,20 @@ impl Magazine {
         true
     }
 
+    #[inline]
+    pub(crate) fn pop_clean(&self) -> Option<u64> {
+        let left = self.cleaned.load(Relaxed).checked_sub(1)?;
+        let frame = self.clean.get(left as usize)?.load(Relaxed);
+        self.cleaned.store(left, Relaxed);
+        Some(frame)
+    }
+
+    /// A batch of zeroed frames, when the clean stack is empty.
+    pub(crate) fn load_clean(&self, batch: &[u64; BATCH]) {
+        self.clean.iter().zip(batch).for_each(|(slot, &frame)| slot.store(frame, Relaxed));
+        self.cleaned.store(BATCH as u32, Relaxed);
+    }
+
     /// The lower (longest unused) half of a full stack.
     pub(crate) fn unload(&self) -> [u64; BATCH] {
         let batch = core::array::from_fn(|place| self.stack[place].load(Relaxed));
@@ -90,34 +122,79 @@ impl Magazine {
     /// Empties everything into `each`.
     pub(crate) fn empty(&self, mut each: impl FnMut(u64)) {
         self.empty_basket(&mut each);
-        while let Some(frame) = self.pop() {
+        while let Some(frame) = self.pop().or_else(|| self.pop_clean()) {
             each(frame);
         }
     }
 }
 
-/// Full batches, in the caller's storage. Behind a lock of its own, which is never held together
-/// with the core's.
-pub(crate) struct Depot<'m> {
+/// Full batches, in the caller's storage.
+struct Batches<'m> {
     batches: &'m mut [[u64; BATCH]],
     full: usize,
 }
 
-impl<'m> Depot<'m> {
+/// Full batches for all CPUs: the depot, and the pool of zeroed frames. Behind locks of their own,
+/// which are never held together with the core's or with each other.
+pub(crate) struct Shelf<'m, R> {
+    batches: Mutex<R, Batches<'m>>,
+    /// Frames on the shelf, and those that are on their way to it.
+    count: CachePadded<AtomicU64>,
+}
+
+impl<'m, R: RawMutex> Shelf<'m, R> {
     pub(crate) fn new(batches: &'m mut [[u64; BATCH]]) -> Self {
-        Self { batches, full: 0 }
+        let batches = Mutex::new(Batches { batches, full: 0 });
+        Self { batches, count: CachePadded(AtomicU64::new(0)) }
     }
 
-    /// False when the depot is full.
-    pub(crate) fn push(&mut self, batch: &[u64; BATCH]) -> bool {
-        let Some(slot) = self.batches.get_mut(self.full) else { return false };
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        let guard = self.batches.lock();
+        guard.full < guard.batches.len()
+    }
+
+    /// False when the shelf is full.
+    pub(crate) fn put(&self, batch: &[u64; BATCH]) -> bool {
+        self.announce();
+        let done = self.put_announced(batch);
+        if !done {
+            self.renounce();
+        }
+        done
+    }
+
+    /// A batch will be put here: count it from now on.
+    pub(crate) fn announce(&self) {
+        self.count.fetch_add(BATCH as u64, Relaxed);
+    }
+
+    /// The announced batch did not arrive.
+    pub(crate) fn renounce(&self) {
+        self.count.fetch_sub(BATCH as u64, Relaxed);
+    }
+
+    pub(crate) fn put_announced(&self, batch: &[u64; BATCH]) -> bool {
+        let mut guard = self.batches.lock();
+        let Batches { batches, full } = &mut *guard;
+        let Some(slot) = batches.get_mut(*full) else { return false };
         *slot = *batch;
-        self.full += 1;
+        *full += 1;
         true
     }
 
-    pub(crate) fn pop(&mut self) -> Option<[u64; BATCH]> {
-        self.full = self.full.checked_sub(1)?;
-        self.batches.get(self.full).copied()
+    pub(crate) fn take(&self) -> Option<[u64; BATCH]> {
+        if self.count() == 0 {
+            return None;
+        }
+        let mut guard = self.batches.lock();
+        guard.full = guard.full.checked_sub(1)?;
+        let batch = guard.batches.get(guard.full).copied()?;
+        drop(guard);
+        self.renounce();
+        Some(batch)
     }
 }

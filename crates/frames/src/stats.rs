@@ -17,6 +17,17 @@ pub struct Stats {
     pub reserve: u64,
 }
 
+/// How requests for one zeroed frame were served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ZeroStats {
+    /// Zeroed frames in stock; part of [`Stats::cached`].
+    pub pooled: u64,
+    /// Requests served from stock.
+    pub served: u64,
+    /// Requests whose frame was zeroed on the spot.
+    pub missed: u64,
+}
+
 /// A part of physical memory by what can reach it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Zone {

@@ -1,0 +1,105 @@
+//! Zeroed frames ahead of time.
+//!
+//! A CPU with nothing to do fills the pool, batch by batch ([`FrameAllocator::fill_zeroed`]); a
+//! request for one zeroed frame is served from the CPU's clean stack, which takes its batches from
+//! the pool. When there are none, the frame is zeroed on the spot. Zeroed frames are stock like any
+//! other: when memory is short they go back to the core, and are ordinary frames again.
+#![allow(unsafe_code)] // writes zeroes through the `PhysMap`
+
+use core::ptr;
+
+use lock_api::RawMutex;
+use pagoda_addr::{Frame, FrameRange, PhysMap};
+use pagoda_sync::Cpus;
+
+use crate::magazine::{BATCH, Magazine};
+use crate::shim::Ordering::Relaxed;
+use crate::{AllocError, Class, Corruption, FrameAllocator, Kind, OwnedFrames, ZeroStats};
+
+/// Batches that must be free above the reserve before any are kept zeroed.
+const PLENTY: u64 = 16;
+
+impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
+    /// One frame full of zeroes.
+    #[inline]
+    pub(crate) fn alloc_clean(&self, kind: Kind, class: Class) -> Result<OwnedFrames, AllocError> {
+        let pin = self.cpus.pin();
+        if let Some(magazine) = self.magazine(&pin) {
+            if magazine.wanted.load(Relaxed) == 0 {
+                if let Some(frame) = magazine.pop_clean().or_else(|| self.load_clean(magazine)) {
+                    magazine.served.store(magazine.served.load(Relaxed) + 1, Relaxed);
+                    return self.hand_out(frame, kind);
+                }
+            }
+            magazine.missed.store(magazine.missed.load(Relaxed) + 1, Relaxed);
+        }
+        drop(pin);
+        let owned = self.alloc_single(kind, class)?;
+        self.zero(owned.range());
+        Ok(owned)
+    }
+
+    #[cold]
+    fn load_clean(&self, magazine: &Magazine) -> Option<u64> {
+        let batch = self.caches.pool.take()?;
+        magazine.load_clean(&batch);
+        magazine.pop_clean()
+    }
+
+    pub(crate) fn zero(&self, range: FrameRange) {
+        let first = self.map().ptr(range.start().start());
+        // SAFETY: the frames are managed memory that was taken from the core and has no owner but
+        // the caller; `PhysMap` gives consecutive pointers for consecutive managed frames.
+        unsafe { ptr::write_bytes(first, 0, range.bytes() as usize) };
+    }
+
+    /// Zeroes one batch of frames for the pool; to be called again and again while there is nothing
+    /// better to do. False when the pool is full, or memory is not plentiful.
+    ///
+    /// # Errors
+    /// [`Corruption`]: a frame in the stock was tampered with.
+    pub fn fill_zeroed(&self) -> Result<bool, Corruption> {
+        let pool = &self.caches.pool;
+        if !pool.has_room() {
+            return Ok(false);
+        }
+        let mut batch = [0; BATCH];
+        let mut count = 0;
+        {
+            let mut core = self.core.lock();
+            let least = self.reserve.load(Relaxed).saturating_add(PLENTY * BATCH as u64);
+            if core.free_frames() < least {
+                return Ok(false);
+            }
+            pool.announce();
+            let claimed = self.claim_lowest(&mut core, BATCH, |frame| {
+                batch[count] = frame;
+                count += 1;
+            });
+            claimed.inspect_err(|_| pool.renounce())?;
+        }
+        let full = count == BATCH;
+        if full {
+            let frames = batch.iter().filter_map(|&number| Frame::new(number));
+            frames.for_each(|frame| self.zero(FrameRange::single(frame)));
+        }
+        if full && pool.put_announced(&batch) {
+            return Ok(true);
+        }
+        pool.renounce();
+        let mut core = self.core.lock();
+        let back = batch.iter().take(count).map(|&number| self.bring_back(&mut core, number));
+        back.fold(Ok(()), Result::and).map(|()| false)
+    }
+
+    /// How well the pool of zeroed frames serves.
+    pub fn zero_stats(&self) -> ZeroStats {
+        let mut stats = ZeroStats { pooled: self.caches.pool.count(), ..ZeroStats::default() };
+        for magazine in self.caches.magazines {
+            stats.pooled += magazine.clean_count();
+            stats.served += magazine.served.load(Relaxed);
+            stats.missed += magazine.missed.load(Relaxed);
+        }
+        stats
+    }
+}
