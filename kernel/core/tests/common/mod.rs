@@ -27,6 +27,9 @@ const TICK: u64 = 2000;
 /// Nanoseconds that an instruction takes.
 const STEP_NS: u64 = 100;
 
+/// Looks at every system call.
+pub type Watch = Box<dyn FnMut(&mut UserRegs) + Send>;
+
 /// Passes the CPU from one host thread to another.
 #[derive(Default)]
 struct Baton {
@@ -77,7 +80,7 @@ pub struct HostMachine {
     pub stack_limit: AtomicU64,
     random: AtomicU64,
     /// Called for every system call that a program makes, before the kernel sees it.
-    pub watch: Mutex<Option<Box<dyn FnMut(&mut UserRegs) + Send>>>,
+    pub watch: Mutex<Option<Watch>>,
 }
 
 // SAFETY: the emulated machine keeps the contract.
