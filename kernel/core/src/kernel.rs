@@ -30,7 +30,6 @@ pub(crate) enum Console {
 pub(crate) struct Kernel<M: Machine> {
     pub(crate) machine: &'static M,
     pub(crate) sched: Arc<Sched<M>>,
-    pub(crate) host: Arc<CoreHost<M>>,
     pub(crate) vfs: Vfs,
     pub(crate) console: Console,
     pub(crate) tables: SpinMutex<Tables<M>>,
@@ -43,6 +42,8 @@ pub(crate) struct Kernel<M: Machine> {
     pub(crate) report_continue: AtomicU32,
     /// No alarm goes off before this (monotonic nanoseconds).
     pub(crate) next_alarm: AtomicU64,
+    /// Threads switched to since the start.
+    pub(crate) switches: AtomicU64,
     /// Which system calls were missed and logged.
     missing: [AtomicU64; 8],
     pub(crate) load: SpinMutex<LoadAverage>,
@@ -50,7 +51,7 @@ pub(crate) struct Kernel<M: Machine> {
 
 impl<M: Machine> Kernel<M> {
     pub(crate) fn new(
-        host: Arc<CoreHost<M>>,
+        host: &CoreHost<M>,
         vfs: Vfs,
         console: Console,
         clean_fpu: M::Fpu,
@@ -59,7 +60,6 @@ impl<M: Machine> Kernel<M> {
         Self {
             machine: host.machine,
             sched: Arc::clone(&host.sched),
-            host,
             vfs,
             console,
             tables: SpinMutex::new(Tables::new()),
@@ -68,6 +68,7 @@ impl<M: Machine> Kernel<M> {
             first_status: SpinMutex::new(None),
             report_continue: AtomicU32::new(0),
             next_alarm: AtomicU64::new(u64::MAX),
+            switches: AtomicU64::new(0),
             missing: [const { AtomicU64::new(0) }; 8],
             load: SpinMutex::new(LoadAverage::default()),
         }

@@ -18,7 +18,6 @@
 //! `ITIMER_REAL`, namespaces, credentials beyond user and group numbers.
 #![no_std]
 #![deny(unsafe_code)]
-#![allow(dead_code, unused_imports)] // what /proc will read
 
 extern crate alloc;
 #[cfg(test)]
@@ -27,6 +26,7 @@ extern crate std;
 mod host;
 mod kernel;
 pub mod machine;
+mod proc;
 mod run;
 mod sched;
 mod signal;

@@ -117,7 +117,13 @@ pub enum Report {
 }
 
 /// The machine under the portable half. Shared by all CPUs; methods act on the executing CPU.
-pub trait Machine: Platform + VmPlatform + Sync + Sized + 'static {
+pub trait Machine:
+    Platform<Lock: Send + Sync>
+    + VmPlatform<RegionLock: Send + Sync, ObjectLock: Send + Sync>
+    + Sync
+    + Sized
+    + 'static
+{
     /// The page-table format of its address spaces.
     type Format: pagoda_paging::Format + Send + Sync + 'static;
     /// A kernel stack with guard pages, given back when dropped.

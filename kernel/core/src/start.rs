@@ -132,8 +132,9 @@ fn make_kernel<M: Machine>(
     }
     vfs.make_devices()?;
     let fpu = machine.new_fpu().map_err(|_| StartError::OutOfMemory)?;
-    let kernel = Kernel::new(Arc::clone(host), vfs, console, fpu, config.command_line);
+    let kernel = Kernel::new(host, vfs, console, fpu, config.command_line);
     let kernel = try_arc(kernel).map_err(|_| StartError::OutOfMemory)?;
+    crate::proc::mount(&kernel)?;
     Ok(kernel)
 }
 

@@ -302,6 +302,7 @@ impl<M: Machine> Sched<M> {
             // SAFETY: *one-runner*: the thread runs here, and this is its switch.
             self.machine.load_fpu(unsafe { &*thread.fpu.get() });
             thread.times.start_slice(self.machine.monotonic_ns());
+            thread.kernel.switches.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
         }
         drop(dead);
     }

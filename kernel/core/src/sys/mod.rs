@@ -29,7 +29,6 @@ use pagoda_kernel_fs::{Caller, Inode, OpenFile, Viewpoint};
 use pagoda_linux::Errno;
 
 pub(crate) use info::{FIRST_LIMITS, RELEASE, VERSION};
-pub(crate) use mem::vm_errno;
 
 use crate::Result;
 use crate::machine::Machine;

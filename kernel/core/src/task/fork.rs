@@ -20,7 +20,6 @@ pub(crate) const CLONE_VM: u64 = 0x100;
 pub(crate) const CLONE_FS: u64 = 0x200;
 pub(crate) const CLONE_FILES: u64 = 0x400;
 pub(crate) const CLONE_SIGHAND: u64 = 0x800;
-pub(crate) const CLONE_PIDFD: u64 = 0x1000;
 pub(crate) const CLONE_VFORK: u64 = 0x4000;
 pub(crate) const CLONE_PARENT: u64 = 0x8000;
 pub(crate) const CLONE_THREAD: u64 = 0x1_0000;
@@ -189,7 +188,7 @@ impl<M: Machine> Cx<'_, M> {
             Arc::clone(&self.space)
         } else {
             let table = self.kernel.machine.new_page_table().map_err(|_| Errno::ENOMEM)?;
-            let copy = self.space.fork(table).map_err(crate::sys::vm_errno)?;
+            let copy = self.space.fork(table)?;
             try_arc(copy).map_err(|_| Errno::ENOMEM)?
         };
         let pid = self.kernel.tables.lock().new_id()?;
