@@ -16,8 +16,8 @@ use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
 
 /// Frames in a batch, and in a full basket.
 pub(crate) const BATCH: usize = if cfg!(loom) { 2 } else { 64 };
-/// Frames on a full stack.
-pub(crate) const STACK: usize = 2 * BATCH;
+/// Frames on a full stack: a burst of 256 stays on its CPU.
+pub(crate) const STACK: usize = if cfg!(loom) { 4 } else { 320 };
 
 /// One CPU's frames, by number.
 pub(crate) struct Magazine {
@@ -102,13 +102,11 @@ impl Magazine {
         self.cleaned.store(BATCH as u32, Relaxed);
     }
 
-    /// The lower (longest unused) half of a full stack.
+    /// The uppermost batch of a full stack.
     pub(crate) fn unload(&self) -> [u64; BATCH] {
-        let batch = core::array::from_fn(|place| self.stack[place].load(Relaxed));
-        for place in 0..BATCH {
-            self.stack[place].store(self.stack[place + BATCH].load(Relaxed), Relaxed);
-        }
-        self.stacked.store((STACK - BATCH) as u32, Relaxed);
+        let left = STACK - BATCH;
+        let batch = core::array::from_fn(|place| self.stack[left + place].load(Relaxed));
+        self.stacked.store(left as u32, Relaxed);
         batch
     }
 

@@ -307,7 +307,7 @@ fn bad_setups_are_refused() {
         )
     };
     assert_eq!(made.map(|_| ()).unwrap_err(), SetupError::Storage(layout));
-    assert_eq!(required(&[], 1).map(|layout| layout.size() < 5120), Ok(true));
+    assert_eq!(required(&[], 1).map(|layout| layout.size() < 7168), Ok(true));
 }
 
 struct NoMap;
@@ -340,11 +340,11 @@ fn four_tib_with_a_hole_start_at_once_and_end_as_they_began() {
 
 #[test]
 fn metadata_stays_below_36_kib_per_gib() {
-    // Besides the parts of each CPU, which are below 5 KiB.
+    // Besides the parts of each CPU, which are below 7 KiB.
     let bytes = |gib, cpus| required(&[frames(0, gib * GIB)], cpus).unwrap().size() as u64;
     for gib in [1, 16, 4096] {
         assert!(bytes(gib, 0) <= gib * 36 * 1024, "{} for {gib} GiB", bytes(gib, 0));
-        assert!(bytes(gib, 8) - bytes(gib, 0) <= 8 * 5120);
+        assert!(bytes(gib, 8) - bytes(gib, 0) <= 8 * 7168);
     }
     assert!(required(&[frames(0, 4096)], 0).unwrap().size() <= 36 * 1024);
 }
