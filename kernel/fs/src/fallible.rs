@@ -22,8 +22,7 @@ pub fn try_arc<T>(value: T) -> Result<Arc<T>> {
     // The block of an `Arc` is the counts, padding up to the alignment of `T`, and `T`.
     let bytes = COUNTS.next_multiple_of(align_of::<T>()) + size_of::<T>();
     let words = bytes.div_ceil(size_of::<u64>());
-    // A type aligned above a page line would need the same alignment here; none exists in this
-    // crate.
+    // The probe is made of `u128`: it has an alignment of 16, which is enough for every type here.
     const { assert!(align_of::<T>() <= 16) };
     let mut probe: Vec<u128> = Vec::new();
     probe.try_reserve_exact(words.div_ceil(2)).map_err(|_| Errno::ENOMEM)?;

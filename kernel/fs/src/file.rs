@@ -49,6 +49,10 @@ pub trait CustomFile: Send + Sync {
     fn kind(&self) -> FileType {
         FileType::Fifo
     }
+    /// May it be opened again through `/proc/PID/fd`, as a pipe or a line may, but not an epoll set?
+    fn reopens(&self) -> bool {
+        false
+    }
     /// The kernel's own type, for its own use.
     fn as_any(&self) -> Option<&dyn core::any::Any> {
         None
@@ -437,7 +441,8 @@ impl OpenFile {
         use core::fmt::Write;
         let mut text = crate::TextBuffer::default();
         let written = match &self.node.body {
-            Body::Anonymous(_, name) => text.write_str(name),
+            Body::Anonymous(name) => text.write_str(name),
+            Body::Custom(file) => text.write_str(file.name()),
             body => match (crate::vfs::path_of(root, &self.node), body) {
                 (Ok(path), _) => return Ok(path),
                 (_, Body::Pipe(_)) => write!(text, "pipe:[{}]", self.node.ino()),

@@ -17,7 +17,8 @@ use crate::generated::{Found, Generated};
 use crate::pipe::Pipe;
 use crate::volume::Volume;
 use crate::{
-    Caller, DeviceNumber, Errno, FileType, Lock, Result, Stat, Target, TextBuffer, Time, fallible,
+    Caller, CustomFile, DeviceNumber, Errno, FileType, Lock, Result, Stat, Target, TextBuffer,
+    Time, fallible,
 };
 
 /// What changes about an inode besides its content.
@@ -57,8 +58,10 @@ pub(crate) enum Body {
     Pipe(Arc<Pipe>),
     Socket,
     Generated(Generated),
-    /// Only reached through the file that is open: its kind and its name for `/proc/PID/fd`.
-    Anonymous(FileType, &'static str),
+    /// Only reached through the file that is open: its name for `/proc/PID/fd`.
+    Anonymous(&'static str),
+    /// The kernel's own.
+    Custom(Arc<dyn CustomFile>),
 }
 
 /// A file, directory, link, device, pipe: a thing that can be named, whatever its names.
@@ -142,7 +145,8 @@ impl Inode {
             Body::Device { .. } => FileType::CharDevice,
             Body::Pipe(_) => FileType::Fifo,
             Body::Socket => FileType::Socket,
-            Body::Anonymous(kind, _) => *kind,
+            Body::Anonymous(_) => FileType::Fifo,
+            Body::Custom(file) => file.kind(),
         }
     }
 

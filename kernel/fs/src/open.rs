@@ -107,7 +107,8 @@ impl Vfs {
             Body::Directory(_) | Body::Generated(Generated::Directory(_)) => Handle::Directory,
             Body::Generated(Generated::Text(_)) => Handle::Text(Lock::new(None)),
             Body::Generated(Generated::Link(_)) | Body::Symlink(_) => return Err(Errno::ELOOP),
-            Body::Socket | Body::Anonymous(..) => return Err(Errno::ENXIO),
+            Body::Custom(file) if file.reopens() => Handle::Custom(file.clone()),
+            Body::Socket | Body::Anonymous(_) | Body::Custom(_) => return Err(Errno::ENXIO),
             Body::Device { block: true, .. } => return Err(Errno::ENXIO),
             Body::Device { number, .. } => match Device::of(*number)? {
                 Device::Memory(memory) => Handle::Memory(memory),
@@ -168,7 +169,7 @@ impl Vfs {
     ) -> Result<Arc<OpenFile>> {
         let event = EventCounter::new(self.host().clone(), initial, semaphore);
         let event = fallible::try_arc(event)?;
-        let node = self.nameless(Body::Anonymous(FileType::Fifo, "anon_inode:[eventfd]"))?;
+        let node = self.nameless(Body::Anonymous("anon_inode:[eventfd]"))?;
         let flags = (flags & OpenFlags::NONBLOCK) | OpenFlags::RDWR;
         self.new_file(&node, flags, Handle::Event(event))
     }
@@ -183,7 +184,7 @@ impl Vfs {
 
     /// An open file with the kernel's own behaviour. The access mode is in `flags`.
     pub fn custom(&self, file: Arc<dyn CustomFile>, flags: OpenFlags) -> Result<Arc<OpenFile>> {
-        let node = self.nameless(Body::Anonymous(file.kind(), file.name()))?;
+        let node = self.nameless(Body::Custom(file.clone()))?;
         self.new_file(&node, flags, Handle::Custom(file))
     }
 

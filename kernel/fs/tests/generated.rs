@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use common::{CREATE, READ, Short, list, new_vfs, read_all};
 use pagoda_kernel_fs::{
-    DirSource, Emit, Errno, FileType, Follow, Found, Generated, Inode, LinkSource, OpenFlags,
-    RenameFlags, Result, SeekFrom, Target, TextBuffer, TextSource, Vfs, Viewpoint,
+    CustomFile, DirSource, Emit, Errno, FileType, Follow, Found, Generated, Inode, LinkSource,
+    OpenFlags, Ready, RenameFlags, Result, SeekFrom, Target, TextBuffer, TextSource, Vfs,
+    Viewpoint,
 };
 
 /// What the little kernel knows: its processes, each with one open file.
@@ -211,4 +212,46 @@ fn generated_names_cannot_be_changed() {
     assert_eq!(vfs.rename(&view, b"/file", &view, b"/proc", flags), Err(Errno::EISDIR));
     assert_eq!(vfs.rename(&view, b"/proc/uptime", &view, b"/proc/x", flags), Err(Errno::EPERM));
     assert_eq!(vfs.names("/"), ["file", "proc"]);
+}
+
+/// A line whose bytes are all the same.
+struct Line(bool);
+
+impl CustomFile for Line {
+    fn read(&self, into: &mut [u8]) -> Result<usize> {
+        into.fill(b'l');
+        Ok(into.len())
+    }
+    fn poll(&self) -> Ready {
+        Ready::READ
+    }
+    fn name(&self) -> &'static str {
+        "anon_inode:[line]"
+    }
+    fn reopens(&self) -> bool {
+        self.0
+    }
+}
+
+#[test]
+fn the_kernels_own_files_are_opened_again_if_they_say_so() {
+    let (vfs, kernel) = kernel();
+    for reopens in [true, false] {
+        let file = vfs.custom(Arc::new(Line(reopens)), READ).unwrap();
+        assert_eq!(file.describe(vfs.root()).unwrap(), b"anon_inode:[line]");
+        assert_eq!((file.write(b"x"), file.poll()), (Err(Errno::EBADF), Ready::READ));
+        *kernel.processes.lock().unwrap() = vec![(42, file.node().clone())];
+        let again = vfs.open_at("/proc/self/exe", READ);
+        assert_eq!(again.is_ok(), reopens);
+        assert_eq!(
+            again.map(|again| again.read(&mut [0; 9])).unwrap_or(Err(Errno::ENXIO)),
+            if reopens { Ok(9) } else { Err(Errno::ENXIO) }
+        );
+    }
+    // A pipe too, with the end that the access mode asks for.
+    let (reader, writer) = vfs.pipe(OpenFlags::empty()).unwrap();
+    *kernel.processes.lock().unwrap() = vec![(42, reader.node().clone())];
+    vfs.open_at("/proc/self/exe", OpenFlags::WRONLY).unwrap().write(b"again").unwrap();
+    drop(writer);
+    assert_eq!(read_all(&reader).unwrap(), b"again");
 }

@@ -125,7 +125,9 @@ impl Terminal {
         }
         let group = state.foreground;
         drop(state);
-        self.waiters.wake();
+        if accepted > 0 {
+            self.waiters.wake();
+        }
         Input { accepted, signals, group }
     }
 
