@@ -13,7 +13,7 @@ use crate::magazine::{BATCH, Batch, batch};
 /// The most blocks in a depot.
 const BLOCKS_MOST: usize = 4 * BATCH;
 /// Bytes that a depot may hold, unless that is less than four batches.
-const BYTES_MOST: usize = 128 << 10;
+const BYTES_MOST: usize = 512 << 10;
 /// Bytes of a depot's array.
 pub(crate) const DEPOT: usize = BLOCKS_MOST * size_of::<*mut u8>();
 

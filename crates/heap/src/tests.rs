@@ -543,3 +543,68 @@ fn what_one_cpu_frees_another_allocates() {
     let stats = heap.check().unwrap();
     assert_eq!((stats.live, stats.accounted()), (0, stats.taken));
 }
+
+#[test]
+fn four_cpus_in_a_full_heap_with_a_fifth_that_shrinks_lose_nothing() {
+    let (arena, ledger) = (Arena::new(1024), Ledger::default());
+    let heap = heap(&arena, &ledger);
+    let refused = core::sync::atomic::AtomicUsize::new(0);
+    let running = core::sync::atomic::AtomicUsize::new(4);
+    std::thread::scope(|scope| {
+        for seed in 1..=4u64 {
+            let (heap, refused, running) = (&heap, &refused, &running);
+            scope.spawn(move || {
+                let mut random = seed;
+                let mut next = move || {
+                    random = random.wrapping_mul(6364136223846793005).wrapping_add(seed * 2 + 1);
+                    (random >> 33) as usize
+                };
+                let mut live: Vec<Block> = Vec::new();
+                for step in 0..8000 {
+                    // Waves: mostly allocate, then mostly free.
+                    if live.is_empty() || next() % 8 < if step / 1000 % 2 == 0 { 5 } else { 3 } {
+                        let size = next() % [64, 1000, 9000, 40_000][next() % 4];
+                        let layout = layout(size, 1 << (next() % 7));
+                        match heap.kalloc(layout) {
+                            Ok(ptr) => {
+                                let block = Block { ptr, layout, seed: next() as u8 };
+                                block.fill();
+                                live.push(block);
+                            }
+                            Err(error) => {
+                                assert_eq!(error, HeapError::OutOfPages);
+                                refused.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+                            }
+                        }
+                    } else {
+                        let block = live.swap_remove(next() % live.len());
+                        block.check(block.layout.size());
+                        // SAFETY: live, and forgotten.
+                        unsafe { heap.kfree_sized(block.ptr, block.layout) }.unwrap();
+                    }
+                }
+                for block in live {
+                    block.check(block.layout.size());
+                    // SAFETY: live, and forgotten.
+                    unsafe { heap.kfree(block.ptr) }.unwrap();
+                }
+                running.fetch_sub(1, core::sync::atomic::Ordering::Release);
+            });
+        }
+        while running.load(core::sync::atomic::Ordering::Acquire) != 0 {
+            heap.shrink();
+            let mut text = String::new();
+            heap.slabinfo(&mut text).unwrap();
+            heap.stats();
+            std::thread::yield_now();
+        }
+    });
+    assert!(refused.into_inner() > 0, "the heap was never full");
+    let stats = heap.check().unwrap();
+    assert_eq!((stats.live, stats.runs, stats.accounted()), (0, 0, stats.taken));
+    // SAFETY: all other threads have ended.
+    unsafe { heap.drain_stopped() };
+    heap.shrink();
+    assert_eq!(heap.stats(), crate::Stats::default());
+    assert!(ledger.is_clean());
+}
