@@ -6,7 +6,7 @@
 //!
 //! - [`PhysArena`]: host memory at a pretended physical address, cut into frames, each with a
 //!   reference count. It is a [`PhysMap`](pagoda_addr::PhysMap).
-//! - [`Machine`]: an arena and some simulated x86-64 CPUs, each with a TLB and paging-structure
+//! - [`Machine`]: an arena and some simulated CPUs of one [`Mmu`], each with a TLB and paging-structure
 //!   caches that keep what they once read until they are told to forget. It is a
 //!   [`Platform`](pagoda_paging::Platform), so page tables are built on it, and it reads, writes
 //!   and fetches through them as a CPU does.
@@ -16,10 +16,16 @@
 //! Its walker decodes entries by itself, from the manual, and shares no code with the formats.
 #![deny(unsafe_code)]
 
+mod any;
 mod arena;
+mod bits;
+mod check;
+mod config;
 mod machine;
 mod tlb;
 mod walk;
 
+pub use any::AnyFormat;
 pub use arena::PhysArena;
-pub use machine::{Access, Config, Counters, Machine, Mode, PageFault};
+pub use config::{Access, Config, Counters, Mmu, Mode, PageFault};
+pub use machine::Machine;

@@ -12,119 +12,35 @@
 //! remembers; here that stops the test. Hence a test touches memory only when no batch is open, and
 //! drives all CPUs from one thread.
 //!
+//! Machines on which a fault forgets nothing are strict at first: a CPU that still refuses what the
+//! tables allow by now stops the test, for the host was told (`gained`). After
+//! [`Machine::lazy_gains`] the host does nothing then, and the test's fault handler does
+//! ([`Machine::forget`]).
+//!
 //! Left out: address-space identifiers, protection keys, speculation (a CPU remembers only what it
-//! accessed), entries of other architectures.
+//! accessed).
 #![allow(unsafe_code)] // implements the unsafe trait `Platform`
 
-use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
 use pagoda_addr::{Frame, PAGE_SIZE, Page, PhysAddr, PhysMap, VirtAddr};
 use pagoda_paging::{
-    FlushRange, Format, OutOfFrames, PageSize, PageTable, Platform, Released, SpaceTlb, X86_64,
+    Aarch64, FlushRange, Format, Gain, OutOfFrames, PageSize, PageTable, Platform, Released, RiscV,
+    SpaceTlb, X86_64,
 };
 use pagoda_sync::{CpuId, RawSpin};
 
-use crate::PhysArena;
+use crate::bits::Hardware;
+use crate::check::{compare, compare_gains, still_known, unbroken};
 use crate::tlb::Cpu;
-use crate::walk::{Found, Walk, Widths, walk};
-
-/// What the machine is like.
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    /// CPUs, from 0.
-    pub cpus: usize,
-    /// Frames of RAM.
-    pub frames: u64,
-    /// Where RAM begins.
-    pub first_frame: u64,
-    /// 4 or 5 levels of tables.
-    pub levels: u32,
-    /// Width of physical addresses.
-    pub phys_bits: u32,
-    /// Of the choice which TLB entries are evicted.
-    pub seed: u64,
-    /// Entries that a TLB keeps; more are evicted at random.
-    pub tlb_entries: usize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            cpus: 4,
-            frames: 4096,
-            first_frame: 0x100,
-            levels: 4,
-            phys_bits: 40,
-            seed: 1,
-            tlb_entries: usize::MAX,
-        }
-    }
-}
-
-/// Who accesses.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Mode {
-    /// A program.
-    User,
-    /// The kernel, with SMEP, SMAP and write protection on: it never touches a program's pages.
-    Kernel,
-}
-
-/// How.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Access {
-    /// Loads.
-    Read,
-    /// Stores.
-    Write,
-    /// Executes.
-    Fetch,
-}
-
-/// The exception that a CPU raises.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PageFault {
-    /// The byte that was accessed.
-    pub addr: VirtAddr,
-    /// How it was accessed.
-    pub access: Access,
-    /// By whom.
-    pub mode: Mode,
-    /// Is something mapped there, and forbids it?
-    pub present: bool,
-}
-
-impl fmt::Display for PageFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "page fault: {self:?}")
-    }
-}
-
-/// What happened so far.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counters {
-    /// Calls of `flush`.
-    pub flushes: u64,
-    /// CPUs told to forget, over all flushes.
-    pub cpu_flushes: u64,
-    /// Pages that CPUs were told to forget one by one.
-    pub page_flushes: u64,
-    /// Flushes that forgot everything.
-    pub full_flushes: u64,
-    /// Walks that a CPU made.
-    pub walks: u64,
-    /// Translations that a TLB knew.
-    pub hits: u64,
-    /// Faults that only an out-of-date TLB entry caused: the tables allowed the access.
-    pub spurious: u64,
-}
+use crate::walk::{Found, walk};
+use crate::{Access, AnyFormat, Config, Counters, Mmu, Mode, PageFault, PhysArena};
 
 /// An arena and some simulated CPUs.
 pub struct Machine {
     arena: PhysArena,
-    widths: Widths,
+    hardware: Hardware,
     state: Mutex<State>,
 }
 
@@ -133,6 +49,8 @@ struct State {
     counters: Counters,
     /// The flush (counted down) that does nothing, for all CPUs or for one.
     dropped: Option<(u64, Option<CpuId>)>,
+    /// The host does nothing about gains.
+    lazy: bool,
 }
 
 impl Machine {
@@ -147,17 +65,38 @@ impl Machine {
             Cpu::new(id, config.tlb_entries.max(1), config.seed)
         };
         let cpus = (0..config.cpus).map(cpu).collect();
-        let state = State { cpus, counters: Counters::default(), dropped: None };
+        let state = State { cpus, counters: Counters::default(), dropped: None, lazy: false };
         Self {
             arena: PhysArena::new(Frame::from_number(config.first_frame), config.frames),
-            widths: Widths { levels: config.levels, phys_bits: config.phys_bits },
+            hardware: Hardware {
+                mmu: config.mmu,
+                levels: config.levels,
+                phys_bits: config.phys_bits,
+            },
             state: Mutex::new(state),
         }
     }
 
-    /// The format that suits the machine.
+    /// The format that suits the machine, an x86-64 one.
+    ///
+    /// # Panics
+    /// When the machine is another one: see [`any_format`](Self::any_format).
     pub fn format(&self) -> X86_64 {
-        X86_64::new(self.widths.levels, self.widths.phys_bits, true, true)
+        match self.any_format() {
+            AnyFormat::X86_64(format) => format,
+            other => panic!("the machine is not x86-64 but {other:?}"),
+        }
+    }
+
+    /// The format that suits the machine.
+    pub fn any_format(&self) -> AnyFormat {
+        let Hardware { mmu, levels, phys_bits } = self.hardware;
+        match mmu {
+            Mmu::X86_64 => AnyFormat::X86_64(X86_64::new(levels, phys_bits, true, true)),
+            Mmu::Aarch64 { upper: false } => AnyFormat::Aarch64(Aarch64::lower(phys_bits)),
+            Mmu::Aarch64 { upper: true } => AnyFormat::Aarch64(Aarch64::upper(phys_bits)),
+            Mmu::RiscV { .. } => AnyFormat::RiscV(RiscV::new(levels, phys_bits, true)),
+        }
     }
 
     /// Its memory.
@@ -287,24 +226,40 @@ impl Machine {
         let page = addr.block().number();
         let fault = |present| PageFault { addr, access, mode, present };
         let mut state = self.state();
-        let State { cpus, counters, .. } = &mut *state;
+        let State { cpus, counters, lazy, .. } = &mut *state;
         let cpu = &mut cpus[cpu.index()];
-        let Some(root) = cpu.root.filter(|_| self.widths.canonical(addr)) else {
+        let Some(root) = cpu.root.filter(|_| self.hardware.covers(addr)) else {
             return Err(fault(false));
         };
-        let mut walk = walk(&self.arena, self.widths, root, page);
+        let mut walk = walk(&self.arena, self.hardware, root, page);
         compare(cpu, page, &walk);
-        let allowed = walk.found.is_some_and(|found| found.rights.allow(mode, access));
+        if !*lazy {
+            compare_gains(cpu, self.hardware, page, &walk);
+        }
+        let write = access == Access::Write;
+        let by_software = self.hardware.faults_for_history();
+        // Does a leaf grant the access, and has it the history that the machine will not write?
+        let passes = |leaf: &Found| {
+            leaf.rights.allow(mode, access)
+                && !(by_software && !(leaf.accessed && (leaf.dirty || !write)))
+        };
+        let allowed = walk.found.as_ref().is_some_and(passes);
 
+        if cpu.absences_of(page).next().is_some() {
+            counters.spurious += u64::from(allowed);
+            return Err(fault(false));
+        }
         // The first that is remembered; its rights may be out of date, downwards only.
         let remembered = cpu.leaves_of(page).next();
         if let Some(leaf) = remembered {
-            if !leaf.rights.allow(mode, access) {
+            if !passes(&leaf) {
                 counters.spurious += u64::from(allowed);
-                cpu.forget(page);
+                if self.hardware.fault_forgets() {
+                    cpu.forget(page);
+                }
                 return Err(fault(true));
             }
-            if access != Access::Write || leaf.dirty {
+            if !write || leaf.dirty {
                 counters.hits += 1;
                 return Ok(physical(&leaf, addr));
             }
@@ -312,10 +267,17 @@ impl Machine {
         counters.walks += 1;
         cpu.remember_way(page, &walk);
         if !allowed {
-            cpu.forget(page);
+            if self.hardware.fault_forgets() {
+                cpu.forget(page);
+            } else if walk.found.is_some_and(|found| found.accessed) {
+                // What refuses is remembered just as well.
+                cpu.remember(page, &walk);
+            } else if walk.found.is_none() && self.hardware.remembers_absence() {
+                cpu.remember_absence(page, walk.end);
+            }
             return Err(fault(walk.found.is_some()));
         }
-        walk.mark(&self.arena, access == Access::Write);
+        walk.mark(&self.arena, self.hardware, write);
         cpu.remember(page, &walk);
         walk.found.map(|found| physical(&found, addr)).ok_or(fault(false))
     }
@@ -325,13 +287,29 @@ impl Machine {
     /// # Panics
     /// When a CPU remembers what the tables do not grant.
     pub fn audit(&self) {
-        for cpu in &self.state().cpus {
+        let state = self.state();
+        for cpu in &state.cpus {
             let Some(root) = cpu.root else { continue };
             let pages = cpu.leaves().map(|(page, _)| page).chain(cpu.ways().map(|(page, _)| page));
-            for page in pages {
-                compare(cpu, page, &walk(&self.arena, self.widths, root, page));
+            for page in pages.chain(cpu.absences()) {
+                let walk = walk(&self.arena, self.hardware, root, page);
+                compare(cpu, page, &walk);
+                if !state.lazy {
+                    compare_gains(cpu, self.hardware, page, &walk);
+                }
             }
         }
+    }
+
+    /// A fault handler's last resort: `cpu` alone forgets what it remembers of the page, absence of
+    /// the way to it included (INVLPG, TLBI, SFENCE.VMA).
+    pub fn forget(&self, cpu: CpuId, page: Page) {
+        self.state().cpus[cpu.index()].forget(page.number());
+    }
+
+    /// From now on nobody is made to forget when the tables allow more ([`Platform::gained`]).
+    pub fn lazy_gains(&self) {
+        self.state().lazy = true;
     }
 
     /// What happened so far.
@@ -358,51 +336,6 @@ impl Machine {
 fn physical(leaf: &Found, addr: VirtAddr) -> PhysAddr {
     let frame = leaf.frame_of(addr.block().number());
     PhysAddr::new((frame << pagoda_addr::PAGE_SHIFT) + addr.page_offset())
-}
-
-/// Stops when `cpu` remembers about `page` what `walk`, fresh from the tables, does not grant.
-fn compare(cpu: &Cpu, page: u64, walk: &Walk) {
-    let id = cpu.id;
-    let name = Page::from_number(page);
-    for leaf in cpu.leaves_of(page) {
-        let frame = leaf.frame_of(page);
-        let Some(found) = walk.found else {
-            panic!(
-                "stale TLB: {id:?} still knows page {name:?} as frame {frame:#x}; it is unmapped"
-            );
-        };
-        let now = found.frame_of(page);
-        assert!(
-            now == frame,
-            "stale TLB: {id:?} still knows page {name:?} as frame {frame:#x}; it is {now:#x} now"
-        );
-        assert!(
-            leaf.size == found.size,
-            "stale TLB: {id:?} still knows page {name:?} as part of {:?}; the tables have {:?}",
-            leaf.size,
-            found.size
-        );
-        assert!(
-            !leaf.rights.exceed(found.rights),
-            "stale TLB: {id:?} still allows {:?} on page {name:?}; the tables say {:?}",
-            leaf.rights,
-            found.rights
-        );
-        assert!(
-            !leaf.dirty || found.dirty,
-            "stale TLB: {id:?} would write page {name:?} without setting its cleared dirty bit"
-        );
-    }
-    for way in cpu.ways_of(page) {
-        let now = walk.ways.iter().find(|now| now.level == way.level);
-        let good = now.is_some_and(|now| now.table == way.table && !way.rights.exceed(now.rights));
-        assert!(
-            good,
-            "stale paging-structure cache: {id:?} still goes to page {name:?} through table {:?} of \
-             level {}; the tables say {now:?}",
-            way.table, way.level
-        );
-    }
 }
 
 // SAFETY: the arena keeps the contract.
@@ -466,6 +399,22 @@ unsafe impl Platform for Machine {
                 state.counters.page_flushes += what.pages();
             }
             if let Some(cpu) = state.cpus.get_mut(cpu.index()) {
+                if self.hardware.breaks_before_make() {
+                    unbroken(cpu, &self.arena, self.hardware, &what);
+                }
+                cpu.flush(&what);
+            }
+        }
+    }
+
+    fn gained(&self, space: &SpaceTlb, what: FlushRange<'_>, _: Gain) {
+        let mut state = self.state();
+        state.counters.gains += 1;
+        if state.lazy {
+            return;
+        }
+        for cpu in space.cpus().iter() {
+            if let Some(cpu) = state.cpus.get_mut(cpu.index()) {
                 cpu.flush(&what);
             }
         }
@@ -473,26 +422,5 @@ unsafe impl Platform for Machine {
 
     fn unwinding(&self) -> bool {
         std::thread::panicking()
-    }
-}
-
-/// Stops when `cpu` knows `frame`, which is about to be free.
-fn still_known(cpu: &Cpu, frame: Frame) {
-    let id = cpu.id;
-    assert!(cpu.root != Some(frame), "root {frame:?} is released while {id:?} uses it");
-    for (page, leaf) in cpu.leaves() {
-        let page = Page::from_number(page);
-        let behind = leaf.frame.number()..leaf.frame.number() + leaf.size.pages();
-        assert!(
-            !behind.contains(&frame.number()),
-            "frame {frame:?} is released while the TLB of {id:?} still knows it behind page {page:?}"
-        );
-    }
-    for (page, way) in cpu.ways() {
-        let page = Page::from_number(page);
-        assert!(
-            way.table != frame,
-            "table {frame:?} is released while {id:?} still goes through it to page {page:?}"
-        );
     }
 }

@@ -1,6 +1,6 @@
 //! What one CPU remembers: translations, and the way to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pagoda_addr::{Frame, PageRange};
 use pagoda_paging::{FlushRange, PageSize};
@@ -17,6 +17,8 @@ pub(crate) struct Cpu {
     leaves: BTreeMap<(PageSize, u64), Found>,
     /// By level of the table and first page behind it.
     ways: BTreeMap<(u32, u64), Way>,
+    /// Entries that were absent, on machines that remember that: level and first page behind.
+    absences: BTreeSet<(u32, u64)>,
     capacity: usize,
     random: u64,
 }
@@ -25,13 +27,14 @@ impl Cpu {
     pub(crate) fn new(id: CpuId, capacity: usize, seed: u64) -> Self {
         let random = (seed ^ (id.index() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
         let (leaves, ways) = (BTreeMap::new(), BTreeMap::new());
-        Self { id, root: None, leaves, ways, capacity, random }
+        Self { id, root: None, leaves, ways, absences: BTreeSet::new(), capacity, random }
     }
 
     /// Loads a root: everything but global pages is forgotten.
     pub(crate) fn load(&mut self, root: Option<Frame>) {
         self.root = root;
         self.ways.clear();
+        self.absences.clear();
         self.leaves.retain(|_, leaf| leaf.global);
     }
 
@@ -47,6 +50,21 @@ impl Cpu {
         (1..5).filter_map(move |level| self.ways.get(&(level, first(page, level))).copied())
     }
 
+    /// The levels in which the entry over `page` is remembered as absent.
+    pub(crate) fn absences_of(&self, page: u64) -> impl Iterator<Item = u32> + '_ {
+        (1..6).filter(move |&level| self.absences.contains(&(level, first(page, level - 1))))
+    }
+
+    /// The first page behind each entry that is remembered as absent.
+    pub(crate) fn absences(&self) -> impl Iterator<Item = u64> + '_ {
+        self.absences.iter().map(|&(_, page)| page)
+    }
+
+    /// Remembers that the entry of `level` over `page` is absent.
+    pub(crate) fn remember_absence(&mut self, page: u64, level: u32) {
+        self.absences.insert((level, first(page, level - 1)));
+    }
+
     /// All that is remembered, by first page.
     pub(crate) fn leaves(&self) -> impl Iterator<Item = (u64, Found)> + '_ {
         self.leaves.iter().map(|(&(_, page), &leaf)| (page, leaf))
@@ -57,10 +75,13 @@ impl Cpu {
         self.ways.iter().map(|(&(_, page), &way)| (page, way))
     }
 
-    /// Forgets one page, as a fault on it does.
+    /// Forgets one page: as a fault on it does, or its handler.
     pub(crate) fn forget(&mut self, page: u64) {
         for size in PageSize::ALL {
             self.leaves.remove(&(size, page & !(size.pages() - 1)));
+        }
+        for level in 1..6 {
+            self.absences.remove(&(level, first(page, level - 1)));
         }
     }
 
@@ -95,6 +116,18 @@ impl Cpu {
         if what.tables || what.everything {
             self.ways.retain(|&(level, page), _| !concerned(page, covered(level)));
         }
+        // Without tables, only absent entries that can have become one of the leaves.
+        let inside = |start: u64, end: u64| {
+            let holds =
+                |span: &PageRange| span.start().number() <= start && end <= span.end_number();
+            what.spans.iter().any(holds)
+        };
+        self.absences.retain(|&(level, page)| {
+            let count = covered(level - 1);
+            let gone =
+                inside(page, page.saturating_add(count)) || (what.tables && concerned(page, count));
+            !gone && !what.everything
+        });
     }
 
     /// xorshift64.

@@ -1,47 +1,40 @@
-//! The walk that hardware makes, from the manual (Intel SDM volume 3A, "4-level paging and 5-level
-//! paging"), on raw bits. Deliberately shares nothing with the formats under test.
+//! The walk that hardware makes, on raw bits. What the bits mean stands in [`crate::bits`].
 #![allow(unsafe_code)] // reads table entries through the arena
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pagoda_addr::{Frame, PhysAddr, PhysMap, VirtAddr};
+use pagoda_addr::{Frame, PhysAddr, PhysMap};
 use pagoda_paging::PageSize;
 
+use crate::bits::{Hardware, Leaf, Raw};
 use crate::{Access, Mode, PhysArena};
-
-const PRESENT: u64 = 1 << 0;
-const WRITE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const LEAF: u64 = 1 << 7;
-const GLOBAL: u64 = 1 << 8;
-const NX: u64 = 1 << 63;
 
 /// What the entries on the way so far allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Rights {
+    pub(crate) read: bool,
     pub(crate) write: bool,
     pub(crate) user: bool,
     pub(crate) exec: bool,
 }
 
 impl Rights {
-    const ALL: Self = Self { write: true, user: true, exec: true };
+    pub(crate) const ALL: Self = Self { read: true, write: true, user: true, exec: true };
 
-    fn and(self, entry: u64) -> Self {
+    fn and(self, other: Self) -> Self {
         Self {
-            write: self.write && entry & WRITE != 0,
-            user: self.user && entry & USER != 0,
-            exec: self.exec && entry & NX == 0,
+            read: self.read && other.read,
+            write: self.write && other.write,
+            user: self.user && other.user,
+            exec: self.exec && other.exec,
         }
     }
 
-    /// With SMEP, SMAP and write protection on.
+    /// The kernel keeps out of programs' pages, and its write protection is on.
     pub(crate) fn allow(self, mode: Mode, access: Access) -> bool {
         self.user == (mode == Mode::User)
             && match access {
-                Access::Read => true,
+                Access::Read => self.read,
                 Access::Write => self.write,
                 Access::Fetch => self.exec,
             }
@@ -49,7 +42,10 @@ impl Rights {
 
     /// Is there anything that `self` allows and `other` does not?
     pub(crate) fn exceed(self, other: Self) -> bool {
-        (self.write && !other.write) || (self.exec && !other.exec) || self.user != other.user
+        (self.read && !other.read)
+            || (self.write && !other.write)
+            || (self.exec && !other.exec)
+            || self.user != other.user
     }
 }
 
@@ -70,6 +66,9 @@ pub(crate) struct Found {
     pub(crate) size: PageSize,
     pub(crate) rights: Rights,
     pub(crate) global: bool,
+    /// The memory type, in the machine's own code.
+    pub(crate) memory: u8,
+    pub(crate) accessed: bool,
     pub(crate) dirty: bool,
 }
 
@@ -86,21 +85,10 @@ pub(crate) struct Walk {
     /// The tables below the root, highest first.
     pub(crate) ways: Vec<Way>,
     pub(crate) found: Option<Found>,
+    /// The level of the entry at which the walk ended.
+    pub(crate) end: u32,
     /// Where the entries stand that were used.
     entries: Vec<PhysAddr>,
-}
-
-/// The machine's own parameters.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Widths {
-    pub(crate) levels: u32,
-    pub(crate) phys_bits: u32,
-}
-
-impl Widths {
-    pub(crate) fn canonical(&self, addr: VirtAddr) -> bool {
-        addr.is_canonical(12 + 9 * self.levels)
-    }
 }
 
 fn entry(arena: &PhysArena, at: PhysAddr) -> &AtomicU64 {
@@ -110,10 +98,10 @@ fn entry(arena: &PhysArena, at: PhysAddr) -> &AtomicU64 {
 }
 
 /// Walks from `root` to `page`.
-pub(crate) fn walk(arena: &PhysArena, widths: Widths, root: Frame, page: u64) -> Walk {
-    let mut walk = Walk { ways: Vec::new(), found: None, entries: Vec::new() };
+pub(crate) fn walk(arena: &PhysArena, hardware: Hardware, root: Frame, page: u64) -> Walk {
+    let mut walk = Walk { ways: Vec::new(), found: None, end: 0, entries: Vec::new() };
     let (mut table, mut rights) = (root, Rights::ALL);
-    for level in (1..=widths.levels).rev() {
+    for level in (1..=hardware.levels).rev() {
         assert!(
             arena.refs(table) != 0,
             "a walk to page {page:#x} meets table {table:?}: it is free"
@@ -121,50 +109,42 @@ pub(crate) fn walk(arena: &PhysArena, widths: Widths, root: Frame, page: u64) ->
         let index = page >> (9 * (level - 1)) & 511;
         let at = PhysAddr::new(table.start().as_u64() + index * 8);
         let word = entry(arena, at).load(Ordering::Acquire);
-        if word & PRESENT == 0 {
-            return walk;
+        walk.end = level;
+        match hardware.read(word, level, page) {
+            Raw::Absent => return walk,
+            Raw::Table { next, rights: granted } => {
+                walk.entries.push(at);
+                rights = rights.and(granted);
+                table = next;
+                walk.ways.push(Way { level: level - 1, table, rights });
+            }
+            Raw::Leaf(leaf) => {
+                walk.entries.push(at);
+                let Leaf { frame, rights: granted, global, memory, accessed, dirty } = leaf;
+                let size = PageSize::of_level(level).expect("checked with the reserved bits");
+                let rights = rights.and(granted);
+                walk.found = Some(Found { frame, size, rights, global, memory, accessed, dirty });
+                return walk;
+            }
         }
-        let leaf = level == 1 || word & LEAF != 0;
-        check_reserved(widths, word, level, leaf, page);
-        rights = rights.and(word);
-        walk.entries.push(at);
-        let next = PhysAddr::new(word & 0x000f_ffff_ffff_f000).block();
-        if leaf {
-            let size = PageSize::of_level(level).expect("checked with the reserved bits");
-            let (global, dirty) = (word & GLOBAL != 0, word & DIRTY != 0);
-            walk.found = Some(Found { frame: next, size, rights, global, dirty });
-            return walk;
-        }
-        table = next;
-        walk.ways.push(Way { level: level - 1, table, rights });
     }
     walk
 }
 
-fn check_reserved(widths: Widths, word: u64, level: u32, leaf: bool, page: u64) {
-    let mut reserved = 0x000f_ffff_ffff_ffff & !((1 << widths.phys_bits) - 1);
-    if level >= 4 {
-        reserved |= LEAF;
-    }
-    if leaf && level > 1 {
-        // Below the leaf's own alignment, but for bit 12, which is part of the memory type.
-        reserved |= ((1 << (12 + 9 * (level - 1))) - 1) & !0x1fff;
-    }
-    assert!(
-        word & reserved == 0,
-        "entry {word:#x} of level {level} on the way to page {page:#x} has reserved bits set"
-    );
-}
-
 impl Walk {
-    /// Sets accessed on the way, and dirty in the leaf, as hardware does.
-    pub(crate) fn mark(&mut self, arena: &PhysArena, dirty: bool) {
+    /// Sets what hardware sets: accessed, perhaps on the whole way, and dirty in the leaf.
+    pub(crate) fn mark(&mut self, arena: &PhysArena, hardware: Hardware, write: bool) {
+        let marks = hardware.marks();
         for &at in &self.entries {
-            entry(arena, at).fetch_or(ACCESSED, Ordering::AcqRel);
+            let bits = if Some(&at) == self.entries.last() { marks.used } else { marks.passed };
+            entry(arena, at).fetch_or(bits, Ordering::AcqRel);
         }
-        if let (true, Some(&leaf), Some(found)) = (dirty, self.entries.last(), &mut self.found) {
-            entry(arena, leaf).fetch_or(DIRTY, Ordering::AcqRel);
-            found.dirty = true;
+        if let (Some(&leaf), Some(found)) = (self.entries.last(), &mut self.found) {
+            found.accessed = true;
+            if write {
+                entry(arena, leaf).fetch_or(marks.written, Ordering::AcqRel);
+                found.dirty = true;
+            }
         }
     }
 }

@@ -105,6 +105,11 @@ impl<'a, P: Platform> FlushBatch<'a, P> {
         self.release_also(item);
     }
 
+    /// An entry on the way to a page that is flushed anyway turned from a leaf into a table.
+    pub(crate) fn way_changed(&mut self) {
+        self.tables |= self.must_flush();
+    }
+
     fn must_flush(&self) -> bool {
         self.everything || !self.spans.as_slice().is_empty()
     }

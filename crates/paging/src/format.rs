@@ -15,21 +15,42 @@ pub enum Decoded {
     Leaf(Frame, PageFlags),
 }
 
+/// What a CPU may go on refusing although the tables allow it by now.
+///
+/// The other way round there is nothing to choose: what a table no longer allows is flushed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Remembers {
+    /// Nothing: a fault forgets the page, and the next try walks (x86-64).
+    Nothing,
+    /// Leaves that had fewer rights, until somebody makes it forget (AArch64).
+    Refusals,
+    /// These, and that there was no entry: neither a leaf nor a table (RISC-V).
+    Absence,
+}
+
+/// A change of a leaf that a CPU may know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rewrite {
+    /// The same translations in another size.
+    Size,
+    /// Another frame, another memory type, or another answer to "global?".
+    Target,
+}
+
 /// The encoding of a page table's entries: 64-bit words, 512 in a table of one frame, one to five
 /// levels, level 1 the lowest. A value, since some of it is known only when the machine runs
 /// (number of levels, physical address width, which leaf sizes there are).
 ///
 /// Common to all formats: the word 0 is absent and means nothing.
 ///
-/// Other architectures: on AArch64 each root covers one half, so a format value stands for one
-/// half ([`covers`](Self::covers)) and [`upper_half`](Self::upper_half) is false everywhere. Where
-/// hardware may remember an absent entry (RISC-V), the host treats the first fault after a `map` as
-/// spurious and flushes that page locally.
+/// Where a root covers one half only (AArch64), a format value stands for one half
+/// ([`covers`](Self::covers)) and [`upper_half`](Self::upper_half) is false everywhere.
 pub trait Format: Copy {
     /// Levels of tables, 3 to 5.
     fn levels(&self) -> u32;
-    /// Is a leaf of this size possible? (Leaves never stand in the root, whatever is said here:
-    /// entries of the root may be shared.)
+    /// Is a leaf of this size possible? One that fills an entry of the root (1 GiB with three
+    /// levels) is, too; in a half that is shared already, though, it can neither come nor go nor
+    /// change ([`MapError::Sealed`](crate::MapError::Sealed)).
     fn has_size(&self, size: PageSize) -> bool;
     /// Does the machine implement addresses of this page?
     fn covers(&self, page: Page) -> bool;
@@ -52,6 +73,11 @@ pub trait Format: Copy {
     fn absent(&self, word: AbsentWord) -> u64;
     /// Reads a word of a table of `level`.
     fn decode(&self, word: u64, level: u32) -> Decoded;
+    /// Which gains have to be told to [`Platform::gained`](crate::Platform::gained).
+    fn remembers(&self) -> Remembers;
+    /// Has a leaf to be absent, and flushed, before it is written anew in this way
+    /// (break-before-make)?
+    fn breaks_for(&self, rewrite: Rewrite) -> bool;
 
     /// Does the whole range lie in one half, and does the machine implement it?
     fn covers_range(&self, range: PageRange) -> bool {

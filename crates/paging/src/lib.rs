@@ -4,8 +4,9 @@
 //!
 //! Which frame is behind this page, and which CPUs remember? The nouns:
 //!
-//! - [`Format`]: how an entry is written down. [`X86_64`] is the one there is; it knows four and
-//!   five levels at run time.
+//! - [`Format`]: how an entry is written down: [`X86_64`] with four or five levels, [`Aarch64`]
+//!   with 4 KiB pages, [`RiscV`] with three, four or five levels; the number is a run-time value.
+//!   What each machine needs beyond its encoding stands in the head of its file.
 //! - [`Platform`]: what the host kernel supplies: memory for tables, a lock, and the flush.
 //! - [`PageTable`]: a tree, its lock, and the record of who may remember it ([`SpaceTlb`]).
 //! - [`Cursor`]: a locked range of a tree. All reading and changing goes through it; it remembers
@@ -27,7 +28,12 @@
 //! the two always sees the other.
 //!
 //! *no-hole*: a large page is split by filling a table that nobody can reach yet and exchanging one
-//! entry; there is no moment in which a translation is missing.
+//! entry; there is no moment in which a translation is missing. Where the format demands
+//! break-before-make, there is such a moment, with the lock held.
+//!
+//! *gains-are-told*: what appears in the tables, or allows more than before, needs no flush on
+//! machines where a fault forgets. On the others the cursor collects it, and tells it to
+//! [`Platform::gained`] when it is dropped.
 //!
 //! *prepare-commit*: an operation first allocates every table that it may need, aside, and then
 //! cannot fail. An error leaves the tree as it was.
@@ -43,19 +49,21 @@
 //!
 //! # Left out
 //!
-//! Formats other than x86-64; several cursors in one tree at a time; process-context identifiers
-//! (the generation is there for them); changing the size of a live mapping upwards; formats that
-//! demand break-before-make when a large page is split; policy of any kind.
+//! Several cursors in one tree at a time; process-context identifiers (the generation is there for
+//! them); changing the size of a live mapping upwards; policy of any kind.
 #![no_std]
 #![deny(unsafe_code)]
 
+mod aarch64;
 mod batch;
 mod cursor;
 mod entry;
 mod error;
 mod flags;
 mod format;
+mod gains;
 mod platform;
+mod riscv;
 mod size;
 mod slot;
 mod spare;
@@ -63,13 +71,15 @@ mod stack;
 mod table;
 mod x86_64;
 
+pub use aarch64::Aarch64;
 pub use batch::FlushBatch;
 pub use cursor::{Cursor, Fate};
 pub use entry::{AbsentWord, Entry, Leaf};
 pub use error::{MapError, OutOfFrames};
 pub use flags::PageFlags;
-pub use format::{Decoded, Format};
-pub use platform::{FlushRange, Platform, Released, SpaceTlb};
+pub use format::{Decoded, Format, Remembers, Rewrite};
+pub use platform::{FlushRange, Gain, Platform, Released, SpaceTlb};
+pub use riscv::RiscV;
 pub use size::PageSize;
 pub use table::PageTable;
 pub use x86_64::X86_64;

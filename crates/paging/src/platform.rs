@@ -29,7 +29,7 @@ pub struct FlushRange<'a> {
     pub spans: &'a [PageRange],
     /// The whole space: too many spans to list.
     pub everything: bool,
-    /// Tables were unlinked. What is remembered of the way to any page of a span (paging-structure
+    /// Entries for tables changed. What is remembered of the way to any page of a span (paging-structure
     /// caches, walk caches) goes as well; each unlinked table has a page of its own in `spans`.
     pub tables: bool,
     /// A page of these was [`GLOBAL`](crate::PageFlags::GLOBAL).
@@ -52,6 +52,15 @@ impl FlushRange<'_> {
     pub fn contains(&self, page: Page) -> bool {
         self.everything || self.spans.iter().any(|span| span.contains(page))
     }
+}
+
+/// What a CPU may not have noticed yet.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Gain {
+    /// Entries where none were: leaves, and tables when [`FlushRange::tables`] is set.
+    Present,
+    /// More rights, or history, in leaves that were there; perhaps new entries as well.
+    Rights,
 }
 
 /// Who may remember translations of one address space.
@@ -129,6 +138,20 @@ pub unsafe trait Platform: PhysMap {
     /// Makes every CPU in `space.cpus()` forget.
     fn flush(&self, space: &SpaceTlb, what: FlushRange<'_>);
 
+    /// More is allowed than before, in a format in which a fault alone does not make a CPU notice
+    /// ([`Format::remembers`](crate::Format::remembers)). Called when a cursor is dropped, with the
+    /// lock still held; never on x86-64.
+    ///
+    /// By default every CPU forgets, so that nobody faults for nothing. A host may do less: what the
+    /// machine needs so that its walks see what was written (DSB on AArch64), and nothing else, for
+    /// pages for which its fault handler looks into the tables and then makes its own CPU forget.
+    /// It is a matter of progress, not of safety. `what.tables`: entries for tables are new; where
+    /// absence is remembered, that of the way goes too.
+    fn gained(&self, space: &SpaceTlb, what: FlushRange<'_>, gain: Gain) {
+        let _ = gain;
+        self.flush(space, what);
+    }
+
     /// Is a panic under way? Hosts that unwind (tests) say so, lest a second panic hides the first.
     fn unwinding(&self) -> bool {
         false
@@ -147,6 +170,9 @@ unsafe impl<P: Platform + ?Sized> Platform for &P {
     }
     fn flush(&self, space: &SpaceTlb, what: FlushRange<'_>) {
         (**self).flush(space, what);
+    }
+    fn gained(&self, space: &SpaceTlb, what: FlushRange<'_>, gain: Gain) {
+        (**self).gained(space, what, gain);
     }
     fn unwinding(&self) -> bool {
         (**self).unwinding()

@@ -6,11 +6,12 @@ use core::sync::atomic::Ordering;
 use lock_api::{Mutex, MutexGuard};
 use pagoda_addr::{Frame, PageRange};
 
+use crate::gains::Gains;
 use crate::slot::{index, pieces, slot};
 use crate::spare::Spare;
 use crate::{
-    Cursor, Decoded, ENTRIES, FlushBatch, Format, MapError, OutOfFrames, Platform, Released,
-    SpaceTlb,
+    Cursor, Decoded, ENTRIES, FlushBatch, Format, Gain, MapError, OutOfFrames, Platform, Released,
+    Remembers, SpaceTlb,
 };
 
 /// What the lock of a tree protects, besides the tree.
@@ -96,10 +97,15 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             return Err(MapError::Sealed);
         }
         let mut spare = Spare::allocate(&self.platform, count)?;
-        for (index, _, _) in pieces(level, start, end).filter(missing) {
+        let mut gains = Gains::NONE;
+        for (index, from, to) in pieces(level, start, end).filter(missing) {
             let word = self.format.table(spare.pop()?, !self.format.upper_half(range.start()));
             slot(&self.platform, self.root, index).store(word, Ordering::Release);
             inner.tables += 1;
+            gains.add(from, to, Gain::Present, true);
+        }
+        if self.format.remembers() != Remembers::Nothing {
+            gains.tell(&self.platform, &self.space);
         }
         Ok(())
     }

@@ -17,7 +17,7 @@
 
 use pagoda_addr::{Frame, Page, PhysAddr};
 
-use crate::{AbsentWord, Decoded, Format, PageFlags, PageSize};
+use crate::{AbsentWord, Decoded, Format, PageFlags, PageSize, Remembers, Rewrite};
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -177,6 +177,16 @@ impl Format for X86_64 {
     #[inline]
     fn absent(&self, word: AbsentWord) -> u64 {
         word.get() << ABSENT_SHIFT
+    }
+
+    #[inline]
+    fn remembers(&self) -> Remembers {
+        Remembers::Nothing
+    }
+
+    #[inline]
+    fn breaks_for(&self, _: Rewrite) -> bool {
+        false
     }
 
     #[inline]

@@ -9,7 +9,7 @@ use pagoda_paging::{AbsentWord, Entry, Fate, MapError, PageFlags, PageSize, Page
 #[test]
 fn a_mapped_page_is_read_and_written_and_leaves_history() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     let (cpu, frame) = (machine.cpu(0), machine.alloc_page(true).unwrap());
     machine.enter(cpu, &table);
     map(&table, 0x1234, frame, PageSize::K4, RW);
@@ -34,7 +34,7 @@ fn a_mapped_page_is_read_and_written_and_leaves_history() {
 #[test]
 fn what_is_refused_is_refused_with_its_reason_and_changes_nothing() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     let frame = machine.alloc_block(PageSize::M2, true).unwrap();
     let mut cursor = table.cursor(pages(0x1000, 0x1000)).unwrap();
     let cases = [
@@ -57,7 +57,7 @@ fn what_is_refused_is_refused_with_its_reason_and_changes_nothing() {
     assert_eq!(cursor.query(page(0x1200)), Entry::Absent(word(3)));
     drop(cursor);
 
-    let other = PageTable::new(machine.format(), &machine).unwrap();
+    let other = PageTable::new(machine.any_format(), &machine).unwrap();
     let mut batch = other.batch();
     let mut cursor = table.cursor(pages(0x1000, 0x1000)).unwrap();
     let wrong = Err(MapError::WrongBatch);
@@ -77,7 +77,7 @@ fn what_is_refused_is_refused_with_its_reason_and_changes_nothing() {
 #[test]
 fn splitting_keeps_every_translation_and_bit() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     let cpu = machine.cpu(1);
     machine.enter(cpu, &table);
     // A huge leaf over frames that are not RAM: only translated, never touched.
@@ -121,7 +121,7 @@ fn splitting_keeps_every_translation_and_bit() {
 #[test]
 fn no_access_keeps_the_frame_and_refuses_everything() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     let (cpu, frame) = (machine.cpu(0), machine.alloc_page(true).unwrap());
     machine.enter(cpu, &table);
     map(&table, 5, frame, PageSize::K4, RW | PageFlags::SOFT1);
@@ -144,7 +144,7 @@ fn no_access_keeps_the_frame_and_refuses_everything() {
 #[test]
 fn gaining_rights_costs_no_flush_but_perhaps_a_fault() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     let (cpu, frame) = (machine.cpu(0), machine.alloc_page(true).unwrap());
     machine.enter(cpu, &table);
     map(&table, 5, frame, PageSize::K4, PageFlags::READ | PageFlags::USER);
@@ -161,7 +161,7 @@ fn gaining_rights_costs_no_flush_but_perhaps_a_fault() {
 #[test]
 fn a_copy_on_write_break_moves_every_cpu_to_the_new_frame() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     let (old, new) = (machine.alloc_page(true).unwrap(), machine.alloc_page(true).unwrap());
     machine.share(old);
     map(&table, 5, old, PageSize::K4, PageFlags::READ | PageFlags::USER);
@@ -193,7 +193,7 @@ fn a_copy_on_write_break_moves_every_cpu_to_the_new_frame() {
 #[test]
 fn the_next_used_entry_is_found_whatever_lies_between() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     let frame = machine.alloc_block(PageSize::M2, true).unwrap();
     let far = 0x7_ffff_0000;
     let mut cursor = table.cursor(pages(0, 0x7_ffff_ffff)).unwrap();
@@ -216,7 +216,7 @@ fn the_next_used_entry_is_found_whatever_lies_between() {
 #[test]
 fn one_cursor_does_many_things_one_after_another() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     let frames = [0; 3].map(|_| machine.alloc_page(true).unwrap());
     let mut batch = table.batch();
     let mut cursor = table.cursor(pages(0, 1 << 35)).unwrap();
@@ -239,7 +239,7 @@ fn one_cursor_does_many_things_one_after_another() {
 #[test]
 fn threads_share_a_table() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
             let (table, machine) = (&table, &machine);
@@ -270,7 +270,7 @@ fn threads_share_a_table() {
 #[test]
 fn a_table_that_was_always_empty_is_flushed_before_it_is_freed() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     table.cursor(pages(5, 1)).unwrap().prepare(pages(5, 1)).unwrap();
     machine.enter(machine.cpu(0), &table);
     assert!(machine.read(machine.cpu(0), Mode::User, addr(5), &mut [0]).is_err());
@@ -282,7 +282,7 @@ fn a_table_that_was_always_empty_is_flushed_before_it_is_freed() {
 #[test]
 fn a_direct_map_uses_the_largest_pages_that_fit() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     let base = 0xf_ffff_8000_0000 + 0x100;
     let frame = pagoda_addr::Frame::from_number(0x100);
     let range = pages(base, (2 << 18) - 0x100 + 0x203);
@@ -315,7 +315,7 @@ fn a_direct_map_uses_the_largest_pages_that_fit() {
 fn five_levels_reach_where_four_cannot() {
     let config = pagoda_emu::Config { levels: 5, ..Default::default() };
     let machine = pagoda_emu::Machine::new(config);
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     let (cpu, frame) = (machine.cpu(0), machine.alloc_page(true).unwrap());
     machine.enter(cpu, &table);
     let high = 0xff_ffff_ff00;
@@ -330,7 +330,7 @@ fn five_levels_reach_where_four_cannot() {
 #[test]
 fn every_space_sees_what_the_kernel_maps_in_its_half() {
     let machine = machine();
-    let kernel = PageTable::new(machine.format(), &machine).unwrap();
+    let kernel = PageTable::new(machine.any_format(), &machine).unwrap();
     let half = 0xf_ffff_8000_0000;
     kernel.prefill(pages(half, 1 << 28)).unwrap();
     let user = PageTable::new_sharing_upper(&kernel).unwrap();
@@ -377,7 +377,7 @@ fn every_space_sees_what_the_kernel_maps_in_its_half() {
 #[should_panic(expected = "dropped without `finish`")]
 fn a_forgotten_batch_is_reported() {
     let machine = machine();
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     map(&table, 5, machine.alloc_page(true).unwrap(), PageSize::K4, RW);
     let mut batch = table.batch();
     let mut cursor = table.cursor(pages(5, 1)).unwrap();

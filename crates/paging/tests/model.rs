@@ -9,10 +9,11 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::*;
-use pagoda_addr::{Frame, PhysMap};
-use pagoda_emu::{Access, Machine, Mode};
-use pagoda_paging::{AbsentWord, Entry, Fate, MapError, PageFlags, PageSize, PageTable};
+use pagoda_addr::{Frame, Page, PhysMap};
+use pagoda_emu::{Access, Config, Machine, Mmu, Mode};
+use pagoda_paging::{AbsentWord, Entry, Fate, Format, MapError, PageFlags, PageSize, PageTable};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 /// Four spans of 2 MiB around the edge of a gibibyte: three levels of tables are in play.
 const BASE: u64 = (1 << 18) - 1024;
@@ -42,6 +43,9 @@ enum Model {
 
 struct World<'m> {
     machine: &'m Machine,
+    /// The first page that the steps use.
+    base: u64,
+    lazy: bool,
     table: Table<'m>,
     model: BTreeMap<u64, Model>,
     /// What was last written to a frame.
@@ -50,12 +54,13 @@ struct World<'m> {
 }
 
 impl<'m> World<'m> {
-    fn new(machine: &'m Machine) -> Self {
-        let table = PageTable::new(machine.format(), machine).unwrap();
+    fn new(machine: &'m Machine, base: u64, lazy: bool) -> Self {
+        let table = PageTable::new(machine.any_format(), machine).unwrap();
         for index in 0..4 {
             machine.enter(machine.cpu(index), &table);
         }
-        Self { machine, table, model: BTreeMap::new(), bytes: BTreeMap::new(), written: 0 }
+        let (model, bytes) = (BTreeMap::new(), BTreeMap::new());
+        Self { machine, base, lazy, table, model, bytes, written: 0 }
     }
 
     fn fresh(&mut self, size: PageSize) -> Option<Frame> {
@@ -72,35 +77,44 @@ impl<'m> World<'m> {
         }
     }
 
+    fn range(&self) -> pagoda_addr::PageRange {
+        pages(self.base, PAGES)
+    }
+
+    fn clip(&self, at: u64, count: u64) -> pagoda_addr::PageRange {
+        pages(at, count.min(self.base + PAGES - at))
+    }
+
     fn step(&mut self, step: &Step) {
+        let base = self.base;
         match *step {
-            Step::Map { at, flags, share } => self.map(at, PageSize::K4, flags, share),
+            Step::Map { at, flags, share } => self.map(base + at, PageSize::K4, flags, share),
             Step::MapLarge { slot, flags } => {
-                self.map(BASE + slot * 512, PageSize::M2, flags, false);
+                self.map(base + slot * 512, PageSize::M2, flags, false);
             }
-            Step::Mark { at, word } => self.mark(at, word),
+            Step::Mark { at, word } => self.mark(base + at, word),
             Step::Prepare { at, count } => {
-                let range = clip(at, count);
+                let range = self.clip(base + at, count);
                 let result = self.table.cursor(range).unwrap().prepare(range);
                 assert!(matches!(result, Ok(()) | Err(MapError::OutOfFrames)));
             }
             Step::Protect { at, count, flags } => {
-                self.change(at, count, |old| (old & PageFlags::KEPT) | flags, true);
+                self.change(base + at, count, |old| (old & PageFlags::KEPT) | flags, true);
             }
             Step::Clean { at, count } => {
-                self.change(at, count, |old| old - PageFlags::DIRTY, false);
+                self.change(base + at, count, |old| old - PageFlags::DIRTY, false);
             }
-            Step::Replace { at, flags } => self.replace(at, flags),
+            Step::Replace { at, flags } => self.replace(base + at, flags),
             Step::Split { at } => {
                 let mut batch = self.table.batch();
-                let mut cursor = self.table.cursor(pages(BASE, PAGES)).unwrap();
-                let result = cursor.split_at(page(at), &mut batch);
+                let mut cursor = self.table.cursor(self.range()).unwrap();
+                let result = cursor.split_at(page(base + at), &mut batch);
                 assert!(matches!(result, Ok(()) | Err(MapError::OutOfFrames)));
                 drop(cursor);
                 batch.finish();
             }
-            Step::Take { at, count } => self.take(at, count),
-            Step::Touch { cpu, at, access } => self.touch(cpu, at, access),
+            Step::Take { at, count } => self.take(base + at, count),
+            Step::Touch { cpu, at, access } => self.touch(cpu, base + at, access),
             Step::Reload { cpu } => {
                 self.machine.switch(self.machine.cpu(cpu), Some(self.table.root()));
             }
@@ -127,6 +141,7 @@ impl<'m> World<'m> {
             .any(|at| matches!(self.model.get(&at), Some(Model::Leaf { .. })));
         let range = pages(at, size.pages());
         let result = self.table.cursor(range).unwrap().map(page(at), frame, size, flags);
+        let flags = self.table.format().grants(flags);
         match result {
             Ok(()) => {
                 assert!(!occupied);
@@ -164,7 +179,7 @@ impl<'m> World<'m> {
     }
 
     fn change(&mut self, at: u64, count: u64, new: impl Fn(PageFlags) -> PageFlags, protect: bool) {
-        let range = clip(at, count);
+        let range = self.clip(at, count);
         let mut batch = self.table.batch();
         let mut cursor = self.table.cursor(range).unwrap();
         let result = if protect {
@@ -180,7 +195,7 @@ impl<'m> World<'m> {
         result.unwrap();
         for number in range.start().number()..range.end_number() {
             if let Some(Model::Leaf { flags, wrote, .. }) = self.model.get_mut(&number) {
-                *flags = new(*flags);
+                *flags = self.table.format().grants(new(*flags));
                 *wrote &= protect;
             }
         }
@@ -197,7 +212,7 @@ impl<'m> World<'m> {
             (Ok(old), Some(Model::Leaf { frame: was, flags: had, wrote })) => {
                 assert_eq!(old.frame.number(), *was);
                 assert!(!*wrote || old.flags.contains(PageFlags::DIRTY));
-                (*was, *had, *wrote) = (frame.number(), flags, false);
+                (*was, *had, *wrote) = (frame.number(), self.table.format().grants(flags), false);
             }
             (Ok(_), _) => panic!("replaced what is not mapped"),
             (Err(error), was) => {
@@ -209,7 +224,7 @@ impl<'m> World<'m> {
     }
 
     fn take(&mut self, at: u64, count: u64) {
-        let range = clip(at, count);
+        let range = self.clip(at, count);
         let mut seen = Vec::new();
         let mut batch = self.table.batch();
         let mut cursor = self.table.cursor(range).unwrap();
@@ -256,9 +271,8 @@ impl<'m> World<'m> {
         };
         let allowed = leaf.as_ref().is_some_and(|(_, flags, _)| flags.contains(needed));
         let (id, at) = (self.machine.cpu(cpu), addr(at));
-        let translate = || self.machine.translate(id, Mode::User, access, at);
         // A CPU that remembers less takes one fault, forgets, and succeeds.
-        match (translate().or_else(|_| translate()), leaf) {
+        match (common::access(self.machine, &self.table, id, access, at, self.lazy), leaf) {
             (Ok(phys), Some((frame, _, wrote))) => {
                 assert!(allowed);
                 assert_eq!(phys.block().number(), frame);
@@ -269,7 +283,10 @@ impl<'m> World<'m> {
                     self.bytes.insert(frame, self.written);
                     *wrote = true;
                 }
-                self.machine.read(id, Mode::User, at, &mut byte).unwrap();
+                match access {
+                    Access::Fetch => byte[0] = self.machine.fetch(id, Mode::User, at).unwrap(),
+                    _ => self.machine.read(id, Mode::User, at, &mut byte).unwrap(),
+                }
                 assert_eq!(byte[0], self.bytes[&frame]);
             }
             (Ok(_), None) => panic!("page {at:?} is not mapped, but translated"),
@@ -280,8 +297,8 @@ impl<'m> World<'m> {
     fn check(&mut self) {
         self.machine.audit();
         let mut listed = BTreeMap::new();
-        let mut cursor = self.table.cursor(pages(BASE, PAGES)).unwrap();
-        let mut from = BASE;
+        let mut cursor = self.table.cursor(self.range()).unwrap();
+        let mut from = self.base;
         while let Some((at, entry)) = cursor.next_used(page(from)) {
             assert_eq!(cursor.query(at), entry);
             let at = at.number();
@@ -319,7 +336,10 @@ impl<'m> World<'m> {
         }
         let machine = self.machine;
         machine.fail_after(None);
-        unmap_all(&self.table);
+        let mut batch = self.table.batch();
+        let range = self.range();
+        self.table.cursor(range).unwrap().take(range, &mut batch, |_, _| Fate::Release).unwrap();
+        batch.finish();
         assert_eq!(self.table.tables(), 1);
         drop(self);
         assert_eq!(machine.arena().used(), 0);
@@ -344,10 +364,6 @@ fn compare(model: &BTreeMap<u64, Model>, listed: &BTreeMap<u64, Model>) {
     }
 }
 
-fn clip(at: u64, count: u64) -> pagoda_addr::PageRange {
-    pages(at, count.min(BASE + PAGES - at))
-}
-
 fn flags() -> impl Strategy<Value = PageFlags> {
     let access = prop::sample::select(vec![
         PageFlags::empty(),
@@ -355,11 +371,14 @@ fn flags() -> impl Strategy<Value = PageFlags> {
         PageFlags::READ_WRITE,
         PageFlags::READ_WRITE,
         PageFlags::READ_EXEC,
+        PageFlags::EXEC,
+        PageFlags::WRITE,
         PageFlags::ACCESS,
     ]);
-    (access, any::<bool>()).prop_map(|(access, soft)| {
+    (access, any::<bool>(), prop::bool::weighted(0.1)).prop_map(|(access, soft, uncached)| {
         let soft = if soft { PageFlags::SOFT1 } else { PageFlags::empty() };
-        access | soft | PageFlags::USER
+        let uncached = if uncached { PageFlags::UNCACHED } else { PageFlags::empty() };
+        access | soft | uncached | PageFlags::USER
     })
 }
 
@@ -367,8 +386,7 @@ fn step() -> impl Strategy<Value = Step> {
     // Half of the pages near the edges of tables.
     let at =
         prop_oneof![0..PAGES, (0..4u64, 0..6u64).prop_map(|(a, b)| (a * 512 + b + 509) % PAGES)]
-            .prop_map(|offset| BASE + offset);
-    let at = at.boxed();
+            .boxed();
     let count = prop_oneof![1..4u64, 1..700u64, Just(512u64)].boxed();
     let access =
         prop::sample::select(vec![Access::Read, Access::Write, Access::Write, Access::Fetch]);
@@ -390,25 +408,61 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
-
-    #[test]
-    fn the_tree_is_a_map_of_pages_and_no_cpu_remembers_more(
-        steps in prop::collection::vec(step(), 1..120),
-        seed in any::<u64>(),
-        small_tlb in any::<bool>(),
-    ) {
+/// Runs random steps on a machine of one of these kinds, from page `origin` of its space on.
+fn run(cases: u32, mmus: &[(Mmu, u32)], origin: u64) {
+    let mmus = mmus.to_vec();
+    let input = (
+        prop::collection::vec(step(), 1..120),
+        prop::sample::select(mmus),
+        any::<u64>(),
+        any::<bool>(),
+        any::<bool>(),
+    );
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let test = |(steps, (mmu, levels), seed, small_tlb, lazy): (Vec<_>, _, _, _, bool)| {
         let tlb_entries = if small_tlb { 12 } else { usize::MAX };
-        let config = pagoda_emu::Config { frames: 6000, seed, tlb_entries, ..Default::default() };
+        let config = Config { mmu, levels, frames: 6000, seed, tlb_entries, ..Config::default() };
         let machine = Machine::new(config);
-        let mut world = World::new(&machine);
+        if lazy {
+            machine.lazy_gains();
+        }
+        let mut world = World::new(&machine, origin + BASE, lazy);
         for step in &steps {
             world.step(step);
             world.check();
         }
         world.finish();
+        Ok(())
+    };
+    if let Err(error) = TestRunner::new(config).run(&input, test) {
+        panic!("{error}");
     }
+}
+
+/// Everywhere: the tree is a map of pages, and no CPU remembers more.
+#[test]
+fn on_x86_64() {
+    run(64, &[(Mmu::X86_64, 4), (Mmu::X86_64, 4), (Mmu::X86_64, 5)], 0);
+}
+
+#[test]
+fn on_aarch64_in_the_lower_half() {
+    run(32, &[(Mmu::Aarch64 { upper: false }, 4)], 0);
+}
+
+#[test]
+fn on_aarch64_in_the_upper_half() {
+    run(32, &[(Mmu::Aarch64 { upper: true }, 4)], Page::LIMIT - (1 << 36));
+}
+
+#[test]
+fn on_riscv_with_three_levels() {
+    run(48, &[(Mmu::RiscV { svadu: false }, 3), (Mmu::RiscV { svadu: true }, 3)], 0);
+}
+
+#[test]
+fn on_riscv_with_four_and_five_levels() {
+    run(32, &[(Mmu::RiscV { svadu: false }, 4), (Mmu::RiscV { svadu: true }, 5)], 0);
 }
 
 /// The junk that a freed frame is filled with never shows.
@@ -421,7 +475,7 @@ fn a_fresh_table_is_empty() {
     let byte = unsafe { machine.ptr(junk.start()).read() };
     assert_ne!(byte, 0);
     machine.arena().release(junk);
-    let table = PageTable::new(machine.format(), &machine).unwrap();
+    let table = PageTable::new(machine.any_format(), &machine).unwrap();
     assert_eq!(table.root(), junk);
     assert_eq!(table.cursor(pages(0, 1 << 35)).unwrap().next_used(page(0)), None);
 }

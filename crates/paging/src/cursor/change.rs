@@ -6,7 +6,9 @@ use pagoda_addr::{Frame, Page, PageRange};
 
 use super::{Cursor, Fate, whole};
 use crate::slot::{index, page, pieces};
-use crate::{Decoded, FlushBatch, Format, Leaf, MapError, PageFlags, Platform, Released};
+use crate::{
+    Decoded, FlushBatch, Format, Gain, Leaf, MapError, PageFlags, Platform, Released, Rewrite,
+};
 
 impl<F: Format, P: Platform> Cursor<'_, F, P> {
     /// Sets the rights and properties of every leaf in `range`; keeps history and the caller's
@@ -36,6 +38,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
     ) -> Result<(), MapError> {
         self.check_batch(batch)?;
         let (start, end) = self.bounds(range)?;
+        self.check_sealed(start, end)?;
         self.split_edges(start, end, batch)?;
         let (root, level) = (self.table.root(), self.format().levels());
         self.change_in(root, level, start, end, batch, &mut decide);
@@ -43,7 +46,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
     }
 
     fn change_in(
-        &self,
+        &mut self,
         table: Frame,
         level: u32,
         start: u64,
@@ -72,11 +75,18 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
                 if new == word {
                     break;
                 }
-                match slot.compare_exchange(word, new, Ordering::AcqRel, Ordering::Relaxed) {
+                let breaks = self.breaks_for(flags, wanted);
+                let first = if breaks { 0 } else { new };
+                match slot.compare_exchange(word, first, Ordering::AcqRel, Ordering::Relaxed) {
                     Ok(_) => {
-                        if must_flush(flags, wanted) {
+                        if breaks || must_flush(flags, wanted) {
                             note(batch, start, leaf);
                         }
+                        if breaks {
+                            batch.flush_now();
+                            slot.store(new, Ordering::Release);
+                        }
+                        self.note_gain(start, leaf, wanted);
                         break;
                     }
                     Err(now) => word = now,
@@ -107,19 +117,82 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
             return Err(MapError::Size);
         }
         self.check_frame(at, frame, leaf.size)?;
-        let word = self.format().leaf(frame, leaf.size, self.format().grants(flags));
+        self.check_sealed(at, whole_range.end_number())?;
+        let granted = self.format().grants(flags);
+        let word = self.format().leaf(frame, leaf.size, granted);
         let slot = self.slot(place.table, index(at, place.level));
-        let taken = slot.swap(word, Ordering::AcqRel);
+        let breaks = self.format().breaks_for(Rewrite::Target);
+        let taken = slot.swap(if breaks { 0 } else { word }, Ordering::AcqRel);
         // What hardware added since the walk is history of the old leaf.
         let leaf = match self.format().decode(taken, place.level) {
             Decoded::Leaf(old, flags) => whole(old, place.level, flags),
             _ => leaf,
         };
         note(batch, at, leaf);
+        if breaks {
+            batch.flush_now();
+            slot.store(word, Ordering::Release);
+        }
+        self.note_gain(at, leaf, granted);
         if fate == Fate::Release {
             batch.release_also(Released::Page { frame: leaf.frame, size: leaf.size });
         }
         Ok(leaf)
+    }
+
+    /// For machines that leave the history to software: an access, one of `READ`, `WRITE` and
+    /// `EXEC`, faulted at `page`. Notes in the leaf there that it was used (and with `WRITE`, that
+    /// it was written) if it grants the access at all; answers whether it does. The caller compares
+    /// [`USER`](PageFlags::USER) with who made the access, makes its own CPU forget the page, and
+    /// repeats the access. In a shared half nothing is noted in leaves of the root.
+    pub fn touch(&mut self, page: Page, access: PageFlags) -> bool {
+        let Ok((at, end)) = self.bounds(PageRange::single(page)) else { return false };
+        let place = self.walk(at, 1);
+        let slot = self.slot(place.table, index(at, place.level));
+        let mut word = place.word;
+        while let Decoded::Leaf(frame, flags) = self.format().decode(word, place.level) {
+            if !flags.contains(access) {
+                return false;
+            }
+            let written = access.contains(PageFlags::WRITE);
+            let history =
+                PageFlags::ACCESSED | if written { PageFlags::DIRTY } else { PageFlags::empty() };
+            let leaf = whole(frame, place.level, flags);
+            let new = self.format().leaf(frame, leaf.size, flags | history);
+            if new == word || self.check_sealed(at, end).is_err() {
+                return true;
+            }
+            match slot.compare_exchange(word, new, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    self.note_gain(at & !(leaf.size.pages() - 1), leaf, flags | history);
+                    return true;
+                }
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+
+    /// Does this change of flags need a moment of absence?
+    #[inline]
+    fn breaks_for(&self, old: PageFlags, new: PageFlags) -> bool {
+        const TARGET: PageFlags =
+            PageFlags::UNCACHED.union(PageFlags::WRITE_COMBINE).union(PageFlags::GLOBAL);
+        self.format().breaks_for(Rewrite::Target)
+            && (old ^ new).intersects(TARGET)
+            && old.intersects(PageFlags::ACCESS)
+    }
+
+    /// The leaf that was `old`, from page `at`, has the flags `new` now: does it allow more?
+    #[inline]
+    fn note_gain(&mut self, at: u64, old: Leaf, new: PageFlags) {
+        const MORE: PageFlags =
+            PageFlags::ACCESS.union(PageFlags::ACCESSED).union(PageFlags::DIRTY);
+        if (new - old.flags).intersects(MORE) && new.intersects(PageFlags::ACCESS) {
+            let was_absent = !old.flags.intersects(PageFlags::ACCESS);
+            let gain = if was_absent { Gain::Present } else { Gain::Rights };
+            self.gained(at, at + old.size.pages(), gain, false);
+        }
     }
 }
 

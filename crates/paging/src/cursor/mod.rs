@@ -13,11 +13,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use pagoda_addr::{Frame, Page, PageRange};
 
-use crate::slot::{index, page, slot, span};
+use crate::gains::Gains;
+use crate::slot::{index, page, pieces, slot, span};
 use crate::table::Guard;
 use crate::{
-    Decoded, ENTRIES, Entry, FlushBatch, Format, Leaf, MAX_LEVELS, MapError, PageSize, PageTable,
-    Platform,
+    Decoded, ENTRIES, Entry, FlushBatch, Format, Gain, Leaf, MAX_LEVELS, MapError, PageSize,
+    PageTable, Platform, Remembers,
 };
 
 pub use take::Fate;
@@ -34,6 +35,8 @@ pub struct Cursor<'a, F: Format, P: Platform> {
     /// The tables on the way to `at`, by level less one; valid from `lowest` up to the root.
     path: [Frame; MAX_LEVELS],
     lowest: u32,
+    /// *gains-are-told*; not used where nothing has to be told.
+    gains: Gains,
 }
 
 /// The entry at which a walk ended.
@@ -46,8 +49,8 @@ struct Place {
 
 impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
     pub(crate) fn new(table: &'a PageTable<F, P>, range: PageRange, guard: Guard<'a, P>) -> Self {
-        let mut cursor =
-            Self { table, range, guard, at: 0, path: [Frame::default(); MAX_LEVELS], lowest: 0 };
+        let path = [Frame::default(); MAX_LEVELS];
+        let mut cursor = Self { table, range, guard, at: 0, path, lowest: 0, gains: Gains::NONE };
         cursor.forget_path();
         cursor
     }
@@ -175,12 +178,35 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
         Ok((start, end))
     }
 
+    /// *gains-are-told*: the pages from `start` to `end` allow more than before.
+    #[inline]
+    fn gained(&mut self, start: u64, end: u64, gain: Gain, tables: bool) {
+        if self.format().remembers() != Remembers::Nothing {
+            self.gains.add(start, end, gain, tables);
+        }
+    }
+
+    /// Refuses to touch leaves in the root of which others have copies (*upper-half-shared*).
+    fn check_sealed(&self, start: u64, end: u64) -> Result<(), MapError> {
+        let (root, level) = (self.table.root(), self.format().levels());
+        if !self.guard.sealed || PageSize::of_level(level).is_none() {
+            return Ok(());
+        }
+        let shared = |&(index, at, _): &(usize, u64, u64)| {
+            let word = self.slot(root, index).load(Ordering::Relaxed);
+            self.table.keeps_top(at, level)
+                && matches!(self.format().decode(word, level), Decoded::Leaf(..))
+        };
+        let found = pieces(level, start, end).find(shared);
+        found.map_or(Ok(()), |_| Err(MapError::Sealed))
+    }
+
     fn check_batch(&self, batch: &FlushBatch<'_, P>) -> Result<(), MapError> {
         if batch.is_for(self.table.space()) { Ok(()) } else { Err(MapError::WrongBatch) }
     }
 
     fn check_frame(&self, page: u64, frame: Frame, size: PageSize) -> Result<(), MapError> {
-        if !self.format().has_size(size) || size.level() >= self.format().levels() {
+        if !self.format().has_size(size) || size.level() > self.format().levels() {
             return Err(MapError::Size);
         }
         if page & (size.pages() - 1) != 0 || !frame.is_aligned(size.order()) {
@@ -190,6 +216,15 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
             return Err(MapError::FrameTooHigh);
         }
         Ok(())
+    }
+}
+
+impl<F: Format, P: Platform> Drop for Cursor<'_, F, P> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.format().remembers() != Remembers::Nothing {
+            self.gains.tell(self.platform(), self.table.space());
+        }
     }
 }
 

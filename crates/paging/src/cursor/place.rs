@@ -1,4 +1,4 @@
-//! Putting entries where none are. Nothing here needs a flush: no CPU remembers an absence.
+//! Putting entries where none are. No CPU remembers an absence, or else it is told (*gains-are-told*).
 
 use core::sync::atomic::Ordering;
 
@@ -7,7 +7,7 @@ use pagoda_addr::{Frame, Page, PageRange};
 use super::{Cursor, Place};
 use crate::slot::{index, pieces, span};
 use crate::spare::Spare;
-use crate::{AbsentWord, Decoded, Format, MapError, PageFlags, PageSize, Platform};
+use crate::{AbsentWord, Decoded, Format, Gain, MapError, PageFlags, PageSize, Platform};
 
 /// A leaf for a whole range: its pages from `start` stand for the frames from `frame`.
 #[derive(Clone, Copy)]
@@ -24,7 +24,7 @@ impl Linear {
 }
 
 impl<F: Format, P: Platform> Cursor<'_, F, P> {
-    /// Maps a leaf where nothing is mapped; an absent word there is overwritten. Needs no flush.
+    /// Maps a leaf where nothing is mapped; an absent word there is overwritten. Needs no batch.
     #[inline]
     pub fn map(
         &mut self,
@@ -34,10 +34,12 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         flags: PageFlags,
     ) -> Result<(), MapError> {
         let range = PageRange::new(page, size.pages()).ok_or(MapError::Range)?;
-        let (at, _) = self.bounds(range)?;
+        let (at, end) = self.bounds(range)?;
         self.check_frame(at, frame, size)?;
         let word = self.format().leaf(frame, size, self.format().grants(flags));
-        self.put(at, size.level(), word)
+        let linked = self.put(at, size.level(), word)?;
+        self.gained(at, end, Gain::Present, linked);
+        Ok(())
     }
 
     /// Writes the caller's word into an absent entry (4 KiB). Clearing never allocates.
@@ -47,19 +49,23 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         if word.is_nothing() && place.level > 1 {
             return if place.word == 0 { Ok(()) } else { Err(MapError::Occupied) };
         }
-        self.put(at, 1, self.format().absent(word))
+        if self.put(at, 1, self.format().absent(word))? {
+            self.gained(at, at + 1, Gain::Present, true);
+        }
+        Ok(())
     }
 
-    /// Writes `word` into an absent entry of level `target`.
+    /// Writes `word` into an absent entry of level `target`. Were tables made?
     #[inline]
-    fn put(&mut self, at: u64, target: u32, word: u64) -> Result<(), MapError> {
+    fn put(&mut self, at: u64, target: u32, word: u64) -> Result<bool, MapError> {
         let place = self.walk(at, target);
         match self.format().decode(place.word, place.level) {
+            Decoded::Absent(_) if self.seals(at, target) => Err(MapError::Sealed),
             Decoded::Absent(_) if place.level == target => {
                 self.slot(place.table, index(at, target)).store(word, Ordering::Release);
-                Ok(())
+                Ok(false)
             }
-            Decoded::Absent(_) => self.put_below(at, place, target, word),
+            Decoded::Absent(_) => self.put_below(at, place, target, word).map(|()| true),
             _ => Err(MapError::Occupied),
         }
     }
@@ -67,7 +73,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
     /// As `put`, where tables are missing: builds them from below, and links them all by one store.
     #[cold]
     fn put_below(&mut self, at: u64, place: Place, target: u32, word: u64) -> Result<(), MapError> {
-        if self.guard.sealed && self.table.keeps_top(at, place.level) {
+        if self.seals(at, place.level) {
             return Err(MapError::Sealed);
         }
         let missing = u64::from(place.level - target);
@@ -83,6 +89,12 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         Ok(())
     }
 
+    /// Must the absent entry of a table of `level` over `page` stay as it is?
+    #[inline]
+    fn seals(&self, page: u64, level: u32) -> bool {
+        self.guard.sealed && self.table.keeps_top(page, level)
+    }
+
     /// Makes every table that 4 KiB leaves in `range` need, so that `map` and `mark` of 4 KiB
     /// pages cannot run out of frames there while the cursor lives. All or nothing. Does not split.
     pub fn prepare(&mut self, range: PageRange) -> Result<(), MapError> {
@@ -95,6 +107,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         let mut spare = Spare::allocate(self.platform(), missing)?;
         self.link_missing(root, level, start, end, &mut spare)?;
         self.guard.tables += missing;
+        self.gained(start, end, Gain::Present, true);
         Ok(())
     }
 
@@ -115,9 +128,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
                 Decoded::Table(child) => {
                     missing += self.count_missing(child, level - 1, start, end)?;
                 }
-                Decoded::Absent(_) if self.guard.sealed && self.table.keeps_top(start, level) => {
-                    return Err(MapError::Sealed);
-                }
+                Decoded::Absent(_) if self.seals(start, level) => return Err(MapError::Sealed),
                 // A table of level l for every span of a table of level l that the piece touches.
                 Decoded::Absent(_) => {
                     missing += (1..level)
@@ -178,6 +189,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         let mut spare = Spare::allocate(self.platform(), missing)?;
         self.fill(root, level, start, end, &linear, &mut spare)?;
         self.guard.tables += missing;
+        self.gained(start, end, Gain::Present, missing != 0);
         Ok(())
     }
 
@@ -209,11 +221,9 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
             let child = match self.format().decode(word, level) {
                 Decoded::Leaf(..) => return Err(MapError::Occupied),
                 Decoded::Table(child) => Some(child),
+                Decoded::Absent(_) if self.seals(start, level) => return Err(MapError::Sealed),
                 Decoded::Absent(_) if self.leaf_for(level, start, end, linear).is_some() => {
                     continue;
-                }
-                Decoded::Absent(_) if self.guard.sealed && self.table.keeps_top(start, level) => {
-                    return Err(MapError::Sealed);
                 }
                 Decoded::Absent(_) => {
                     missing += 1;

@@ -8,14 +8,17 @@ use super::change::note;
 use super::{Cursor, Place, behind, whole};
 use crate::slot::{index, span};
 use crate::spare::Spare;
-use crate::{Decoded, ENTRIES, FlushBatch, Format, MapError, PageFlags, Platform};
+use crate::{
+    Decoded, ENTRIES, FlushBatch, Format, Gain, MapError, PageFlags, Platform, Remembers, Rewrite,
+};
 
 impl<F: Format, P: Platform> Cursor<'_, F, P> {
     /// Makes sure that no leaf reaches over the lower edge of `page`: splits a large leaf that
     /// does, down to the largest size that has an edge there. No translation changes.
     pub fn split_at(&mut self, page: Page, batch: &mut FlushBatch<'_, P>) -> Result<(), MapError> {
         self.check_batch(batch)?;
-        let (at, _) = self.bounds(PageRange::single(page))?;
+        let (at, end) = self.bounds(PageRange::single(page))?;
+        self.check_sealed(at, end)?;
         self.split_edges(at, at, batch)
     }
 
@@ -62,17 +65,33 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
                 return Ok(());
             };
             let table = spare.pop()?;
-            self.split_one(at, place, table);
+            let first = at & !(span(place.level) - 1);
+            let breaks = self.format().breaks_for(Rewrite::Size);
+            self.split_one(at, place, table, breaks);
             self.guard.tables += 1;
             // The translations are the same, but some processors must not know both sizes.
-            note(batch, at & !(span(place.level) - 1), whole(frame, place.level, flags));
+            note(batch, first, whole(frame, place.level, flags));
+            if self.format().remembers() == Remembers::Absence {
+                // An entry that is a table now, to machines that tell the two apart.
+                batch.way_changed();
+            }
+            if breaks {
+                batch.flush_now();
+                let link = self.table_word(table, at);
+                self.slot(place.table, index(at, place.level)).store(link, Ordering::Release);
+            }
+            if breaks || !flags.intersects(PageFlags::ACCESS) {
+                // What was absent to the machine is a table now.
+                self.gained(first, first + span(place.level), Gain::Present, true);
+            }
         }
     }
 
-    /// Replaces the leaf at `place` by `table`, filled with 512 leaves of the next smaller size.
-    fn split_one(&self, at: u64, place: Place, table: Frame) {
+    /// Replaces the leaf at `place` by `table`, filled with 512 leaves of the next smaller size; or
+    /// by nothing yet, if the leaf has to be absent in between.
+    fn split_one(&self, at: u64, place: Place, table: Frame, breaks: bool) {
         let slot = self.slot(place.table, index(at, place.level));
-        let link = self.table_word(table, at);
+        let link = if breaks { 0 } else { self.table_word(table, at) };
         let mut word = place.word;
         // Hardware may set accessed and dirty meanwhile: then the copies are made once more.
         while let Decoded::Leaf(frame, flags) = self.format().decode(word, place.level) {

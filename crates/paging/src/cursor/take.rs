@@ -33,6 +33,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
     ) -> Result<(), MapError> {
         self.check_batch(batch)?;
         let (start, end) = self.bounds(range)?;
+        self.check_sealed(start, end)?;
         self.split_edges(start, end, batch)?;
         let (root, level) = (self.table.root(), self.format().levels());
         self.take_in(root, level, start, end, batch, &mut on_each);
