@@ -49,11 +49,40 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             region.prot = prot;
             differs
         });
-        for entry in inner.regions.within(window) {
-            let part = entry.end.min(window.1) - entry.start.max(window.0);
-            inner.stats.promise(&entry.value, part, true);
-        }
+        inner.count_in(window);
         Ok(())
+    }
+
+    /// Keeps the range in memory from now on, or not any more. Every present page is kept while
+    /// there is no reclaim, so this makes pages present and counts them. Where the range has a
+    /// hole, the part before the hole is done and [`VmError::NotMapped`] returned, as on Linux.
+    pub fn set_locked(&self, addr: VirtAddr, len: u64, locked: bool) -> Result<(), VmError> {
+        let end = addr.as_u64().checked_add(len).ok_or(VmError::Invalid)?;
+        let window = (number(addr), page_count(end));
+        if len == 0 {
+            return Ok(());
+        }
+        if window.1 > number(self.layout.limit) {
+            return Err(VmError::NotMapped);
+        }
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let end = inner.regions.run(window).ok_or(VmError::NotMapped)?;
+        let run = (window.0, end);
+        self.mark(inner, run, MapFlags::LOCKED, locked)?;
+        if locked {
+            for page in run.0..run.1 {
+                let prot = inner.regions.covering(page).map(|entry| entry.value.prot);
+                let prot = prot.unwrap_or_default();
+                // As Linux: written pages are made writable at once, unreadable ones left alone.
+                let access = if prot.contains(Prot::WRITE) { Access::Write } else { Access::Read };
+                match self.fault_in(inner, page, access) {
+                    Ok(_) | Err(FaultError::Protection) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        if end < window.1 { Err(VmError::NotMapped) } else { Ok(()) }
     }
 
     /// Limits and commit for private memory that becomes writable.
@@ -186,11 +215,13 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             return Err(VmError::TooManyRegions);
         }
         inner.regions.reserve(&[part])?;
+        inner.count_out(part);
         inner.regions.change(part, |region| {
             let differs = region.flags.contains(flag) != on;
             region.flags.set(flag, on);
             differs
         });
+        inner.count_in(part);
         Ok(())
     }
 

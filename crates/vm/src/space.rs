@@ -348,6 +348,14 @@ impl<P: VmPlatform> Inner<P> {
             && (!region.is_data() || fits(self.stats.data, self.limits.data))
     }
 
+    /// Counts in every region in `window`.
+    pub(crate) fn count_in(&mut self, window: Window) {
+        for entry in self.regions.within(window) {
+            let pages = entry.end.min(window.1) - entry.start.max(window.0);
+            self.stats.promise(&entry.value, pages, true);
+        }
+    }
+
     /// Counts out every region in `window`.
     pub(crate) fn count_out(&mut self, window: Window) {
         for entry in self.regions.within(window) {
