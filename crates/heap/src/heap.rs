@@ -199,6 +199,9 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         }
         // A block that is not live is found out before anything is copied from it.
         self.usable_size(ptr).map_err(HeapError::Misuse)?;
+        if self.resize(ptr, new_place) {
+            return Ok(ptr);
+        }
         let block = self.kalloc(new)?;
         let kept = old.size().min(new_size);
         // SAFETY: both blocks are live and hold `kept` bytes; the new one is nobody else's.
