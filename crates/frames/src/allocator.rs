@@ -18,7 +18,7 @@ use crate::caches::Caches;
 use crate::places::{CHUNK, Places, Plan};
 use crate::runs::Run;
 use crate::search::Window;
-use crate::shim::{AtomicU64, Ordering};
+use crate::shim::{AtomicU32, AtomicU64, Ordering};
 use crate::table::{FrameInfo, FrameTable};
 use crate::{
     AllocError, Class, Corruption, FreeError, Kind, OwnedFrames, Request, SetupError, TableError,
@@ -57,6 +57,8 @@ pub struct FrameAllocator<'m, C, M, R> {
     /// Where each zone is.
     pub(crate) zones: [Window; Zone::ALL.len()],
     pub(crate) reserve: AtomicU64,
+    /// Not 0: freed frames are filled with a pattern.
+    pub(crate) poison: AtomicU32,
     pub(crate) cpus: C,
     map: M,
 }
@@ -87,7 +89,16 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             Window::new(mem::replace(&mut start, end), end)
         });
         let reserve = AtomicU64::new(setup.reserve);
-        Ok(Self { core: Mutex::new(core), caches, table, zones, reserve, cpus, map })
+        Ok(Self {
+            core: Mutex::new(core),
+            caches,
+            table,
+            zones,
+            reserve,
+            poison: AtomicU32::new(0),
+            cpus,
+            map,
+        })
     }
 
     /// The frame table.
@@ -190,7 +201,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// Frames that were just taken from the core get an owner.
     #[inline]
     fn claim(&self, range: FrameRange, kind: Kind) -> Result<OwnedFrames, AllocError> {
-        self.table.claim(range, FrameTable::traits(kind, 0)).map_err(AllocError::Corrupt)?;
+        let claimed = self.table.claim(range, FrameTable::traits(kind, 0));
+        claimed.and_then(|()| self.check_poison(range)).map_err(AllocError::Corrupt)?;
         Ok(OwnedFrames::new(range))
     }
 
@@ -393,6 +405,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
                 return Err(FreeError::DoubleFree(frame_at(core, free)));
             }
         }
+        self.poison(range);
         core.give(index, count);
         if count < CHUNK {
             self.caches.lower_hint(frame.number());

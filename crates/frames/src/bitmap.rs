@@ -158,6 +158,11 @@ impl<'m> Core<'m> {
         })
     }
 
+    /// Is any frame of the chunk outside the managed memory?
+    pub(crate) fn is_holey(&self, chunk: usize) -> bool {
+        self.free[chunk] & HOLEY != 0
+    }
+
     /// Does the chunk have a free block of 2^`order` (at most 9)?
     pub(crate) fn is_tall(&self, chunk: usize, order: u8) -> bool {
         self.tall.get(chunk).is_some_and(|&tall| tall > order)

@@ -28,7 +28,8 @@
 //! memory in one piece (`caches.rs`).
 //!
 //! Left out: NUMA nodes, keeping movable and unmovable
-//! allocations apart ([`Mobility`] is recorded nowhere yet), poisoning.
+//! allocations apart ([`Mobility`] is recorded nowhere yet), hot-added memory, a lock-free core (it has
+//! one lock, taken once for 64 single frames).
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -45,6 +46,7 @@ mod line;
 mod magazine;
 mod owned;
 mod places;
+mod poison;
 mod request;
 mod runs;
 mod search;
@@ -60,7 +62,7 @@ pub use allocator::{FrameAllocator, Setup, required};
 pub use error::{AllocError, Blame, Corruption, FreeError, SetupError, TableError};
 pub use owned::OwnedFrames;
 pub use request::{Class, Kind, Mobility, Request};
-pub use stats::{BlockCounts, Stats, ZeroStats, Zone};
+pub use stats::{BlockCounts, Stats, ZeroStats, Zone, ZoneStats};
 pub use table::{Allocation, FrameInfo, FrameTable, backing};
 
 /// The README's example is a test.
