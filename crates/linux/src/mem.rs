@@ -213,7 +213,7 @@ pub fn mremap(
     let keep_old = flags & DONTUNMAP != 0;
     let wrong = flags & !(MAYMOVE | FIXED | DONTUNMAP) != 0
         || flags & FIXED != 0 && !may_move
-        || keep_old && (!may_move || old_len != new_len);
+        || keep_old && !may_move;
     if wrong {
         return Err(Errno::EINVAL);
     }

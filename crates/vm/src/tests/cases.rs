@@ -303,3 +303,38 @@ fn the_layout_of_linux() {
     assert_eq!(layout.limit.as_u64(), 0x7fff_ffff_f000);
     assert_eq!(layout.mmap_base.as_u64(), 0x7fff_f7ff_f000);
 }
+
+#[test]
+fn a_move_that_cannot_be_is_refused_before_its_target_is_unmapped() {
+    let host = Host::new(64);
+    let space = host.linux();
+    space.map(fixed(BASE, 0x2000, RW)).unwrap();
+    space.map(fixed(BASE + 0x10_000, 0x4000, RW)).unwrap();
+    let request = |old_len, new_len, to| RemapRequest {
+        addr: at(BASE),
+        old_len,
+        new_len,
+        place: RemapPlace::Fixed(at(to)),
+        keep_old: false,
+    };
+    let target = BASE + 0x10_000;
+    assert_eq!(space.remap(request(0x3000, 0x3000, target)), Err(VmError::Fault));
+    assert_eq!(space.remap(request(0x2000, 1 << 47, target)), Err(VmError::Invalid));
+    assert_eq!(space.remap(request(0x2000, 0x2000, BASE + 0x1000)), Err(VmError::Invalid));
+    assert_eq!(space.stats().mapped, 6);
+    // What is cut off may reach over the end of the mapping.
+    assert_eq!(space.remap(request(0x9000, 0x1000, target)), Ok(at(target)));
+    assert_eq!(space.stats().mapped, 4);
+}
+
+#[test]
+fn protecting_past_the_end_of_the_space_does_what_comes_before() {
+    let host = Host::new(64);
+    let space = host.linux();
+    space.map(fixed(BASE, 0x2000, RW)).unwrap();
+    let prot = |space: &super::host::Space<'_>| space.next_region(at(BASE)).unwrap().prot;
+    assert_eq!(space.protect(at(BASE), u64::MAX, Prot::READ), Err(VmError::NotMapped));
+    assert_eq!(prot(&space), RW, "a length that wraps changes nothing");
+    assert_eq!(space.protect(at(BASE), 1 << 47, Prot::READ), Err(VmError::NotMapped));
+    assert_eq!(prot(&space), Prot::READ);
+}
