@@ -28,7 +28,9 @@
 //! Lock order: the lock of the regions, then an object's, then the page table's.
 //!
 //! Left out: large pages, the zero page, fault-around, file pages shared between spaces, reclaim,
-//! `MADV_FREE` that waits for pressure (it frees at once), guard markers.
+//! `MADV_FREE` that waits for pressure (it frees at once), guard markers. Anonymous regions that are
+//! alike always merge; Linux keeps some apart (after moves and forks), where a later `mremap` over
+//! the border then fails with `EFAULT` and here succeeds.
 
 use lock_api::{Mutex, MutexGuard};
 use pagoda_addr::{Frame, Page, PageRange, UserRange, UserRangeError, VirtAddr, VirtRange};
