@@ -328,6 +328,9 @@ impl<'m> Core<'m> {
 impl Core<'_> {
     /// Panics unless *summaries* and the counts follow from the lines.
     pub(crate) fn audit(&self) {
+        if cfg!(miri) {
+            return; // minutes
+        }
         let mut total = 0;
         for gig in 0..self.has.len() {
             let mut has = [Line::EMPTY; 10];
