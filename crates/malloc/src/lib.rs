@@ -50,7 +50,7 @@ mod window;
 
 pub use allocator::{Allocator, MIN_ALIGN};
 pub use arena::{ArenaStats, MEDIUM_MAX};
-pub use classes::{CLASSES, SMALL_MAX};
+pub use classes::{CLASSES, SMALL_MAX, UNIT_BYTES};
 pub use heap::Heap;
 pub use pool::PoolStats;
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]

@@ -152,13 +152,17 @@ unsafe impl System for Linux {
         let mut line = Line { text: [0; 160], length: 0 };
         // A line that does not fit is cut.
         let _ = writeln!(line, "pagoda-malloc: {why}");
-        write(2, line.text.get(..line.length).unwrap_or(&[]));
-        // SAFETY: ends the program as `abort` does; if a handler comes back, by an illegal instruction.
-        unsafe {
-            let (process, thread) = (process() as usize, self.thread() as usize);
-            call(TGKILL, [process, thread, SIGABRT, 0, 0, 0]);
-            asm!("ud2", options(noreturn, nostack));
-        }
+        abort(line.text.get(..line.length).unwrap_or(&[]))
+    }
+}
+
+/// Says why on standard error and ends the program as `abort` does.
+pub fn abort(why: &[u8]) -> ! {
+    write(2, why);
+    // SAFETY: if a handler of the signal comes back, an illegal instruction ends the program.
+    unsafe {
+        call(TGKILL, [process() as usize, Linux.thread() as usize, SIGABRT, 0, 0, 0]);
+        asm!("ud2", options(noreturn, nostack));
     }
 }
 

@@ -1,5 +1,6 @@
 //! How the allocator stands: read from counters that the slow paths keep.
 
+use core::fmt;
 use core::sync::atomic::Ordering;
 
 use crate::allocator::Allocator;
@@ -30,6 +31,30 @@ impl Stats {
     pub fn footprint(&self) -> usize {
         let units = self.pool.frontier - self.pool.clean;
         units as usize * UNIT_BYTES + self.medium.live + self.medium.dirty + self.large_bytes
+    }
+}
+
+impl Stats {
+    /// Bytes of slabs that hold blocks.
+    pub fn slab_bytes(&self) -> usize {
+        self.slabs.iter().map(|&count| count as usize * UNIT_BYTES).sum()
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kib = |bytes: usize| bytes.div_ceil(1024);
+        writeln!(f, "heaps of threads        {:>10}", self.heaps)?;
+        writeln!(f, "small: slabs in use     {:>10} KiB", kib(self.slab_bytes()))?;
+        writeln!(
+            f,
+            "small: slabs waiting    {:>10} KiB",
+            kib(self.pool.dirty as usize * UNIT_BYTES)
+        )?;
+        writeln!(f, "medium: blocks          {:>10} KiB", kib(self.medium.live))?;
+        writeln!(f, "medium: free, not given back {:>5} KiB", kib(self.medium.dirty))?;
+        writeln!(f, "large: {:>6} mappings  {:>10} KiB", self.large_count, kib(self.large_bytes))?;
+        writeln!(f, "in all                  {:>10} KiB", kib(self.footprint()))
     }
 }
 
