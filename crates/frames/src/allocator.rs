@@ -364,6 +364,23 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         Ok((OwnedFrames::new(low), OwnedFrames::new(high)))
     }
 
+    /// Makes every frame of the allocation `range` an allocation of its own, with the same kind,
+    /// flags, owners and mappings: for a large page that is mapped as small ones from now on. O(frames).
+    ///
+    /// # Errors
+    /// [`FreeError::DoubleFree`], [`FreeError::PartOf`] or [`FreeError::NotManaged`] when `range` is
+    /// not exactly one allocation; nothing has changed then.
+    pub fn shatter(&self, range: FrameRange) -> Result<(), FreeError> {
+        let core = self.core.lock();
+        match self.table.begins(range.start()) {
+            Some(block) if block.range == range => {
+                self.table.shatter(&block).map_err(FreeError::Corrupt)
+            }
+            Some(block) => Err(FreeError::PartOf { frame: range.start(), block: block.range }),
+            None => Err(self.explain(&core, range.start())),
+        }
+    }
+
     /// One owner less for the allocation that begins at `frame`; frees it when that was the last
     /// one, and says whether it did.
     ///

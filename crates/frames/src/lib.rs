@@ -36,6 +36,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod allocation;
 mod allocator;
 mod bitmap;
 mod caches;
@@ -58,12 +59,13 @@ mod tests;
 mod view;
 mod zeroed;
 
+pub use allocation::{Allocation, backing};
 pub use allocator::{FrameAllocator, Setup, required};
 pub use error::{AllocError, Blame, Corruption, FreeError, SetupError, TableError};
 pub use owned::OwnedFrames;
 pub use request::{Class, Kind, Mobility, Request};
 pub use stats::{BlockCounts, Stats, ZeroStats, Zone, ZoneStats};
-pub use table::{Allocation, FrameInfo, FrameTable, backing};
+pub use table::{FrameInfo, FrameTable};
 
 /// The README's example is a test.
 #[doc = include_str!("../README.md")]

@@ -256,6 +256,28 @@ fn zones_and_nearly_free_blocks_are_shown() {
 }
 
 #[test]
+fn a_shattered_block_is_freed_frame_by_frame() {
+    let mut ground = Ground::new(&[(1 << 20, 2048)], true);
+    let allocator = ground.allocator(0, 0);
+    let block = allocator.alloc(order(9).kind(Kind(4))).unwrap().into_range();
+    allocator.table().share(block.start()).unwrap();
+    let part = frames(block.start().number(), 3);
+    let whole = FreeError::PartOf { frame: block.start(), block };
+    assert_eq!(allocator.shatter(part), Err(whole));
+    allocator.shatter(block).unwrap();
+    for frame in block.iter() {
+        assert_eq!(
+            allocator.table().begins(frame).map(|one| (one.kind, one.refs)),
+            Some((Kind(4), 2))
+        );
+        assert_eq!(allocator.release(frame), Ok(false));
+        assert_eq!(allocator.release(frame), Ok(true));
+    }
+    assert_eq!(allocator.shatter(part), Err(FreeError::DoubleFree(block.start())));
+    assert_eq!(allocator.stats().used, 0);
+}
+
+#[test]
 fn shared_or_mapped_frames_are_not_freed() {
     let mut ground = Ground::new(&[(1 << 20, 64)], true);
     let allocator = ground.allocator(0, 0);
