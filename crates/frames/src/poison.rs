@@ -18,8 +18,12 @@ const MOST: u64 = 512;
 
 impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     /// From now on, fill freed frames with a pattern and check it at the next allocation. Only debug
-    /// builds do it; all managed memory must be reachable through the `PhysMap`.
-    pub fn set_poison(&self, on: bool) {
+    /// builds do it.
+    ///
+    /// # Safety
+    /// All managed memory is initialised in the sense of the language: RAM as the machine found it
+    /// is, memory that a host has just got from its own allocator has to be written once.
+    pub unsafe fn set_poison(&self, on: bool) {
         self.poison.store(on.into(), Relaxed);
     }
 
@@ -47,7 +51,8 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
             return Ok(());
         }
         for frame in range.iter().take(MOST as usize) {
-            // SAFETY: a word of a frame that was taken from the core just now.
+            // SAFETY: a word of a frame that was taken from the core just now, and initialised, as
+            // `set_poison` demands.
             let intact = |word: *mut u64| unsafe { word.read() } == PATTERN;
             let start = self.map().ptr(frame.start()).cast::<u64>();
             let filled = intact(start) || intact(start.wrapping_add(WORDS - 1));

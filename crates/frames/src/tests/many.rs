@@ -1,4 +1,5 @@
 //! Several CPUs.
+#![allow(unsafe_code)] // switches poisoning on
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
@@ -20,7 +21,8 @@ fn threads_that_allocate_free_and_hand_over_never_share_a_frame() {
     let rounds = 20_000;
     let mut ground = Ground::with_cpus(&[(START, COUNT)], true, MAX_CPUS);
     let allocator = ground.allocator_for(ThreadCpus, 0, COUNT as usize);
-    allocator.set_poison(true);
+    // SAFETY: the arena is filled.
+    unsafe { allocator.set_poison(true) };
     let owners: Vec<_> = (0..COUNT).map(|_| AtomicU64::new(0)).collect();
     let handed: Mutex<Vec<FrameRange>> = Mutex::new(Vec::new());
     let own = |range: FrameRange, who: u64| {

@@ -139,6 +139,8 @@ impl Ground {
         let arena = Layout::from_size_align(arena_frames * 4096, 4096).unwrap();
         let first = self.ranges[0].start().start().as_u64();
         let arena = Arena { first, memory: Raw::new(arena) };
+        // SAFETY: all of the arena.
+        unsafe { arena.memory.start.as_ptr().write_bytes(0x77, arena_frames * 4096) };
         // SAFETY: the storage is ours, and borrowed as long as `self` is.
         let storage = unsafe {
             let start = self.storage.start.as_ptr().cast::<MaybeUninit<u8>>();

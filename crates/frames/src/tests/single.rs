@@ -225,7 +225,8 @@ fn the_pool_of_zeroed_frames_serves_and_is_given_up_under_pressure() {
 fn a_write_after_free_is_noticed() {
     let mut ground = Ground::new(&[(1 << 20, 128)], true);
     let allocator = ground.allocator(0, 128);
-    allocator.set_poison(true);
+    // SAFETY: the arena is filled.
+    unsafe { allocator.set_poison(true) };
     for count in [1, 3] {
         let owned = allocator.alloc(Request::count(count)).unwrap();
         let last = frame(owned.range().end_number() - 1);
@@ -314,6 +315,26 @@ fn the_owner_finds_its_kind_flags_and_link_again() {
     assert_eq!(table.link(start), Ok(77));
     assert_eq!(table.find(frame(start.number() + 3)), None);
     allocator.free_range(block).unwrap();
+}
+
+#[test]
+fn small_machines_can_use_every_frame() {
+    // 16 MiB, 32 MiB, and a zone that is one frame long.
+    for end in [0x1000, 0x2000, 0x1001] {
+        let mut ground = Ground::new(&[(0x10, 0x80), (0x100, end - 0x100)], true);
+        let allocator = ground.allocator(0, 0);
+        let total = allocator.stats().total;
+        for _ in 0..2 {
+            let mut list: Vec<_> = (0..total + 1).map(|_| None).collect();
+            let (made, why) = allocator.alloc_bulk(Request::frame(), &mut list);
+            assert_eq!((made as u64, why), (total, Err(AllocError::NoMemory)));
+            allocator.free_bulk(&mut list).unwrap();
+        }
+        let large = allocator.alloc(order(9).below(PhysAddr::new(16 << 20))).unwrap();
+        allocator.free(large).unwrap();
+        assert_eq!(allocator.stats().used, 0);
+        allocator.audit();
+    }
 }
 
 #[test]
