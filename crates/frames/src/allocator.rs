@@ -1,7 +1,9 @@
-//! The allocator that a kernel holds: the core behind a lock, and the frame table beside it.
+//! The allocator that a kernel holds: the core behind a lock, the frame table beside it, and the
+//! caches of the CPUs in front (`caches.rs`). Here stands what goes to the core directly.
 //!
-//! Lock order: one lock, of the rank that the host gives it (`pagoda_sync::rank::FRAMES`); nothing
-//! is called while it is held but the core and the table. Frames are zeroed after it was let go.
+//! Lock order: the locks have the rank that the host gives them (`pagoda_sync::rank::FRAMES`) and
+//! are never held together. While the core's is held, only the core and the table are called; frames
+//! are zeroed after it was let go.
 #![allow(unsafe_code)] // the constructor trusts the caller
 
 use core::alloc::Layout;
@@ -72,6 +74,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// - Of the array at `setup.table`, the parts that [`backing`](crate::backing) names for these
     ///   ranges are mapped, writable, used by nobody else, and stay so for `'m`. Their content does
     ///   not matter.
+    /// - Without a table, [`OwnedFrames`] only ever go back to the allocator that they came from.
     ///
     /// # Errors
     /// [`SetupError`]: ranges that are not sorted, or too little storage.

@@ -27,9 +27,9 @@
 //! Speed: single frames come from and go to a magazine of the CPU's own, by a rule that keeps free
 //! memory in one piece (`caches.rs`).
 //!
-//! Left out: NUMA nodes, keeping movable and unmovable
-//! allocations apart ([`Mobility`] is recorded nowhere yet), hot-added memory, a lock-free core (it has
-//! one lock, taken once for 64 single frames).
+//! Left out: NUMA nodes, keeping movable and unmovable allocations apart ([`Mobility`] is recorded
+//! nowhere yet), hot-added memory and ranges taken off line, reclaim callbacks (the host retries), a
+//! lock-free core (it has one lock, taken once for 64 single frames).
 #![no_std]
 #![deny(unsafe_code)]
 
