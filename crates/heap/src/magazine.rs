@@ -121,8 +121,7 @@ impl Magazine {
         unsafe {
             let top = top.sub(1);
             self.top.store(top, Ordering::Relaxed);
-            // No block is null: `push` takes none.
-            Some(NonNull::new_unchecked(*top))
+            NonNull::new(*top)
         }
     }
 

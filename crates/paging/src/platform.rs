@@ -1,10 +1,8 @@
 //! What the host kernel supplies.
 #![allow(unsafe_code)] // declares an unsafe trait; contains no unsafe block
 
-use core::sync::atomic::{AtomicU64, Ordering, fence};
-
 use pagoda_addr::{Frame, Page, PageRange, PhysMap};
-use pagoda_sync::{CpuId, CpuSet};
+use pagoda_sync::{CpuId, CpuSet, Members};
 
 use crate::{OutOfFrames, PageSize};
 
@@ -69,47 +67,42 @@ pub enum Gain {
 /// that switches away calls [`leave`](Self::leave) *after* it has loaded another root (and, without
 /// address-space identifiers, has thereby forgotten).
 #[derive(Debug, Default)]
-pub struct SpaceTlb {
-    cpus: CpuSet,
-    generation: AtomicU64,
-}
+pub struct SpaceTlb(Members);
 
 impl SpaceTlb {
     /// Nobody remembers anything.
     pub const fn new() -> Self {
-        Self { cpus: CpuSet::new(), generation: AtomicU64::new(0) }
+        Self(Members::new())
     }
 
     /// The CPUs that may remember. To be read after the entry was written and the generation
     /// advanced; [`Platform::flush`] is called at such a moment.
+    #[inline]
     pub fn cpus(&self) -> &CpuSet {
-        &self.cpus
+        self.0.cpus()
     }
 
     /// `cpu` is about to load the root. Returns the generation that it will see at least.
+    #[inline]
     pub fn join(&self, cpu: CpuId) -> u64 {
-        self.cpus.insert(cpu);
-        self.generation()
+        self.0.join(cpu)
     }
 
     /// `cpu` has loaded another root and remembers nothing of this space.
+    #[inline]
     pub fn leave(&self, cpu: CpuId) {
-        self.cpus.remove(cpu);
+        self.0.leave(cpu);
     }
 
     /// Counts the flushes of this space.
+    #[inline]
     pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::SeqCst)
+        self.0.generation()
     }
 
     /// Between writing entries and reading the set: the new generation.
     pub(crate) fn advance(&self) -> u64 {
-        // The entries were written before this; the set is read after it. The fence says so to
-        // models in which a sequentially consistent exchange alone does not order other locations.
-        fence(Ordering::SeqCst);
-        let generation = self.generation.fetch_add(1, Ordering::SeqCst) + 1;
-        fence(Ordering::SeqCst);
-        generation
+        self.0.advance()
     }
 }
 
@@ -117,7 +110,7 @@ impl SpaceTlb {
 ///
 /// The lock is held while tables are allocated and, when a batch is full, while it flushes. If
 /// flushing means to wait for other CPUs, then whoever spins on the lock has to serve the requests
-/// of others meanwhile.
+/// of others meanwhile: see [`pagoda_sync::ServingSpin`].
 ///
 /// # Safety
 /// `alloc_table` returns a frame that nobody else uses, that the [`PhysMap`] reaches, and that is

@@ -1,4 +1,6 @@
-//! # Which CPU am I, and what is a lock?
+#![doc = include_str!("../README.md")]
+//!
+//! # Inside
 //!
 //! The nouns:
 //!
@@ -7,7 +9,12 @@
 //!   guard is the proof that a caller stays on its CPU.
 //! - [`PerCpu`]: one cell for each CPU, reached only with a [`Pinned`] guard, and therefore
 //!   without a lock and without an atomic read-modify-write.
+//! - [`HandOver`]: asking another CPU to empty its cell, which it does at its next pin.
+//! - [`Epochs`]: when nobody reads any more what was taken out of a structure without locks.
+//! - [`Members`]: the CPUs that have to be told of changes (a TLB shootdown), and how many there
+//!   were.
 //! - [`RawSpin`]: a plain test-and-test-and-set lock for [`lock_api`].
+//! - [`Serving`]: any raw lock whose waiters do something for others meanwhile.
 //! - [`Ranked`]: any raw lock, plus a rank that a [`RankTracker`] checks.
 //!
 //! # Invariants
@@ -23,8 +30,10 @@
 //! order the storeys from the top down (see [`rank`]): whoever calls downwards holds the lower
 //! rank.
 //!
-//! Left out: queues, sleeping locks and wait queues (they belong to a scheduler), and read-copy
-//! update.
+//! The rules of each part stand in its head, are asserted in debug builds where one CPU can see
+//! them, and are explored by loom where it takes two (`--cfg loom`, the tests whose names say so).
+//!
+//! Left out: queues, sleeping locks and wait queues (they belong to a scheduler).
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -32,16 +41,27 @@
 extern crate std;
 
 mod cpu;
+mod epoch;
+mod handover;
 #[cfg(any(test, feature = "std"))]
 pub mod host;
+#[cfg(all(test, not(loom)))]
+mod host_tests;
+#[cfg(all(loom, test))]
+mod loom_tests;
+mod members;
 mod percpu;
 pub mod rank;
+mod shim;
 mod spin;
 
 pub use cpu::{CpuId, CpuSet, Cpus, MAX_CPUS, Pinned, Uniprocessor};
+pub use epoch::{Deferral, EpochCell, Epochs, Reading};
+pub use handover::{HandOver, HandOverCell, Ticket};
+pub use members::Members;
 pub use percpu::{CachePadded, PerCpu};
 pub use rank::{RankTracker, Ranked};
-pub use spin::RawSpin;
+pub use spin::{RawSpin, Serving, ServingSpin, SpinHook};
 
 /// A mutex over [`RawSpin`].
 pub type SpinMutex<T> = lock_api::Mutex<RawSpin, T>;

@@ -350,11 +350,9 @@ impl OpenFile {
     }
 
     /// Was a named pipe opened whose other end has not come yet? A blocking `open` waits on
-    /// [`waiters`](Self::waiters) while this is true. Never for a pipe without a name, opened again
-    /// through `/proc/PID/fd`.
+    /// [`waiters`](Self::waiters) while this is true.
     pub fn is_opening(&self) -> bool {
-        let named = self.node.volume.dev.minor != crate::vfs::NAMELESS;
-        named && matches!(&self.handle, Handle::Pipe(end) if end.is_alone())
+        matches!(&self.handle, Handle::Pipe(end) if end.is_alone())
     }
 
     /// Device control. Knows `FIONREAD`, `FIONBIO` and the terminal's requests.

@@ -5,4 +5,3 @@ mod fails;
 mod host;
 mod model;
 mod random;
-mod sharing;
