@@ -4,7 +4,7 @@
 //! - [`build`] makes the kernel, the programs and the initramfs ([`cpio`], [`ksyms`]).
 //! - [`guest`] starts QEMU and carries bytes in and out; [`run`] decides what runs in it.
 //! - [`check`] is format, lints, documentation and the direction of the dependencies.
-//! - [`test`] is everything that must hold.
+//! - [`mod@test`] is everything that must hold.
 
 use std::process::ExitCode;
 
