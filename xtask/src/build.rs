@@ -179,7 +179,7 @@ pub fn grub_image(kernel: &Path, initramfs: &Path, command_line: &str) -> Result
     let tree = out()?.join(format!("{name}.grub"));
     let boot = tree.join("boot");
     fs::create_dir_all(boot.join("grub"))?;
-    fs::copy(kernel, boot.join("kernel"))?;
+    fs::write(boot.join("kernel"), without_sections(fs::read(kernel)?))?;
     fs::copy(initramfs, boot.join("initramfs"))?;
     let config = format!(
         "set timeout=0\nmenuentry pagoda {{\n  \
@@ -193,6 +193,18 @@ pub fn grub_image(kernel: &Path, initramfs: &Path, command_line: &str) -> Result
         bail!("grub-mkrescue failed:\n{}", String::from_utf8_lossy(&made.stderr));
     }
     Ok(image)
+}
+
+/// The image with no sections, only what is loaded. GRUB puts sections that are not loaded, such as
+/// debug information, into memory too and tells the kernel where: megabytes that nobody asked for.
+fn without_sections(mut image: Vec<u8>) -> Vec<u8> {
+    // ELF64 header: offset of the section headers; then their size, their number, and the names'.
+    for field in [0x28..0x30, 0x3a..0x40] {
+        if let Some(bytes) = image.get_mut(field) {
+            bytes.fill(0);
+        }
+    }
+    image
 }
 
 /// `cargo xtask bench`: builds and runs the measuring program, which is a workspace of its own.

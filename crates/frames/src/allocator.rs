@@ -1,7 +1,9 @@
-//! The allocator that a kernel holds: the core behind a lock, and the frame table beside it.
+//! The allocator that a kernel holds: the core behind a lock, the frame table beside it, and the
+//! caches of the CPUs in front (`caches.rs`). Here stands what goes to the core directly.
 //!
-//! Lock order: one lock, of the rank that the host gives it (`pagoda_sync::rank::FRAMES`); nothing
-//! is called while it is held but the core and the table. Frames are zeroed after it was let go.
+//! Lock order: the locks have the rank that the host gives them (`pagoda_sync::rank::FRAMES`) and
+//! are never held together. While the core's is held, only the core and the table are called; frames
+//! are zeroed after it was let go.
 #![allow(unsafe_code)] // the constructor trusts the caller
 
 use core::alloc::Layout;
@@ -18,7 +20,7 @@ use crate::caches::Caches;
 use crate::places::{CHUNK, Places, Plan};
 use crate::runs::Run;
 use crate::search::Window;
-use crate::shim::{AtomicU64, Ordering};
+use crate::shim::{AtomicU32, AtomicU64, Ordering};
 use crate::table::{FrameInfo, FrameTable};
 use crate::{
     AllocError, Class, Corruption, FreeError, Kind, OwnedFrames, Request, SetupError, TableError,
@@ -57,6 +59,8 @@ pub struct FrameAllocator<'m, C, M, R> {
     /// Where each zone is.
     pub(crate) zones: [Window; Zone::ALL.len()],
     pub(crate) reserve: AtomicU64,
+    /// Not 0: freed frames are filled with a pattern.
+    pub(crate) poison: AtomicU32,
     pub(crate) cpus: C,
     map: M,
 }
@@ -70,6 +74,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// - Of the array at `setup.table`, the parts that [`backing`](crate::backing) names for these
     ///   ranges are mapped, writable, used by nobody else, and stay so for `'m`. Their content does
     ///   not matter.
+    /// - Without a table, [`OwnedFrames`] only ever go back to the allocator that they came from.
     ///
     /// # Errors
     /// [`SetupError`]: ranges that are not sorted, or too little storage.
@@ -87,7 +92,16 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             Window::new(mem::replace(&mut start, end), end)
         });
         let reserve = AtomicU64::new(setup.reserve);
-        Ok(Self { core: Mutex::new(core), caches, table, zones, reserve, cpus, map })
+        Ok(Self {
+            core: Mutex::new(core),
+            caches,
+            table,
+            zones,
+            reserve,
+            poison: AtomicU32::new(0),
+            cpus,
+            map,
+        })
     }
 
     /// The frame table.
@@ -190,7 +204,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// Frames that were just taken from the core get an owner.
     #[inline]
     fn claim(&self, range: FrameRange, kind: Kind) -> Result<OwnedFrames, AllocError> {
-        self.table.claim(range, FrameTable::traits(kind, 0)).map_err(AllocError::Corrupt)?;
+        let claimed = self.table.claim(range, FrameTable::traits(kind, 0));
+        claimed.and_then(|()| self.check_poison(range)).map_err(AllocError::Corrupt)?;
         Ok(OwnedFrames::new(range))
     }
 
@@ -352,6 +367,23 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         Ok((OwnedFrames::new(low), OwnedFrames::new(high)))
     }
 
+    /// Makes every frame of the allocation `range` an allocation of its own, with the same kind,
+    /// flags, owners and mappings: for a large page that is mapped as small ones from now on. O(frames).
+    ///
+    /// # Errors
+    /// [`FreeError::DoubleFree`], [`FreeError::PartOf`] or [`FreeError::NotManaged`] when `range` is
+    /// not exactly one allocation; nothing has changed then.
+    pub fn shatter(&self, range: FrameRange) -> Result<(), FreeError> {
+        let core = self.core.lock();
+        match self.table.begins(range.start()) {
+            Some(block) if block.range == range => {
+                self.table.shatter(&block).map_err(FreeError::Corrupt)
+            }
+            Some(block) => Err(FreeError::PartOf { frame: range.start(), block: block.range }),
+            None => Err(self.explain(&core, range.start())),
+        }
+    }
+
     /// One owner less for the allocation that begins at `frame`; frees it when that was the last
     /// one, and says whether it did.
     ///
@@ -393,6 +425,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
                 return Err(FreeError::DoubleFree(frame_at(core, free)));
             }
         }
+        self.poison(range);
         core.give(index, count);
         if count < CHUNK {
             self.caches.lower_hint(frame.number());

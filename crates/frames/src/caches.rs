@@ -132,7 +132,9 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     pub(crate) fn hand_out(&self, frame: u64, kind: Kind) -> Result<OwnedFrames, AllocError> {
         let traits = FrameTable::traits(kind, 0);
         self.table.own_cached(frame, traits).map_err(AllocError::Corrupt)?;
-        Ok(OwnedFrames::new(FrameRange::single(Frame::new(frame).unwrap_or_default())))
+        let range = FrameRange::single(Frame::new(frame).unwrap_or_default());
+        self.check_poison(range).map_err(AllocError::Corrupt)?;
+        Ok(OwnedFrames::new(range))
     }
 
     #[cold]
@@ -231,6 +233,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         if !self.table.cache_owned(frame) {
             return Err(self.refuse(frame));
         }
+        self.poison(FrameRange::single(frame));
         let number = frame.number();
         let below = self.caches.distance(number) < self.caches.hint.load(Relaxed);
         let kept = if below { magazine.push(number) } else { magazine.toss(number) };

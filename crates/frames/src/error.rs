@@ -34,6 +34,12 @@ pub enum Corruption {
         /// The frame.
         frame: Frame,
     },
+    /// Somebody wrote into a frame after it had been freed (debug builds, see
+    /// [`FrameAllocator::set_poison`](crate::FrameAllocator::set_poison)).
+    WrittenAfterFree {
+        /// The frame.
+        frame: Frame,
+    },
 }
 
 /// Why nothing was allocated. The allocator is as it was before.

@@ -27,14 +27,16 @@
 //! Speed: single frames come from and go to a magazine of the CPU's own, by a rule that keeps free
 //! memory in one piece (`caches.rs`).
 //!
-//! Left out: NUMA nodes, keeping movable and unmovable
-//! allocations apart ([`Mobility`] is recorded nowhere yet), poisoning.
+//! Left out: NUMA nodes, keeping movable and unmovable allocations apart ([`Mobility`] is recorded
+//! nowhere yet), hot-added memory and ranges taken off line, reclaim callbacks (the host retries), a
+//! lock-free core (it has one lock, taken once for 64 single frames).
 #![no_std]
 #![deny(unsafe_code)]
 
 #[cfg(test)]
 extern crate std;
 
+mod allocation;
 mod allocator;
 mod bitmap;
 mod caches;
@@ -45,6 +47,7 @@ mod line;
 mod magazine;
 mod owned;
 mod places;
+mod poison;
 mod request;
 mod runs;
 mod search;
@@ -56,12 +59,13 @@ mod tests;
 mod view;
 mod zeroed;
 
+pub use allocation::{Allocation, backing};
 pub use allocator::{FrameAllocator, Setup, required};
 pub use error::{AllocError, Blame, Corruption, FreeError, SetupError, TableError};
 pub use owned::OwnedFrames;
 pub use request::{Class, Kind, Mobility, Request};
-pub use stats::{BlockCounts, Stats, ZeroStats, Zone};
-pub use table::{Allocation, FrameInfo, FrameTable, backing};
+pub use stats::{BlockCounts, Stats, ZeroStats, Zone, ZoneStats};
+pub use table::{FrameInfo, FrameTable};
 
 /// The README's example is a test.
 #[doc = include_str!("../README.md")]

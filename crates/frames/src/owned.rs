@@ -53,9 +53,8 @@ impl OwnedFrames {
     /// them back with [`FrameAllocator::free_range`](crate::FrameAllocator::free_range).
     #[inline]
     pub fn into_range(self) -> FrameRange {
-        let range = self.0;
-        mem::forget(self);
-        range
+        // `ManuallyDrop` rather than `forget`: in release builds there is no `Drop` to forget.
+        mem::ManuallyDrop::new(self).0
     }
 }
 

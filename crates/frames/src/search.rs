@@ -97,6 +97,21 @@ impl Core<'_> {
         Some(index)
     }
 
+    /// Free frames in the window. O(chunks).
+    pub(crate) fn count_frames(&self, window: Window) -> u64 {
+        (window.first..window.after).map(|chunk| self.count(chunk) as u64).sum()
+    }
+
+    /// The chunk with the most free frames of those that are neither entirely free nor entirely
+    /// taken, and have no holes; with its number of taken frames.
+    pub(crate) fn emptiest_chunk(&self) -> Option<(usize, u64)> {
+        let chunks = 0..self.end() >> CHUNK_SHIFT;
+        let broken = chunks
+            .filter(|&chunk| (1..CHUNK).contains(&self.count(chunk)) && !self.is_holey(chunk));
+        let chunk = broken.max_by_key(|&chunk| self.count(chunk))?;
+        Some((chunk << CHUNK_SHIFT, (CHUNK - self.count(chunk)) as u64))
+    }
+
     /// Free blocks by order in the window, the largest possible blocks. O(chunks).
     pub(crate) fn count_blocks(&self, window: Window, counts: &mut [u64; ORDERS]) {
         let (mut small, mut large) = ([0; 10], [0; 10]);

@@ -53,6 +53,15 @@ impl Zone {
     }
 }
 
+/// Counts of frames in one zone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ZoneStats {
+    /// Frames under management.
+    pub total: u64,
+    /// Frames in the shared core.
+    pub free: u64,
+}
+
 /// Free memory as the largest naturally aligned blocks: what Linux prints as `/proc/buddyinfo`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct BlockCounts {

@@ -1,7 +1,7 @@
 //! The frame table: 16 bytes for each frame, the truth about who owns it.
 //!
 //! One virtual array, indexed by frame number, that the host backs with memory only where RAM is
-//! ([`backing`]); the entries of a chunk are initialised when an allocation first begins in it, and
+//! ([`crate::backing`]); the entries of a chunk are initialised when an allocation first begins in it, and
 //! a bit per chunk says so. An allocation is described by the entry of its first frame, the *head*;
 //! *head-truth*: an entry says `HEAD` exactly if an allocation begins there. The entries in between
 //! say nothing, so a block of any size is taken, given back or cut in two in O(1).
@@ -19,7 +19,7 @@ use pagoda_addr::{Frame, FrameRange, Order};
 
 use crate::places::{CHUNK, CHUNK_SHIFT, Directory, GIG_CHUNKS, GIG_SHIFT};
 use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
-use crate::{Corruption, FreeError, Kind, TableError};
+use crate::{Allocation, Corruption, FreeError, Kind, TableError};
 
 /// What the table knows about one frame.
 ///
@@ -61,38 +61,6 @@ impl FrameInfo {
             link: AtomicU32::new(0),
         }
     }
-}
-
-/// An allocation, as the table knows it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Allocation {
-    /// Its frames.
-    pub range: FrameRange,
-    /// What the owner uses it for.
-    pub kind: Kind,
-    /// The owner's flags.
-    pub flags: u8,
-    /// Owners.
-    pub refs: u32,
-    /// Page-table entries that show it.
-    pub maps: u32,
-}
-
-/// The parts of the table's array that must be backed by memory for these ranges: byte offsets from
-/// its start, as (offset, length), multiples of 8 KiB, in rising order and not touching.
-pub fn backing(ranges: &[FrameRange]) -> impl Iterator<Item = (u64, u64)> + '_ {
-    let mut rest = ranges.iter().filter(|range| !range.is_empty()).peekable();
-    core::iter::from_fn(move || {
-        let chunks = |range: &FrameRange| {
-            (range.start().number() >> CHUNK_SHIFT, ((range.end_number() - 1) >> CHUNK_SHIFT) + 1)
-        };
-        let (first, mut after) = chunks(rest.next()?);
-        while let Some(next) = rest.next_if(|next| chunks(next).0 <= after) {
-            after = chunks(next).1;
-        }
-        let bytes = (CHUNK * size_of::<FrameInfo>()) as u64;
-        Some((first * bytes, (after - first) * bytes))
-    })
 }
 
 /// One [`FrameInfo`] for each frame of managed memory.
@@ -472,6 +440,26 @@ impl<'m> FrameTable<'m> {
             // The length of a short allocation would stand in the new head: but a part of one or
             // two frames is a power of two.
             head.state.store(HEAD | traits | self.put_length(low), Release);
+        }
+        Ok(())
+    }
+}
+
+impl FrameTable<'_> {
+    /// Makes every frame of the allocation one of its own, which inherits everything but the link.
+    /// The caller owns the allocation and holds the allocator's lock.
+    pub(crate) fn shatter(&self, block: &Allocation) -> Result<(), Corruption> {
+        let traits = Self::traits(block.kind, block.flags);
+        let head = self.entry(block.range.start().number());
+        for frame in block.range.iter().skip(1) {
+            self.claim(FrameRange::single(frame), traits)?;
+            if let Some(entry) = self.entry(frame.number()) {
+                entry.refs.store(block.refs, Relaxed);
+                entry.maps.store(block.maps, Relaxed);
+            }
+        }
+        if let Some(head) = head {
+            head.state.store(HEAD | traits, Release);
         }
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! What an allocator shows of itself.
 
 use lock_api::RawMutex;
-use pagoda_addr::{Order, PhysMap};
+use pagoda_addr::{FrameRange, Order, PhysMap};
 use pagoda_sync::Cpus;
 
+use crate::allocator::frame_at;
 use crate::search::Window;
 use crate::shim::Ordering;
-use crate::{BlockCounts, FrameAllocator, Stats, Zone};
+use crate::{BlockCounts, FrameAllocator, Stats, Zone, ZoneStats};
 
 impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     /// How many frames are where.
@@ -37,5 +38,27 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
         (order.get()..=Order::MAX.get())
             .map(|larger| counts[usize::from(larger)] << (larger - order.get()))
             .sum()
+    }
+
+    /// The frames of a zone. O(chunks).
+    pub fn zone_stats(&self, zone: Zone) -> ZoneStats {
+        let core = self.core.lock();
+        let below = if zone == Zone::Dma { 0 } else { Zone::ALL[zone as usize - 1].end() };
+        let part = |range: &FrameRange| {
+            let start = range.start().number().max(below);
+            range.end_number().min(zone.end()).saturating_sub(start)
+        };
+        let total = core.directory.ranges().iter().map(part).sum();
+        ZoneStats { total, free: core.count_frames(self.zones[zone as usize]) }
+    }
+
+    /// The 2 MiB block that is closest to being entirely free, and how many of its frames are not:
+    /// whoever can move what stands in it gains a large block. None if there is none in between.
+    /// O(chunks).
+    pub fn nearly_free_block(&self) -> Option<(FrameRange, u64)> {
+        let core = self.core.lock();
+        let (index, used) = core.emptiest_chunk()?;
+        let range = FrameRange::new(frame_at(&core, index), Order::LARGE.count())?;
+        Some((range, used))
     }
 }

@@ -52,9 +52,10 @@ pub(crate) const NAMES: [&str; CLASSES] = [
     "kmalloc-7936", "kmalloc-8k",
 ];
 
-/// The alignment that each class promises, less one.
-pub(crate) const ALIGN_MASK: [u16; CLASSES] = {
-    let mut masks = [GRANULE as u16 - 1; CLASSES];
+/// The alignment that each class promises, less one. As long as a byte can count, so that no bound
+/// is checked.
+pub(crate) const ALIGN_MASK: [u16; 256] = {
+    let mut masks = [GRANULE as u16 - 1; 256];
     let mut class = 0;
     while class < SLAB_CLASSES {
         masks[class] = (1 << SIZES[class].trailing_zeros()) - 1;
@@ -67,8 +68,9 @@ pub(crate) const ALIGN_MASK: [u16; CLASSES] = {
 const FINE: usize = 8;
 const COARSE: usize = 64;
 
-/// The class of each small size.
-const BY_SIZE: [u8; SMALL_MAX / FINE + 1] = by_size(FINE);
+/// The class of each small size. Longer than needed, by what the compiler thinks that rounding up to
+/// an alignment may add.
+const BY_SIZE: [u8; (SMALL_MAX + GRANULE) / FINE] = by_size(FINE);
 /// The class of each size above.
 const BY_SIZE_COARSE: [u8; CLASS_MAX / COARSE + 1] = by_size(COARSE);
 

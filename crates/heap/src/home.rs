@@ -165,14 +165,6 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             }
             What::Cache(..) | What::Run(_) => {}
         }
-        self.tag_retired(state);
-    }
-
-    /// Chunks on their way to the source lose their tags under the lock that took them off.
-    pub(crate) fn tag_retired(&self, state: &mut State) {
-        if let Some(chunk) = state.pool.newly_retired() {
-            self.tag_all(chunk.base().as_ptr() as usize, CHUNK, Tag::Gone);
-        }
     }
 
     /// Frees the block at `ptr` under the central lock unless `refuse` names a reason against it.
@@ -223,5 +215,35 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             }
         }
         Ok(())
+    }
+
+    /// Makes a block of the pool what `place` asks for, where it stands; false when that cannot be.
+    pub(crate) fn resize(&self, ptr: NonNull<u8>, place: Place) -> bool {
+        let address = ptr.as_ptr() as usize;
+        let (granules, align, tag) = match place {
+            Place::Class(class) if usize::from(class) >= SLAB_CLASSES => {
+                (usize::from(SIZES[usize::from(class)]) / GRANULE, 1, Tag::Class(class))
+            }
+            Place::Pool(granules, align) => (granules, align, Tag::Pool),
+            _ => return false,
+        };
+        let mut state = self.state.lock();
+        let Ok(found) = self.inspect(&state, address) else { return false };
+        let (What::Middle(_, chunk, from) | What::Pool(chunk, from, _)) = found.what else {
+            return false;
+        };
+        if address % (align * GRANULE) != 0 || !state.pool.resize(chunk, from, granules) {
+            return false;
+        }
+        match found.what {
+            What::Middle(class, ..) => state.middle[usize::from(class) - SLAB_CLASSES] -= 1,
+            _ => state.unclassed -= found.size,
+        }
+        match place {
+            Place::Class(class) => state.middle[usize::from(class) - SLAB_CLASSES] += 1,
+            _ => state.unclassed += granules * GRANULE,
+        }
+        self.set_tag(address, tag);
+        true
     }
 }

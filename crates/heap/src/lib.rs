@@ -63,8 +63,9 @@
 //! # Left out so far
 //!
 //! Debug modes for blocks without a class, sampling guard pages, borrowing from larger classes when
-//! memory is short, growth of large blocks in place, page runs that are not a power of two,
-//! shrinkers with priorities, and nodes: all CPUs are equally far from all memory.
+//! memory is short, growth of page runs in place, page runs that are not a power of two, magazines
+//! for object caches (they take the central lock), shrinkers with priorities, chunks smaller than
+//! 64 KiB when the source has only those, and nodes: all CPUs are equally far from all memory.
 #![no_std]
 #![deny(unsafe_code)]
 #![allow(clippy::result_large_err)] // evidence of misuse cannot be boxed: by whom?

@@ -121,7 +121,8 @@ impl Magazine {
         unsafe {
             let top = top.sub(1);
             self.top.store(top, Ordering::Relaxed);
-            NonNull::new(*top)
+            // No block is null: `push` takes none.
+            Some(NonNull::new_unchecked(*top))
         }
     }
 

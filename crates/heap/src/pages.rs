@@ -62,7 +62,6 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         loop {
             let chunk = {
                 let mut state = self.state.lock();
-                self.tag_retired(&mut state);
                 state.pool.pop_retired()
             };
             let Some(chunk) = chunk else { return };
@@ -90,7 +89,6 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             state.own -= (chunk.end_of(from) - from) * GRANULE;
             self.set_tag(start, Tag::Chunk);
             state.pool.free(chunk, from);
-            self.tag_retired(&mut state);
         }
     }
 }

@@ -204,8 +204,6 @@ pub(crate) struct Pool {
     kept: Option<Chunk>,
     /// Entirely free chunks on their way back to the source; linked by `next`.
     retired: Option<Chunk>,
-    /// The chunk retired last, until somebody asks.
-    newly_retired: Option<Chunk>,
     /// Damage that was met since somebody last asked.
     pub(crate) damage: Option<Damage>,
 }
@@ -230,7 +228,6 @@ impl Pool {
             free: 0,
             kept: None,
             retired: None,
-            newly_retired: None,
             damage: None,
         }
     }
@@ -450,36 +447,56 @@ impl Pool {
         self.insert(chunk, span.0, span.1);
         if span.1 - span.0 == MOST && self.kept != Some(chunk) {
             if let Some(kept) = self.kept.replace(chunk) {
-                self.retire(kept);
+                if self.unlink(kept, HEAD, GRANULES) {
+                    self.retire(kept);
+                }
             }
         }
     }
 
-    fn retire(&mut self, chunk: Chunk) {
-        if self.unlink(chunk, HEAD, GRANULES) {
-            self.remove_chunk(chunk);
-            chunk.next.set(self.retired);
-            self.retired = Some(chunk);
-            self.newly_retired = Some(chunk);
+    /// Makes the live block that begins at `from` so large, if the block behind it lets it.
+    pub(crate) fn resize(&mut self, chunk: Chunk, from: usize, granules: usize) -> bool {
+        let (end, wanted) = (chunk.end_of(from), from + granules);
+        if wanted < end {
+            set(&chunk.start, wanted, true);
+            self.free(chunk, wanted);
+        } else if wanted > end {
+            if end >= GRANULES || !chunk.is_free(end) {
+                return false;
+            }
+            let stop = chunk.end_of(end);
+            if stop < wanted || !self.unlink(chunk, end, stop) {
+                return false;
+            }
+            set(&chunk.start, end, false);
+            if wanted < stop {
+                self.insert(chunk, wanted, stop);
+            }
         }
+        true
     }
 
-    /// Retires the chunk that was kept in stock, too.
+    /// Puts a chunk whose only block was taken off its list on the way back.
+    fn retire(&mut self, chunk: Chunk) {
+        self.remove_chunk(chunk);
+        // Nobody owns a byte of it: whoever frees into it has freed twice.
+        set(&chunk.free, HEAD, true);
+        chunk.next.set(self.retired);
+        self.retired = Some(chunk);
+    }
+
+    /// Retires every entirely free chunk: the one kept in stock, and any that was added while
+    /// another CPU added one, too, and that nobody has used yet.
     pub(crate) fn shrink(&mut self) {
-        if let Some(kept) = self.kept.take() {
-            self.retire(kept);
+        self.kept = None;
+        while let Some((chunk, ..)) = self.find(MOST) {
+            self.retire(chunk);
         }
     }
 
     /// Is a chunk on its way back?
     pub(crate) fn has_retired(&self) -> bool {
         self.retired.is_some()
-    }
-
-    /// The chunk that was retired since the last call: at most one for each call to `free` or
-    /// `shrink`.
-    pub(crate) fn newly_retired(&mut self) -> Option<Chunk> {
-        self.newly_retired.take()
     }
 
     /// The next chunk for the source.

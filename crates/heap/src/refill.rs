@@ -25,11 +25,13 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// A block of a class whose magazine is empty.
     #[cold]
     #[inline(never)]
-    pub(crate) fn alloc_slow(&self, class: u8, size: usize) -> Result<NonNull<u8>, HeapError> {
+    pub(crate) fn alloc_slow(&self, class: u8, size: usize) -> Option<NonNull<u8>> {
         self.honour();
+        // A pointer and nothing else, so that the fast path's answer stays in a register; memory is
+        // all that can be wanting here.
         match self.guarded_shelf(class) {
-            Some(shelf) => self.take_object(shelf, size, None),
-            None => self.refill(class),
+            Some(shelf) => self.take_object(shelf, size, None).ok(),
+            None => self.refill(class).ok(),
         }
     }
 
@@ -58,7 +60,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             Place::Run(order) => return self.alloc_run(order, zeroed),
             Place::Class(class) => match self.pop(class) {
                 Some(block) => block,
-                None => self.alloc_slow(class, layout.size())?,
+                None => self.alloc_slow(class, layout.size()).ok_or(HeapError::OutOfPages)?,
             },
             Place::Pool(granules, align) => {
                 let mut block = None;

@@ -608,3 +608,42 @@ fn four_cpus_in_a_full_heap_with_a_fifth_that_shrinks_lose_nothing() {
     assert_eq!(heap.stats(), crate::Stats::default());
     assert!(ledger.is_clean());
 }
+
+#[test]
+fn a_growing_block_of_the_pool_stays_where_it_is() {
+    let (arena, ledger) = (Arena::new(64), Ledger::default());
+    let heap = heap(&arena, &ledger);
+    // The first block makes the magazines, which take their place in the pool.
+    let first = heap.kalloc(layout(1100, 8)).unwrap();
+    // SAFETY: live.
+    unsafe { heap.kfree(first) }.unwrap();
+    heap.drain();
+    let block = heap.kalloc(layout(9000, 8)).unwrap();
+    let mut size = 9000;
+    // SAFETY: live, with this layout.
+    unsafe {
+        for next in [20_000, 32_000, 8000, 4000, 6000, 9000, 1100] {
+            assert_eq!(heap.krealloc(block, layout(size, 8), next), Ok(block));
+            size = next;
+            assert!(heap.usable_size(block).unwrap() >= size);
+            let stats = heap.check().unwrap();
+            assert_eq!(stats.accounted(), stats.taken);
+        }
+        heap.kfree_sized(block, layout(size, 8)).unwrap();
+    }
+    heap.shrink();
+    assert_eq!(heap.stats(), crate::Stats::default());
+}
+
+#[test]
+fn chunks_that_two_cpus_added_at_once_and_nobody_used_go_back_too() {
+    let (arena, ledger) = (Arena::new(64), Ledger::default());
+    let heap = heap(&arena, &ledger);
+    for _ in 0..3 {
+        let base = heap.take_pages(crate::CHUNK_ORDER, false).unwrap();
+        // SAFETY: fresh pages of the right size.
+        unsafe { heap.state.lock().pool.add(base) };
+    }
+    assert_eq!(heap.shrink(), 48);
+    assert_eq!((arena.pages_out(), heap.stats()), (0, crate::Stats::default()));
+}

@@ -1,2 +1,59 @@
-//! malloc over mmap: no_std core, generic over the operating system; Rust GlobalAlloc
-#![no_std]
+#![doc = include_str!("../README.md")]
+//! # How does a program get 40 bytes?
+//!
+//! From the outside in:
+//!
+//! - [`Malloc`]: the process's allocator as Rust's `#[global_allocator]`, on Linux x86-64.
+//! - [`Allocator`]: the core as a value, over a [`System`] (pages) and a [`Local`] (one pointer for each
+//!   thread).
+//! - `heap`: what a thread owns; `threads`: who has which heap, and fork.
+//! - `small`, `unit`, `remote`, `outgoing`, `pool`: to 1 KiB. Slabs of one class, owned by one thread.
+//! - `medium`, `arena`, `recent`: to 128 KiB. Best fit with merging.
+//! - `large`: above. Mappings.
+//! - `window`: where everything lies.
+//!
+//! # Lock order
+//!
+//! The table of heaps, the pool, the arenas by number. The fast paths take none.
+//!
+//! # Left out
+//!
+//! Huge pages; a helper thread (what is free beyond the budgets goes back as it is freed, save what
+//! other threads free into the slabs of a thread that sleeps); being called from signal handlers.
+#![cfg_attr(not(test), no_std)]
+#![cfg(not(loom))]
+#![deny(unsafe_code)]
+
+mod allocator;
+mod arena;
+mod classes;
+mod heap;
+mod large;
+#[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
+pub mod linux;
+mod lock;
+mod medium;
+mod outgoing;
+mod pool;
+#[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
+mod process;
+mod recent;
+mod remote;
+mod small;
+mod stats;
+mod system;
+#[cfg(test)]
+mod tests;
+mod threads;
+mod unit;
+mod window;
+
+pub use allocator::{Allocator, MIN_ALIGN};
+pub use arena::{ArenaStats, MEDIUM_MAX};
+pub use classes::{CLASSES, SMALL_MAX, UNIT_BYTES};
+pub use heap::Heap;
+pub use pool::PoolStats;
+#[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
+pub use process::{Malloc, PROCESS, Slot};
+pub use stats::Stats;
+pub use system::{Corruption, Local, Misuse, PAGE_BYTES, Stop, System};

@@ -27,7 +27,7 @@ unsafe impl VmPlatform for Host {
     fn refs(&self, frame: Frame) -> u32 { self.0.refs(frame) }
 }
 
-/// What an instruction of a program does: try, fault, try again.
+// As an instruction of a program: try, fault, try again.
 fn store(host: &Host, cpu: usize, space: &AddressSpace<X86_64, &Host>, addr: VirtAddr, byte: u8) {
     while host.0.write(host.0.cpu(cpu), Mode::User, addr, &[byte]).is_err() {
         space.fault(addr, Access::Write).expect("a mapped page");
@@ -38,14 +38,13 @@ fn main() {
     let host = Host(Machine::new(pagoda_emu::Config { frames: 256, ..Default::default() }));
     let table = || PageTable::new(host.0.format(), &host).expect("a frame for the root");
     let parent = AddressSpace::new(table(), Layout::x86_64(8 << 20));
-    let rw = Prot::READ | Prot::WRITE;
-    let addr = parent.map(MapRequest::anonymous(Place::Anywhere, 64 << 30, rw)).expect("a hole");
+    let request = MapRequest::anonymous(Place::Anywhere, 64 << 30, Prot::READ | Prot::WRITE);
+    let addr = parent.map(request).expect("a hole");
     host.0.enter(host.0.cpu(0), parent.table());
     (0..8).for_each(|page| store(&host, 0, &parent, addr.checked_add(page << 12).unwrap(), 1));
     let show = |what: &str, space: &AddressSpace<X86_64, &Host>| {
         let (there, frames) = (space.resident(addr), host.0.arena().used());
-        let (all, own) = (there.present, there.sole);
-        println!("{what}: {all} pages, {own} of them its own; {frames} frames");
+        println!("{what}: {} pages, {} its own; {frames} frames", there.present, there.sole);
     };
     show("64 GiB mapped, 8 pages touched", &parent);
     let child = parent.fork(table()).expect("memory for the tables");

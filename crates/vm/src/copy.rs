@@ -2,7 +2,9 @@
 //!
 //! The kernel never uses a program's addresses: it walks the page table in software and goes to the
 //! frame, with the same rights that the program has. An absent page is made present as by a fault of
-//! the program, with nothing else locked, and the copy goes on from there.
+//! the program, and the copy goes on from there. That fault may ask a file for a page: callers hold
+//! no lock that a [`FileObject`](crate::FileObject) takes (a `write` to a file from a mapping of the
+//! same file would wait for itself); they copy into memory of their own first.
 
 use pagoda_addr::{Frame, PageRange};
 use pagoda_addr::{Page, UserRange, VirtAddr};

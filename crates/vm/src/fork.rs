@@ -42,6 +42,10 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             let flags = entry.value.flags - MapFlags::LOCKED;
             let region = Region { flags, ..entry.value.clone() };
             let window = (entry.start, entry.end);
+            let counted = region.is_counted();
+            if counted && !self.platform().may_commit(entry.pages()) {
+                return Err(VmError::OutOfMemory);
+            }
             child.regions.reserve(&[window])?;
             child.stats.promise(&region, entry.pages(), true);
             child.regions.insert(window, region);

@@ -44,6 +44,10 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         let (object, anchor) = match backing {
             Backing::Anonymous => (Object::Anonymous, 0),
             Backing::SharedAnonymous => {
+                let counted = !flags.contains(MapFlags::NO_RESERVE);
+                if counted && !self.platform().may_commit(len) {
+                    return Err(VmError::OutOfMemory);
+                }
                 let object = SharedObject::new(self.platform().clone(), len)?;
                 (Object::Shared(object), 0u64.wrapping_sub(window.0))
             }

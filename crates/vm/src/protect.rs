@@ -5,7 +5,7 @@ use pagoda_paging::{Entry, FlushBatch, Format, Leaf, PageFlags};
 
 use crate::fault::FaultDone;
 use crate::region::{Object, Region, Window};
-use crate::space::{ANONYMOUS, Inner, leaf_flags, number, page_count, page_count_wrapping, pages};
+use crate::space::{ANONYMOUS, Inner, leaf_flags, number, page_count, pages};
 use crate::{Access, AddressSpace, Advice, FaultError, MapFlags, Prot, VmError, VmPlatform};
 
 impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
@@ -18,12 +18,12 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if len == 0 {
             return Ok(());
         }
-        let window = self.checked(addr, len).ok_or(VmError::NotMapped)?;
+        let (window, beyond) = self.clamped(addr, len).ok_or(VmError::NotMapped)?;
         let mut guard = self.lock();
         let inner = &mut *guard;
         let end = inner.regions.run(window).ok_or(VmError::NotMapped)?;
         self.protect_run(inner, (window.0, end), prot)?;
-        if end < window.1 { Err(VmError::NotMapped) } else { Ok(()) }
+        if end < window.1 || beyond { Err(VmError::NotMapped) } else { Ok(()) }
     }
 
     fn protect_run(&self, inner: &mut Inner<P>, window: Window, prot: Prot) -> Result<(), VmError> {
@@ -49,11 +49,38 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             region.prot = prot;
             differs
         });
-        for entry in inner.regions.within(window) {
-            let part = entry.end.min(window.1) - entry.start.max(window.0);
-            inner.stats.promise(&entry.value, part, true);
-        }
+        inner.count_in(window);
         Ok(())
+    }
+
+    /// Keeps the range in memory from now on, or not any more. Every present page is kept while
+    /// there is no reclaim, so this makes pages present and counts them. Where the range has a
+    /// hole, the part before the hole is done and [`VmError::NotMapped`] returned, as on Linux.
+    pub fn set_locked(&self, addr: VirtAddr, len: u64, locked: bool) -> Result<(), VmError> {
+        let len = len.checked_add(addr.page_offset()).ok_or(VmError::Invalid)?;
+        let (window, beyond) = self.clamped(addr, len).ok_or(VmError::Invalid)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let end = inner.regions.run(window).ok_or(VmError::NotMapped)?;
+        let run = (window.0, end);
+        self.mark(inner, run, MapFlags::LOCKED, locked)?;
+        if locked {
+            for page in run.0..run.1 {
+                let prot = inner.regions.covering(page).map(|entry| entry.value.prot);
+                let prot = prot.unwrap_or_default();
+                // What cannot be had counts as not mapped.
+                let access = if prot.contains(Prot::WRITE) { Access::Write } else { Access::Read };
+                match self.fault_in(inner, page, access) {
+                    Ok(_) => {}
+                    Err(FaultError::OutOfMemory) => return Err(VmError::OutOfMemory),
+                    Err(_) => return Err(VmError::NotMapped),
+                }
+            }
+        }
+        if end < window.1 || beyond { Err(VmError::NotMapped) } else { Ok(()) }
     }
 
     /// Limits and commit for private memory that becomes writable.
@@ -109,14 +136,10 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             return Ok(());
         }
         // Wrapping is the caller's mistake; what lies above the program's half is a hole.
-        let rounded = page_count_wrapping(len) << 12;
-        let end = addr.checked_add(rounded).filter(|_| rounded != 0).ok_or(VmError::Invalid)?;
-        let limit = number(self.layout.limit);
-        let end = number(end);
-        let window = (number(addr).min(limit), end.min(limit));
+        let (window, beyond) = self.clamped(addr, len).ok_or(VmError::Invalid)?;
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let mut hole = end > limit;
+        let mut hole = beyond;
         let mut at = window.0;
         while at < window.1 {
             let Some(entry) = inner.regions.find(at).filter(|entry| entry.start < window.1) else {
@@ -186,11 +209,13 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             return Err(VmError::TooManyRegions);
         }
         inner.regions.reserve(&[part])?;
+        inner.count_out(part);
         inner.regions.change(part, |region| {
             let differs = region.flags.contains(flag) != on;
             region.flags.set(flag, on);
             differs
         });
+        inner.count_in(part);
         Ok(())
     }
 
@@ -205,7 +230,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if addr.page_offset() != 0 {
             return Err(VmError::Invalid);
         }
-        if len == 0 {
+        if len == 0 && addr <= self.layout.limit {
             return Ok(());
         }
         let window = self.checked(addr, len).ok_or(VmError::NotMapped)?;
@@ -219,6 +244,15 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             each(matches!(cursor.query(page), Entry::Mapped { .. }));
         }
         Ok(())
+    }
+
+    /// The pages of `len` bytes at `addr`, as far as they lie in the program's half, and whether
+    /// there are others; none if they wrap.
+    fn clamped(&self, addr: VirtAddr, len: u64) -> Option<(Window, bool)> {
+        let rounded = len.checked_next_multiple_of(4096)?;
+        let limit = number(self.layout.limit);
+        let end = number(addr.align_down(4096).checked_add(rounded)?);
+        Some(((number(addr).min(limit), end.min(limit)), end > limit))
     }
 
     /// The pages of `len` bytes at `addr`, if they do not wrap and lie in the program's half.

@@ -86,6 +86,11 @@ impl<P: VmPlatform> Region<P> {
         !self.is_shared() && self.prot.contains(Prot::WRITE)
     }
 
+    /// Asks the commit policy.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.is_private_writable() && !self.flags.contains(MapFlags::NO_RESERVE)
+    }
+
     /// Counted by the data limit.
     pub(crate) fn is_data(&self) -> bool {
         self.is_private_writable() && !self.flags.contains(MapFlags::GROWS_DOWN)

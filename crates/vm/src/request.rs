@@ -121,7 +121,7 @@ pub struct RemapRequest {
     pub new_len: u64,
     /// What may be done with the place.
     pub place: RemapPlace,
-    /// Leave the old mapping behind, empty (private anonymous memory, unchanged length).
+    /// Leave the old mapping behind, with nothing present (for an unchanged length).
     pub keep_old: bool,
 }
 

@@ -28,7 +28,9 @@
 //! Lock order: the lock of the regions, then an object's, then the page table's.
 //!
 //! Left out: large pages, the zero page, fault-around, file pages shared between spaces, reclaim,
-//! `MADV_FREE` that waits for pressure (it frees at once), guard markers.
+//! `MADV_FREE` that waits for pressure (it frees at once), guard markers. Anonymous regions that are
+//! alike always merge; Linux keeps some apart (after moves and forks), where a later `mremap` over
+//! the border then fails with `EFAULT` and here succeeds.
 
 use lock_api::{Mutex, MutexGuard};
 use pagoda_addr::{Frame, Page, PageRange, UserRange, UserRangeError, VirtAddr, VirtRange};
@@ -346,6 +348,14 @@ impl<P: VmPlatform> Inner<P> {
         };
         fits(self.stats.mapped, self.limits.address_space)
             && (!region.is_data() || fits(self.stats.data, self.limits.data))
+    }
+
+    /// Counts in every region in `window`.
+    pub(crate) fn count_in(&mut self, window: Window) {
+        for entry in self.regions.within(window) {
+            let pages = entry.end.min(window.1) - entry.start.max(window.0);
+            self.stats.promise(&entry.value, pages, true);
+        }
     }
 
     /// Counts out every region in `window`.

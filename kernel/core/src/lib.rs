@@ -36,6 +36,10 @@ mod task;
 mod text;
 mod user;
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 pub use start::{BootConfig, ExitStatus, StartError, start};
 
 /// What almost everything here returns.

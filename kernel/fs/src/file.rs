@@ -350,9 +350,11 @@ impl OpenFile {
     }
 
     /// Was a named pipe opened whose other end has not come yet? A blocking `open` waits on
-    /// [`waiters`](Self::waiters) while this is true.
+    /// [`waiters`](Self::waiters) while this is true. Never for a pipe without a name, opened again
+    /// through `/proc/PID/fd`.
     pub fn is_opening(&self) -> bool {
-        matches!(&self.handle, Handle::Pipe(end) if end.is_alone())
+        let named = self.node.volume.dev.minor != crate::vfs::NAMELESS;
+        named && matches!(&self.handle, Handle::Pipe(end) if end.is_alone())
     }
 
     /// Device control. Knows `FIONREAD`, `FIONBIO` and the terminal's requests.

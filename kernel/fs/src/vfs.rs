@@ -23,6 +23,9 @@ pub enum Follow {
     No,
 }
 
+/// The minor device number of the volume of things without a name.
+pub(crate) const NAMELESS: u32 = 3;
+
 /// The whole tree.
 pub struct Vfs {
     /// The in-memory file system.
@@ -45,7 +48,8 @@ impl Vfs {
         let body = Body::Directory(Lock::new(Directory::new()));
         let root = Inode::new(&memory, body, 0o755, (0, 0))?;
         root.attributes.lock().nlink = 2;
-        let (generated, anonymous) = (volume(2, 0x9fa0, 0)?, volume(3, 0x0904_1934, u64::MAX)?);
+        let (generated, anonymous) =
+            (volume(2, 0x9fa0, 0)?, volume(NAMELESS, 0x0904_1934, u64::MAX)?);
         Ok(Self { memory, generated, anonymous, root, names: Lock::new(()) })
     }
 

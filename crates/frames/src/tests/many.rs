@@ -1,4 +1,5 @@
 //! Several CPUs.
+#![allow(unsafe_code)] // switches poisoning on
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
@@ -14,11 +15,14 @@ use crate::*;
 const START: u64 = 1 << 20;
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn threads_that_allocate_free_and_hand_over_never_share_a_frame() {
     const COUNT: u64 = 8 * 512;
-    let rounds = if cfg!(miri) { 20 } else { 20_000 };
+    let rounds = 20_000;
     let mut ground = Ground::with_cpus(&[(START, COUNT)], true, MAX_CPUS);
-    let allocator = ground.allocator_for(ThreadCpus, 0, 0);
+    let allocator = ground.allocator_for(ThreadCpus, 0, COUNT as usize);
+    // SAFETY: the arena is filled.
+    unsafe { allocator.set_poison(true) };
     let owners: Vec<_> = (0..COUNT).map(|_| AtomicU64::new(0)).collect();
     let handed: Mutex<Vec<FrameRange>> = Mutex::new(Vec::new());
     let own = |range: FrameRange, who: u64| {
@@ -41,11 +45,14 @@ fn threads_that_allocate_free_and_hand_over_never_share_a_frame() {
                         0..4 if mine.len() < 500 => {
                             let order = if dice % 64 == 0 { dice / 64 % 10 } else { 0 };
                             let request = Request::order(Order::new(order as u8).unwrap());
+                            let zeroed = dice % 512 == 8;
+                            let request = if zeroed { request.zeroed() } else { request };
                             if let Ok(owned) = allocator.alloc(request) {
                                 own(owned.range(), who);
                                 mine.push(owned.into_range());
                             }
                         }
+                        6 if dice % 1024 == 14 => _ = allocator.fill_zeroed().unwrap(),
                         7 if dice % 32 == 7 => handed.lock().unwrap().extend(mine.pop()),
                         6 if dice % 32 == 6 => mine.extend(handed.lock().unwrap().pop()),
                         _ if !mine.is_empty() => {
@@ -118,6 +125,7 @@ fn stock_of_other_cpus_is_asked_for_before_a_large_block_is_refused() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn frames_freed_on_another_cpu_do_not_pile_up_there() {
     let mut ground = Ground::new(&[(START, 4096)], true);
     let allocator = ground.allocator(0, 0);
@@ -135,6 +143,7 @@ fn frames_freed_on_another_cpu_do_not_pile_up_there() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn turnover_leaves_the_free_memory_in_large_blocks() {
     // 64 MiB, 50 % used, 16 turnovers at random.
     const COUNT: u64 = 32 * 512;

@@ -366,7 +366,6 @@ fn check(allocator: &Frames<'_>, oracle: &Oracle) {
     assert_eq!(stats.free + stats.cached + stats.used, stats.total);
     assert_eq!(stats.total, oracle.frames.len() as u64);
     assert_eq!(stats.free + stats.cached, oracle.free());
-    allocator.audit();
     let mut listed = Vec::new();
     allocator.table().for_each_allocated(|allocation| listed.push(allocation.range));
     let mut owned = oracle.owned.clone();
@@ -381,10 +380,15 @@ fn run(calls: &[Call], reserve: u64) {
     let mut ground = Ground::new(&RANGES, true);
     let allocator = ground.allocator(reserve, 0);
     let mut oracle = Oracle::new(reserve);
-    for call in calls {
+    for (place, call) in calls.iter().enumerate() {
         step(&allocator, &mut oracle, call);
         check(&allocator, &oracle);
+        // Looks at every chunk.
+        if place % 4 == 3 {
+            allocator.audit();
+        }
     }
+    allocator.audit();
     for range in core::mem::take(&mut oracle.owned) {
         allocator.free_range(range).unwrap();
         oracle.set(range, true);

@@ -8,7 +8,8 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::vec::Vec;
 
 use pagoda_addr::{Frame, FrameRange, PhysAddr, PhysMap};
-use pagoda_sync::{CpuId, Cpus, RawSpin};
+use pagoda_sync::host::ThreadRanks;
+use pagoda_sync::{CpuId, Cpus, Ranked, RawSpin, rank};
 
 use crate::{FrameAllocator, FrameInfo, Setup, backing, required};
 
@@ -62,7 +63,10 @@ pub(crate) struct Ground {
     table_base: Option<NonNull<FrameInfo>>,
 }
 
-pub(crate) type Frames<'g, C = Turns> = FrameAllocator<'g, C, Arena, RawSpin>;
+/// Panics when one of the allocator's locks is taken inside another.
+type Lock = Ranked<RawSpin, ThreadRanks, { rank::FRAMES }>;
+
+pub(crate) type Frames<'g, C = Turns> = FrameAllocator<'g, C, Arena, Lock>;
 
 /// Four CPUs that one thread plays in turns.
 #[derive(Default)]
@@ -135,12 +139,14 @@ impl Ground {
         let arena = Layout::from_size_align(arena_frames * 4096, 4096).unwrap();
         let first = self.ranges[0].start().start().as_u64();
         let arena = Arena { first, memory: Raw::new(arena) };
+        // SAFETY: all of the arena.
+        unsafe { arena.memory.start.as_ptr().write_bytes(0x77, arena_frames * 4096) };
         // SAFETY: the storage is ours, and borrowed as long as `self` is.
         let storage = unsafe {
             let start = self.storage.start.as_ptr().cast::<MaybeUninit<u8>>();
             core::slice::from_raw_parts_mut(start, self.storage.layout.size())
         };
-        let end = storage.len().min(1 << 20);
+        let end = storage.len().min(if cfg!(miri) { 256 } else { 1 << 20 });
         storage[..end].fill(MaybeUninit::new(0x5a));
         assert_eq!(self.table.is_some(), self.table_base.is_some());
         let setup = Setup { ranges: &self.ranges, storage, table: self.table_base, reserve };

@@ -15,6 +15,7 @@ fn order(order: u8) -> Request {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn every_order_from_4_kib_to_1_gib_can_be_had_and_comes_back() {
     let mut ground = Ground::new(&[(0x100, 3 * GIB)], true);
     let frames = ground.allocator(0, 0);
@@ -31,6 +32,7 @@ fn every_order_from_4_kib_to_1_gib_can_be_had_and_comes_back() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn small_blocks_come_from_the_lowest_address_and_large_ones_from_the_highest() {
     let mut ground = Ground::new(&[(1 << 20, 2 * GIB)], true);
     let frames = ground.allocator(0, 0);
@@ -48,6 +50,7 @@ fn small_blocks_come_from_the_lowest_address_and_large_ones_from_the_highest() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn whole_chunks_are_broken_last() {
     let mut ground = Ground::new(&[(1 << 20, 4096)], true);
     let allocator = ground.allocator(0, 0);
@@ -124,6 +127,7 @@ fn a_double_hand_out_is_noticed() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn part_of_a_1_gib_block_can_be_freed_without_touching_the_rest() {
     let mut ground = Ground::new(&[(1 << 20, 2 * GIB)], true);
     let allocator = ground.allocator(0, 0);
@@ -182,6 +186,7 @@ fn zeroed_means_zeroed() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn the_pool_of_zeroed_frames_serves_and_is_given_up_under_pressure() {
     let mut ground = Ground::new(&[(1 << 20, 2048)], true);
     let allocator = ground.allocator(0, 2048);
@@ -214,6 +219,63 @@ fn the_pool_of_zeroed_frames_serves_and_is_given_up_under_pressure() {
     assert_eq!(allocator.fill_zeroed(), Ok(false));
     allocator.free(all).unwrap();
     allocator.audit();
+}
+
+#[test]
+fn a_write_after_free_is_noticed() {
+    let mut ground = Ground::new(&[(1 << 20, 128)], true);
+    let allocator = ground.allocator(0, 128);
+    // SAFETY: the arena is filled.
+    unsafe { allocator.set_poison(true) };
+    for count in [1, 3] {
+        let owned = allocator.alloc(Request::count(count)).unwrap();
+        let last = frame(owned.range().end_number() - 1);
+        allocator.free(owned).unwrap();
+        let victim = allocator.map().ptr(last.start()).wrapping_add(100);
+        // SAFETY: memory of the arena; the frame is free, which is the point.
+        unsafe { victim.write(1) };
+        let evidence = Corruption::WrittenAfterFree { frame: last };
+        let again = allocator.alloc(Request::count(count));
+        assert_eq!(again, Err(AllocError::Corrupt(evidence)));
+    }
+    let owned = allocator.alloc(Request::count(5).zeroed()).unwrap();
+    allocator.free(owned).unwrap();
+}
+
+#[test]
+fn zones_and_nearly_free_blocks_are_shown() {
+    let mut ground = Ground::new(&[(0x100, 0x2000), (1 << 20, 1536)], true);
+    let allocator = ground.allocator(0, 0);
+    assert_eq!(allocator.zone_stats(Zone::Dma), ZoneStats { total: 0xf00, free: 0xf00 });
+    assert_eq!(allocator.zone_stats(Zone::Dma32), ZoneStats { total: 0x1100, free: 0x1100 });
+    let held = allocator.alloc_at(frames((1 << 20) + 700, 3), Kind(0)).unwrap();
+    assert_eq!(allocator.zone_stats(Zone::Normal), ZoneStats { total: 1536, free: 1533 });
+    let near = (frames((1 << 20) + 512, 512), 3);
+    assert_eq!(allocator.nearly_free_block(), Some(near));
+    allocator.free(held).unwrap();
+    assert_eq!(allocator.nearly_free_block(), None);
+}
+
+#[test]
+fn a_shattered_block_is_freed_frame_by_frame() {
+    let mut ground = Ground::new(&[(1 << 20, 2048)], true);
+    let allocator = ground.allocator(0, 0);
+    let block = allocator.alloc(order(9).kind(Kind(4))).unwrap().into_range();
+    allocator.table().share(block.start()).unwrap();
+    let part = frames(block.start().number(), 3);
+    let whole = FreeError::PartOf { frame: block.start(), block };
+    assert_eq!(allocator.shatter(part), Err(whole));
+    allocator.shatter(block).unwrap();
+    for frame in block.iter() {
+        assert_eq!(
+            allocator.table().begins(frame).map(|one| (one.kind, one.refs)),
+            Some((Kind(4), 2))
+        );
+        assert_eq!(allocator.release(frame), Ok(false));
+        assert_eq!(allocator.release(frame), Ok(true));
+    }
+    assert_eq!(allocator.shatter(part), Err(FreeError::DoubleFree(block.start())));
+    assert_eq!(allocator.stats().used, 0);
 }
 
 #[test]
@@ -253,6 +315,26 @@ fn the_owner_finds_its_kind_flags_and_link_again() {
     assert_eq!(table.link(start), Ok(77));
     assert_eq!(table.find(frame(start.number() + 3)), None);
     allocator.free_range(block).unwrap();
+}
+
+#[test]
+fn small_machines_can_use_every_frame() {
+    // 16 MiB, 32 MiB, and a zone that is one frame long.
+    for end in [0x1000, 0x2000, 0x1001] {
+        let mut ground = Ground::new(&[(0x10, 0x80), (0x100, end - 0x100)], true);
+        let allocator = ground.allocator(0, 0);
+        let total = allocator.stats().total;
+        for _ in 0..2 {
+            let mut list: Vec<_> = (0..total + 1).map(|_| None).collect();
+            let (made, why) = allocator.alloc_bulk(Request::frame(), &mut list);
+            assert_eq!((made as u64, why), (total, Err(AllocError::NoMemory)));
+            allocator.free_bulk(&mut list).unwrap();
+        }
+        let large = allocator.alloc(order(9).below(PhysAddr::new(16 << 20))).unwrap();
+        allocator.free(large).unwrap();
+        assert_eq!(allocator.stats().used, 0);
+        allocator.audit();
+    }
 }
 
 #[test]

@@ -7,8 +7,8 @@ use pagoda_addr::VirtAddr;
 
 use super::host::{Host, TestFile};
 use crate::{
-    Access, Advice, Backing, CStrError, FaultDone, FaultError, FutexKey, Layout, Limits, MapFlags,
-    MapRequest, Place, Prot, RemapPlace, RemapRequest, SharedObject, VmError,
+    Access, Advice, Backing, CStrError, FaultError, Layout, Limits, MapFlags, MapRequest, Place,
+    Prot, RemapPlace, RemapRequest, VmError,
 };
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -78,106 +78,6 @@ fn demand_zero_even_where_frames_hold_junk() {
 }
 
 #[test]
-fn forked_pages_are_copied_by_the_first_writer_and_kept_by_the_last() {
-    let host = Host::new(64);
-    let parent = host.linux();
-    host.enter(0, &parent);
-    host.enter(1, &parent);
-    parent.map(fixed(BASE, 0x2000, RW)).unwrap();
-    host.store(0, &parent, BASE, 1).unwrap();
-    host.store(1, &parent, BASE, 2).unwrap();
-    let used = host.used();
-    let child = parent.fork(host.table()).unwrap();
-    assert_eq!(host.used(), used + 4, "only the child's tables");
-    host.enter(2, &child);
-    // CPU 1 knew the page as writable; a missed flush would let it write into the child's copy.
-    host.store(1, &parent, BASE, 3).unwrap();
-    assert_eq!(host.load(2, &child, BASE), Ok(2));
-    assert_eq!(host.used(), used + 5);
-    assert_eq!(child.fault(at(BASE), Access::Write), Ok(FaultDone::Copied));
-    assert_eq!(host.used(), used + 5, "the last owner keeps the frame");
-    assert_eq!(child.fault(at(BASE), Access::Write), Ok(FaultDone::Spurious));
-    host.leave(2, &child);
-    drop(child);
-    host.leave(0, &parent);
-    host.leave(1, &parent);
-    drop(parent);
-    assert_eq!(host.used(), 0);
-}
-
-#[test]
-fn a_dropped_flush_at_fork_is_caught() {
-    let caught = std::panic::catch_unwind(|| {
-        let host = Host::new(64);
-        let parent = host.linux();
-        host.enter(0, &parent);
-        parent.map(fixed(BASE, 0x1000, RW)).unwrap();
-        host.store(0, &parent, BASE, 1).unwrap();
-        host.0.drop_flush(0, None);
-        let _child = parent.fork(host.table()).unwrap();
-        let _ = host.store(0, &parent, BASE, 2);
-    });
-    let message = caught.unwrap_err();
-    assert!(message.downcast_ref::<std::string::String>().unwrap().contains("stale TLB"));
-}
-
-#[test]
-fn shared_memory_forked_before_the_first_touch_is_shared() {
-    let host = Host::new(64);
-    let parent = host.linux();
-    let request = MapRequest { backing: Backing::SharedAnonymous, ..fixed(BASE, 0x3000, RW) };
-    parent.map(request).unwrap();
-    let child = parent.fork(host.table()).unwrap();
-    host.enter(0, &parent);
-    host.enter(1, &child);
-    host.store(1, &child, BASE + 0x1000, 9).unwrap();
-    assert_eq!(host.load(0, &parent, BASE + 0x1000), Ok(9));
-    host.store(0, &parent, BASE + 0x1000, 8).unwrap();
-    assert_eq!(host.load(1, &child, BASE + 0x1000), Ok(8));
-    let key = parent.futex_key(at(BASE + 0x1004), true).unwrap();
-    assert_eq!(key, child.futex_key(at(BASE + 0x1004), true).unwrap());
-    assert!(matches!(key, FutexKey::Shared { offset: 0x1004, .. }));
-    // A second mapping of the same object, by a length of zero.
-    let twin = RemapRequest {
-        addr: at(BASE),
-        old_len: 0,
-        new_len: 0x2000,
-        place: RemapPlace::MayMove,
-        keep_old: false,
-    };
-    let twin = parent.remap(twin).unwrap().as_u64();
-    assert_eq!(host.load(0, &parent, twin + 0x1000), Ok(8));
-    assert_eq!(parent.stats().regions, 2, "the first mapping was not cut");
-    host.leave(0, &parent);
-    host.leave(1, &child);
-    drop((parent, child));
-    assert_eq!(host.used(), 0);
-}
-
-#[test]
-fn the_object_may_be_made_first_and_be_shorter_than_its_mapping() {
-    let host = Host::new(64);
-    let (a, b) = (host.linux(), host.linux());
-    let object = SharedObject::new(&host, 70).unwrap();
-    for space in [&a, &b] {
-        let backing = Backing::Shared { object: object.clone(), offset: 0x1000 };
-        space.map(MapRequest { backing, ..fixed(BASE, 100 * 4096, RW) }).unwrap();
-    }
-    host.enter(0, &a);
-    host.enter(1, &b);
-    host.store(0, &a, BASE + 68 * 4096, 5).unwrap();
-    assert_eq!(host.load(1, &b, BASE + 68 * 4096), Ok(5));
-    assert_eq!(host.load(1, &b, BASE + 69 * 4096), Err(FaultError::Bus));
-    assert_eq!((a.stats().rss_shared, a.resident(at(BASE)).sole), (1, 0));
-    host.leave(0, &a);
-    host.leave(1, &b);
-    drop((a, b));
-    assert_eq!(host.used(), 1, "the object holds its page");
-    drop(object);
-    assert_eq!(host.used(), 0);
-}
-
-#[test]
 fn private_file_pages_end_in_zeroes_and_then_in_sigbus() {
     let host = Host::new(64);
     let space = host.linux();
@@ -214,35 +114,6 @@ fn a_parked_page_keeps_its_contents_and_refuses_every_access() {
     host.store(0, &space, BASE, 6).unwrap();
     assert_eq!(host.0.counters().flushes, walks.flushes, "more rights need no flush");
     host.leave(0, &space);
-}
-
-#[test]
-fn protection_gives_no_right_to_write_what_others_share() {
-    let host = Host::new(64);
-    let parent = host.linux();
-    parent.map(fixed(BASE, 0x1000, RW)).unwrap();
-    let backing = Backing::File { object: TestFile::shared(2, 0x1000), offset: 0 };
-    parent.map(MapRequest { backing, ..fixed(BASE + 0x1000, 0x1000, RW) }).unwrap();
-    host.enter(0, &parent);
-    host.store(0, &parent, BASE, 1).unwrap();
-    host.load(0, &parent, BASE + 0x1000).unwrap();
-    let child = parent.fork(host.table()).unwrap();
-    host.enter(1, &child);
-    for space in [&parent, &child] {
-        space.protect(at(BASE), 0x2000, Prot::READ).unwrap();
-        space.protect(at(BASE), 0x2000, RW).unwrap();
-    }
-    host.store(1, &child, BASE, 2).unwrap();
-    assert_eq!(host.load(0, &parent, BASE), Ok(1));
-    // Nor is a file's page the program's own before it is written.
-    host.leave(1, &child);
-    drop(child);
-    parent.protect(at(BASE), 0x2000, Prot::READ).unwrap();
-    parent.protect(at(BASE), 0x2000, RW).unwrap();
-    assert_eq!((parent.stats().rss_file, parent.stats().rss_anonymous), (1, 1));
-    host.store(0, &parent, BASE + 0x1000, 2).unwrap();
-    assert_eq!((parent.stats().rss_file, parent.stats().rss_anonymous), (0, 2));
-    host.leave(0, &parent);
 }
 
 #[test]
@@ -394,32 +265,6 @@ fn a_moved_mapping_brings_its_contents_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn advice_about_forks_is_followed() {
-    let host = Host::new(64);
-    let space = host.linux();
-    host.enter(0, &space);
-    space.map(fixed(BASE, 0x3000, RW)).unwrap();
-    for page in 0..3 {
-        host.store(0, &space, BASE + page * 4096, 1).unwrap();
-    }
-    space.advise(at(BASE), 0x1000, Advice::Fork { inherit: false }).unwrap();
-    space.advise(at(BASE + 0x1000), 0x1000, Advice::WipeOnFork { wipe: true }).unwrap();
-    assert_eq!(space.stats().regions, 3);
-    let child = space.fork(host.table()).unwrap();
-    host.enter(1, &child);
-    assert_eq!(host.load(1, &child, BASE), Err(FaultError::Unmapped));
-    assert_eq!(host.load(1, &child, BASE + 0x1000), Ok(0));
-    assert_eq!(host.load(1, &child, BASE + 0x2000), Ok(1));
-    space.advise(at(BASE), 0x1000, Advice::Fork { inherit: true }).unwrap();
-    space.advise(at(BASE), 0x2000, Advice::WipeOnFork { wipe: false }).unwrap();
-    assert_eq!(space.stats().regions, 1);
-    assert_eq!(space.advise(at(BASE), 0x4000, Advice::Free), Err(VmError::NotMapped));
-    assert_eq!(host.load(0, &space, BASE + 0x2000), Ok(0));
-    host.leave(0, &space);
-    host.leave(1, &child);
-}
-
-#[test]
 fn no_frames_end_the_program_and_not_the_kernel() {
     let host = Host::new(24);
     let space = host.linux();
@@ -438,8 +283,58 @@ fn no_frames_end_the_program_and_not_the_kernel() {
 }
 
 #[test]
+fn locked_memory_is_present_and_counted() {
+    let host = Host::new(64);
+    let space = host.linux();
+    space.map(fixed(BASE, 0x4000, RW)).unwrap();
+    space.set_locked(at(BASE + 0x1800), 0x1000, true).unwrap();
+    let stats = space.stats();
+    assert_eq!((stats.locked, stats.rss(), stats.regions), (2, 2, 3));
+    assert_eq!(space.advise(at(BASE), 0x4000, Advice::DontNeed), Err(VmError::Invalid));
+    assert_eq!(space.fork(host.table()).unwrap().stats().locked, 0);
+    assert_eq!(space.set_locked(at(BASE), 0x5000, false), Err(VmError::NotMapped));
+    let stats = space.stats();
+    assert_eq!((stats.locked, stats.regions, stats.data), (0, 1, 4));
+}
+
+#[test]
 fn the_layout_of_linux() {
     let layout = Layout::x86_64(8 << 20);
     assert_eq!(layout.limit.as_u64(), 0x7fff_ffff_f000);
     assert_eq!(layout.mmap_base.as_u64(), 0x7fff_f7ff_f000);
+}
+
+#[test]
+fn a_move_that_cannot_be_is_refused_before_its_target_is_unmapped() {
+    let host = Host::new(64);
+    let space = host.linux();
+    space.map(fixed(BASE, 0x2000, RW)).unwrap();
+    space.map(fixed(BASE + 0x10_000, 0x4000, RW)).unwrap();
+    let request = |old_len, new_len, to| RemapRequest {
+        addr: at(BASE),
+        old_len,
+        new_len,
+        place: RemapPlace::Fixed(at(to)),
+        keep_old: false,
+    };
+    let target = BASE + 0x10_000;
+    assert_eq!(space.remap(request(0x3000, 0x3000, target)), Err(VmError::Fault));
+    assert_eq!(space.remap(request(0x2000, 1 << 47, target)), Err(VmError::Invalid));
+    assert_eq!(space.remap(request(0x2000, 0x2000, BASE + 0x1000)), Err(VmError::Invalid));
+    assert_eq!(space.stats().mapped, 6);
+    // What is cut off may reach over the end of the mapping.
+    assert_eq!(space.remap(request(0x9000, 0x1000, target)), Ok(at(target)));
+    assert_eq!(space.stats().mapped, 4);
+}
+
+#[test]
+fn protecting_past_the_end_of_the_space_does_what_comes_before() {
+    let host = Host::new(64);
+    let space = host.linux();
+    space.map(fixed(BASE, 0x2000, RW)).unwrap();
+    let prot = |space: &super::host::Space<'_>| space.next_region(at(BASE)).unwrap().prot;
+    assert_eq!(space.protect(at(BASE), u64::MAX, Prot::READ), Err(VmError::NotMapped));
+    assert_eq!(prot(&space), RW, "a length that wraps changes nothing");
+    assert_eq!(space.protect(at(BASE), 1 << 47, Prot::READ), Err(VmError::NotMapped));
+    assert_eq!(prot(&space), Prot::READ);
 }

@@ -5,3 +5,4 @@ mod fails;
 mod host;
 mod model;
 mod random;
+mod sharing;

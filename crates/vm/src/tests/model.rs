@@ -185,7 +185,9 @@ impl Model {
         }
         let first = addr >> 12;
         let end = first.saturating_add(len.div_ceil(4096));
-        if end > self.limit() {
+        // A length that wraps changes nothing.
+        let wraps = len.checked_add(4095).is_none_or(|len| addr.checked_add(len & !4095).is_none());
+        if wraps {
             return Err(VmError::NotMapped);
         }
         for page in first..end {
@@ -227,7 +229,7 @@ impl Model {
     ) -> Result<u64, VmError> {
         let pages = |len: u64| len.wrapping_add(4095) >> 12;
         let (old, new, start) = (pages(old_len), pages(new_len), addr >> 12);
-        if addr % 4096 != 0 || new == 0 {
+        if addr % 4096 != 0 || new == 0 || new > self.limit() {
             return Err(VmError::Invalid);
         }
         let run = self.run_of(start).ok_or(VmError::Fault)?;
@@ -276,31 +278,31 @@ impl Model {
         if addr % 4096 != 0 || new == 0 {
             return Err(VmError::Invalid);
         }
-        self.run_of(start).ok_or(VmError::Fault)?;
         if to % 4096 != 0 || new > self.limit() || to >> 12 > self.limit() - new {
             return Err(VmError::Invalid);
         }
         let target = to >> 12;
-        if start < target + new && target < start + old {
+        let old_end = addr.wrapping_add(old << 12) >> 12;
+        if start < target + new && target < old_end {
             return Err(VmError::Invalid);
         }
         if target < self.lowest() {
             return Err(VmError::TooLow);
         }
-        self.remove(target, target + new);
-        if old > new {
-            if start + old > self.limit() {
-                return Err(VmError::Invalid);
-            }
-            self.remove(start + new, start + old);
-            old = new;
-        }
         let run = self.run_of(start).ok_or(VmError::Fault)?;
         if old == 0 && !run.4 {
             return Err(VmError::Invalid);
         }
-        if old > run.1 - start {
+        if old.min(new) > run.1 - start {
             return Err(VmError::Fault);
+        }
+        if start.saturating_add(old) > self.limit() {
+            return Err(VmError::Invalid);
+        }
+        self.remove(target, target + new);
+        if old > new {
+            self.remove(start + new, start + old);
+            old = new;
         }
         self.relocate(start, old, target, new);
         Ok(to)

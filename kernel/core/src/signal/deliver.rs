@@ -18,6 +18,7 @@ use crate::task::WaitStatus;
 /// The length of the `syscall` instruction.
 const SYSCALL_LEN: u64 = 2;
 const NR_RESTART_SYSCALL: u64 = 219;
+const RLIMIT_CORE: usize = 4;
 /// Trap, direction and resume: a handler starts without them.
 const HANDLER_CLEARS: u64 = 0x100 | 0x400 | 0x1_0000;
 
@@ -88,7 +89,11 @@ impl<M: Machine> Cx<'_, M> {
         match signal.default() {
             Default::Ignore | Default::Continue => {}
             Default::Terminate => self.end_process(WaitStatus::killed(signal.number(), false)),
-            Default::Core => self.end_process(WaitStatus::killed(signal.number(), true)),
+            // As on Linux, the bit says that a core was asked for (and is missing here).
+            Default::Core => {
+                let core = self.process.limit(RLIMIT_CORE) != 0;
+                self.end_process(WaitStatus::killed(signal.number(), core));
+            }
             Default::Stop => self.stop_process(signal),
         }
     }

@@ -256,7 +256,6 @@ impl<M: Machine> Cx<'_, M> {
     }
 
     pub(crate) fn sys_sched_yield(&mut self) -> Result<u64> {
-        self.kernel.poll();
         self.kernel.sched.yield_now(self.thread);
         Ok(0)
     }

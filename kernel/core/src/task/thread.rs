@@ -25,18 +25,22 @@ pub(crate) struct Times {
 }
 
 impl Times {
+    /// The time since the last stamp; the next span begins.
+    fn since(&self, now: u64) -> u64 {
+        let stamp = self.stamp.load(Ordering::Relaxed);
+        self.stamp.store(now, Ordering::Relaxed);
+        now.saturating_sub(stamp)
+    }
     fn add(counter: &AtomicU64, amount: u64) {
         counter.store(counter.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
     }
     /// The kernel was entered: what passed since the last stamp was the program's.
     pub(crate) fn enter_kernel(&self, now: u64) {
-        let since = self.stamp.swap(now, Ordering::Relaxed);
-        Self::add(&self.user, now.saturating_sub(since));
+        Self::add(&self.user, self.since(now));
     }
     /// The kernel is left: what passed since the last stamp was the kernel's.
     pub(crate) fn leave(&self, now: u64) {
-        let since = self.stamp.swap(now, Ordering::Relaxed);
-        Self::add(&self.system, now.saturating_sub(since));
+        Self::add(&self.system, self.since(now));
     }
     pub(crate) fn start_slice(&self, now: u64) {
         self.stamp.store(now, Ordering::Relaxed);

@@ -9,16 +9,16 @@ use core::fmt;
 
 use pagoda_addr::{PhysAddr, PhysRange};
 use pagoda_bootmap::{BootInfo, BootInfoError, BootMemory, MapError, MemoryMap, Protocol};
-use pagoda_bootmap::{Region, RegionKind};
+use pagoda_bootmap::{Region, RegionKind, Untaken};
+use pagoda_sync::{SpinMutex, SpinMutexGuard};
 
 use super::layout::{self, DIRECT_MAP, DIRECT_MAP_BYTES};
-use super::once::Once;
 use super::{boot, cpu};
 
 /// As much as `boot.s` maps.
 const READABLE: PhysRange = PhysRange::clamped(PhysAddr::ZERO, 4 << 30);
 /// Regions that fit into the map: machines with hundreds of entries have been seen, not thousands.
-const REGIONS: usize = 2048;
+const REGIONS: usize = 1024;
 /// The page at which further CPUs will start.
 const TRAMPOLINE: PhysRange = PhysRange::clamped(PhysAddr::new(0x8000), 4096);
 /// What Multiboot 2 leaves in `eax`.
@@ -28,7 +28,7 @@ const MULTIBOOT2_MAGIC: u32 = 0x36d7_6289;
 pub(crate) struct LoaderMemory;
 
 static LOADER_MEMORY: LoaderMemory = LoaderMemory;
-static REGION_STORAGE: Once<lock_api::Mutex<pagoda_sync::RawSpin, [Region; REGIONS]>> = Once::new();
+static REGION_STORAGE: SpinMutex<[Region; REGIONS]> = SpinMutex::new([Region::EMPTY; REGIONS]);
 
 impl BootMemory for LoaderMemory {
     fn bytes(&self, start: PhysAddr, len: u64) -> Option<&[u8]> {
@@ -52,6 +52,8 @@ pub(crate) type Loaded = BootInfo<'static, LoaderMemory>;
 pub(crate) enum BootError {
     /// The loader's information is damaged.
     Info(BootInfoError),
+    /// The map would hand out what somebody sits in.
+    Untaken(Untaken),
     /// The map does not fit.
     Map(MapError),
     /// Called twice.
@@ -63,6 +65,7 @@ impl fmt::Display for BootError {
         match self {
             Self::Info(error) => error.fmt(f),
             Self::Map(error) => error.fmt(f),
+            Self::Untaken(error) => error.fmt(f),
             Self::Twice => f.write_str("the memory map is built only once"),
         }
     }
@@ -82,14 +85,15 @@ pub(crate) fn read(magic: u32, info: PhysAddr) -> Result<Loaded, BootError> {
 /// Builds the map: the firmware's entries less what anybody sits in, and less what the CPU or the
 /// direct map cannot reach.
 pub(crate) fn build_map(loaded: &Loaded) -> Result<MemoryMap<'static>, BootError> {
-    let fresh = lock_api::Mutex::new([Region::EMPTY; REGIONS]);
-    let storage = REGION_STORAGE.set(fresh).map_err(|_| BootError::Twice)?;
-    let storage = lock_api::MutexGuard::leak(storage.lock());
+    let storage = REGION_STORAGE.try_lock().ok_or(BootError::Twice)?;
+    let storage = SpinMutexGuard::leak(storage);
     let own = [(layout::image(), RegionKind::Kernel), (TRAMPOLINE, RegionKind::Trampoline)];
     let mut map = loaded.memory_map(own, storage).map_err(BootError::Map)?;
     let reach = cpu::features().map_or(36, |features| features.phys_bits).min(52);
     let limit = DIRECT_MAP_BYTES.min(1 << reach);
     map.clip(PhysAddr::new(limit)).map_err(BootError::Map)?;
+    // Asked in another way than it was made: does anybody sit in what would be handed out?
+    map.check_taken(loaded.taken().chain(own)).map_err(BootError::Untaken)?;
     Ok(map)
 }
 

@@ -1,6 +1,6 @@
 //! What a CPU calls its own: an area found through the GS base.
 //!
-//! The assembly in `trap.s` knows the offsets through [`offset_of`]; everything else uses
+//! The assembly in `trap.s` knows the offsets by `offset_of`; everything else uses
 //! [`this`]. Fields are atomics only so that the area may be a static: they are read and written by
 //! the CPU that owns them with plain loads and stores.
 //!

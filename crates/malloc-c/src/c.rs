@@ -1,0 +1,178 @@
+//! Allocation in C.
+//!
+//! Errors: no memory or an overflow gives null and `ENOMEM`; a bad alignment gives null and `EINVAL`.
+//! `posix_memalign` returns them instead and leaves `errno` alone. `free` never touches `errno`. As in
+//! glibc, `realloc(p, 0)` frees and gives null, and any size of zero else gives a block of its own.
+
+use core::ffi::{c_int, c_void};
+use core::ptr;
+
+use pagoda_malloc_core::{PAGE_BYTES, PROCESS};
+
+use crate::weak::{EINVAL, ENOMEM, set_errno};
+
+#[inline(always)]
+fn or_enomem(block: *mut u8) -> *mut c_void {
+    if block.is_null() {
+        set_errno(ENOMEM);
+    }
+    block.cast()
+}
+
+#[cold]
+fn refuse(errno: c_int) -> *mut c_void {
+    set_errno(errno);
+    ptr::null_mut()
+}
+
+/// `void *malloc(size_t size)`
+#[unsafe(no_mangle)]
+pub extern "C" fn malloc(bytes: usize) -> *mut c_void {
+    or_enomem(PROCESS.alloc(bytes))
+}
+
+/// `void *calloc(size_t n, size_t size)`
+#[unsafe(no_mangle)]
+pub extern "C" fn calloc(count: usize, bytes: usize) -> *mut c_void {
+    match count.checked_mul(bytes) {
+        Some(bytes) => or_enomem(PROCESS.alloc_zeroed(bytes)),
+        None => refuse(ENOMEM),
+    }
+}
+
+/// `void *realloc(void *block, size_t size)`
+///
+/// # Safety
+/// The block came from here, and is not used again if another is returned.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn realloc(block: *mut c_void, bytes: usize) -> *mut c_void {
+    if bytes == 0 && !block.is_null() {
+        // SAFETY: the caller's promise is ours.
+        unsafe { PROCESS.free(block.cast()) };
+        return ptr::null_mut();
+    }
+    // SAFETY: as above.
+    or_enomem(unsafe { PROCESS.realloc(block.cast(), bytes) })
+}
+
+/// `void *reallocarray(void *block, size_t n, size_t size)`
+///
+/// # Safety
+/// As for [`realloc`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn reallocarray(
+    block: *mut c_void,
+    count: usize,
+    bytes: usize,
+) -> *mut c_void {
+    match count.checked_mul(bytes) {
+        // SAFETY: the caller's promise is ours.
+        Some(bytes) => unsafe { realloc(block, bytes) },
+        None => refuse(ENOMEM),
+    }
+}
+
+/// `void free(void *block)`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn free(block: *mut c_void) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `void cfree(void *block)`
+///
+/// # Safety
+/// As for [`free`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cfree(block: *mut c_void) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `void free_sized(void *block, size_t size)`
+///
+/// # Safety
+/// As for [`free`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn free_sized(block: *mut c_void, _bytes: usize) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `void free_aligned_sized(void *block, size_t alignment, size_t size)`
+///
+/// # Safety
+/// As for [`free`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn free_aligned_sized(block: *mut c_void, _align: usize, _bytes: usize) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `void *aligned_alloc(size_t alignment, size_t size)`; the alignment is a power of two.
+#[unsafe(no_mangle)]
+pub extern "C" fn aligned_alloc(align: usize, bytes: usize) -> *mut c_void {
+    if !align.is_power_of_two() {
+        return refuse(EINVAL);
+    }
+    or_enomem(PROCESS.alloc_aligned(bytes, align))
+}
+
+/// `void *memalign(size_t alignment, size_t size)`; the alignment is rounded up to a power of two.
+#[unsafe(no_mangle)]
+pub extern "C" fn memalign(align: usize, bytes: usize) -> *mut c_void {
+    match align.checked_next_power_of_two() {
+        Some(align) => or_enomem(PROCESS.alloc_aligned(bytes, align)),
+        None => refuse(EINVAL),
+    }
+}
+
+/// `int posix_memalign(void **result, size_t alignment, size_t size)`
+///
+/// # Safety
+/// `result` can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posix_memalign(
+    result: *mut *mut c_void,
+    align: usize,
+    bytes: usize,
+) -> c_int {
+    if !align.is_power_of_two() || align < size_of::<*mut c_void>() {
+        return EINVAL;
+    }
+    let block = PROCESS.alloc_aligned(bytes, align);
+    if block.is_null() {
+        return ENOMEM;
+    }
+    // SAFETY: as the caller promised.
+    unsafe { result.write(block.cast()) };
+    0
+}
+
+/// `void *valloc(size_t size)`: aligned to a page.
+#[unsafe(no_mangle)]
+pub extern "C" fn valloc(bytes: usize) -> *mut c_void {
+    or_enomem(PROCESS.alloc_aligned(bytes, PAGE_BYTES))
+}
+
+/// `void *pvalloc(size_t size)`: whole pages.
+#[unsafe(no_mangle)]
+pub extern "C" fn pvalloc(bytes: usize) -> *mut c_void {
+    match bytes.checked_next_multiple_of(PAGE_BYTES) {
+        Some(bytes) => or_enomem(PROCESS.alloc_aligned(bytes.max(PAGE_BYTES), PAGE_BYTES)),
+        None => refuse(ENOMEM),
+    }
+}
+
+/// `size_t malloc_usable_size(void *block)`
+///
+/// # Safety
+/// The block came from here.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.usable(block.cast()) }
+}

@@ -1,0 +1,247 @@
+//! The replaceable operators of C++, by their mangled names (Itanium C++ ABI, `size_t` = `m`).
+//!
+//! When memory runs out, the throwing ones call the program's new-handler again and again as the
+//! standard says, then throw `std::bad_alloc` through libstdc++; in a program without it they abort.
+
+use core::ffi::c_void;
+
+use pagoda_malloc_core::PROCESS;
+
+use crate::weak::{new_handler, throw_bad_alloc};
+
+/// `std::nothrow_t const &`.
+type Nothrow = *const c_void;
+
+#[inline(always)]
+fn allocate(bytes: usize, align: usize) -> *mut u8 {
+    if align <= 16 { PROCESS.alloc(bytes) } else { PROCESS.alloc_aligned(bytes, align) }
+}
+
+// Exceptions pass only through functions of this calling convention.
+#[inline(always)]
+extern "C-unwind" fn new(bytes: usize, align: usize) -> *mut c_void {
+    let block = allocate(bytes, align);
+    if block.is_null() { out_of_memory(bytes, align) } else { block.cast() }
+}
+
+#[cold]
+#[inline(never)]
+extern "C-unwind" fn out_of_memory(bytes: usize, align: usize) -> *mut c_void {
+    while let Some(handler) = new_handler() {
+        // SAFETY: the program's own handler; it may throw, and there is nothing here to clean up.
+        unsafe { handler() };
+        let block = allocate(bytes, align);
+        if !block.is_null() {
+            return block.cast();
+        }
+    }
+    match throw_bad_alloc() {
+        // SAFETY: throws through frames that have nothing to clean up.
+        Some(throw) => unsafe { throw() },
+        None => pagoda_malloc_core::linux::abort(b"pagoda-malloc: operator new: out of memory\n"),
+    }
+}
+
+/// `operator new(size_t)`
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub extern "C-unwind" fn _Znwm(bytes: usize) -> *mut c_void {
+    new(bytes, 1)
+}
+
+/// `operator new(size_t, std::nothrow_t const &) noexcept`
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub extern "C" fn _ZnwmRKSt9nothrow_t(bytes: usize, _: Nothrow) -> *mut c_void {
+    allocate(bytes, 1).cast()
+}
+
+/// `operator new(size_t, std::align_val_t)`
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub extern "C-unwind" fn _ZnwmSt11align_val_t(bytes: usize, align: usize) -> *mut c_void {
+    new(bytes, align)
+}
+
+/// `operator new(size_t, std::align_val_t, std::nothrow_t const &) noexcept`
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub extern "C" fn _ZnwmSt11align_val_tRKSt9nothrow_t(
+    bytes: usize,
+    align: usize,
+    _: Nothrow,
+) -> *mut c_void {
+    allocate(bytes, align).cast()
+}
+
+/// `operator new[](size_t)`
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub extern "C-unwind" fn _Znam(bytes: usize) -> *mut c_void {
+    new(bytes, 1)
+}
+
+/// `operator new[](size_t, std::nothrow_t const &) noexcept`
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub extern "C" fn _ZnamRKSt9nothrow_t(bytes: usize, _: Nothrow) -> *mut c_void {
+    allocate(bytes, 1).cast()
+}
+
+/// `operator new[](size_t, std::align_val_t)`
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub extern "C-unwind" fn _ZnamSt11align_val_t(bytes: usize, align: usize) -> *mut c_void {
+    new(bytes, align)
+}
+
+/// `operator new[](size_t, std::align_val_t, std::nothrow_t const &) noexcept`
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub extern "C" fn _ZnamSt11align_val_tRKSt9nothrow_t(
+    bytes: usize,
+    align: usize,
+    _: Nothrow,
+) -> *mut c_void {
+    allocate(bytes, align).cast()
+}
+
+/// `operator delete(void *) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdlPv(block: *mut c_void) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `operator delete(void *, size_t) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdlPvm(block: *mut c_void, _bytes: usize) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `operator delete(void *, std::nothrow_t const &) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdlPvRKSt9nothrow_t(block: *mut c_void, _: Nothrow) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `operator delete(void *, std::align_val_t) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdlPvSt11align_val_t(block: *mut c_void, _align: usize) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `operator delete(void *, size_t, std::align_val_t) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdlPvmSt11align_val_t(block: *mut c_void, _bytes: usize, _align: usize) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `operator delete(void *, std::align_val_t, std::nothrow_t const &) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdlPvSt11align_val_tRKSt9nothrow_t(
+    block: *mut c_void,
+    _align: usize,
+    _: Nothrow,
+) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `operator delete[](void *) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdaPv(block: *mut c_void) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `operator delete[](void *, size_t) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdaPvm(block: *mut c_void, _bytes: usize) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `operator delete[](void *, std::nothrow_t const &) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdaPvRKSt9nothrow_t(block: *mut c_void, _: Nothrow) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `operator delete[](void *, std::align_val_t) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdaPvSt11align_val_t(block: *mut c_void, _align: usize) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `operator delete[](void *, size_t, std::align_val_t) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdaPvmSt11align_val_t(block: *mut c_void, _bytes: usize, _align: usize) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}
+
+/// `operator delete[](void *, std::align_val_t, std::nothrow_t const &) noexcept`
+///
+/// # Safety
+/// The block came from here and is not used again.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn _ZdaPvSt11align_val_tRKSt9nothrow_t(
+    block: *mut c_void,
+    _align: usize,
+    _: Nothrow,
+) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free(block.cast()) }
+}

@@ -1,0 +1,312 @@
+//! The allocator as a value: what it owns, and the way in.
+#![allow(unsafe_code)] // the fast paths
+
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::arena::{ARENAS, Ground};
+use crate::classes::{self, SMALL_MAX, UNIT_BYTES};
+use crate::heap::Heap;
+use crate::large::Large;
+use crate::medium::Given;
+use crate::pool::Pool;
+use crate::system::{Corruption, Local, Misuse, Stop, System};
+use crate::threads::Threads;
+use crate::window::Window;
+
+/// Every block is aligned to this many bytes.
+pub const MIN_ALIGN: usize = 16;
+
+/// An allocator over a system and a thread-local pointer. Costs nothing until its first use.
+pub struct Allocator<S: System, L: Local> {
+    pub(crate) window: Window,
+    pub(crate) local: L,
+    pub(crate) system: S,
+    pub(crate) generation: AtomicU32,
+    pub(crate) threads: Threads,
+    pub(crate) pool: Pool,
+    pub(crate) large: Large,
+}
+
+impl<S: System, L: Local> Allocator<S, L> {
+    /// An allocator that owns nothing yet.
+    ///
+    /// `local` must be of its own: two allocators that share one would mix up their heaps.
+    pub const fn new(system: S, local: L) -> Self {
+        Self {
+            window: Window::new(),
+            local,
+            system,
+            generation: AtomicU32::new(0),
+            threads: Threads::new(),
+            pool: Pool::new(),
+            large: Large::new(),
+        }
+    }
+
+    /// At least `bytes` bytes, aligned to [`MIN_ALIGN`]; null when there is no memory. Zero bytes give a
+    /// block of its own, too.
+    ///
+    /// Budget of the fast path: 14 instructions. The head slab of the request's class, the first block
+    /// of its free list, one more in the count.
+    #[inline(always)]
+    pub fn alloc(&self, bytes: usize) -> *mut u8 {
+        if bytes <= SMALL_MAX {
+            let heap = self.local.get();
+            // SAFETY: the heap is this thread's or the one that is never written; requests of up to
+            // SMALL_MAX bytes have an entry; entries point to headers; a header's free list is the
+            // owner's.
+            unsafe {
+                let direct = (&raw const (*heap).direct).cast::<*const crate::unit::Unit>();
+                let unit = *direct.add((bytes + 15) >> 4);
+                let block = (*unit).free.get();
+                if !block.is_null() {
+                    (*unit).free.set((*block).next.get());
+                    (*unit).countdown.set((*unit).countdown.get().wrapping_add(1));
+                    return block.cast();
+                }
+            }
+        }
+        self.alloc_slow(bytes)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_slow(&self, bytes: usize) -> *mut u8 {
+        let heap = self.heap();
+        if let (Some(heap), true) = (heap, bytes <= SMALL_MAX) {
+            // SAFETY: it is this thread's.
+            let block = unsafe { self.take_small(heap, classes::class_of(bytes)) };
+            if !block.is_null() {
+                return block;
+            }
+        }
+        self.take_medium(heap, bytes, 1).at
+    }
+
+    /// Like [`Allocator::alloc`], full of zeroes. Memory fresh from the system is not cleared again.
+    #[inline]
+    pub fn alloc_zeroed(&self, bytes: usize) -> *mut u8 {
+        let given = if bytes <= SMALL_MAX {
+            Given { at: self.alloc(bytes), zeroed: false }
+        } else {
+            self.take_medium(self.heap(), bytes, 1)
+        };
+        self.clear(given, bytes)
+    }
+
+    fn clear(&self, given: Given, bytes: usize) -> *mut u8 {
+        if !given.zeroed && !given.at.is_null() {
+            // SAFETY: a fresh block of at least that many bytes.
+            unsafe { given.at.write_bytes(0, bytes) };
+        }
+        given.at
+    }
+
+    /// Like [`Allocator::alloc`], aligned to a power of two; null for anything else.
+    pub fn alloc_aligned(&self, bytes: usize, align: usize) -> *mut u8 {
+        self.given_aligned(bytes, align).at
+    }
+
+    /// Like [`Allocator::alloc_aligned`], full of zeroes.
+    pub fn alloc_aligned_zeroed(&self, bytes: usize, align: usize) -> *mut u8 {
+        self.clear(self.given_aligned(bytes, align), bytes)
+    }
+
+    fn given_aligned(&self, bytes: usize, align: usize) -> Given {
+        if !align.is_power_of_two() {
+            return Given::NOTHING;
+        }
+        if align <= MIN_ALIGN && bytes <= SMALL_MAX {
+            return Given { at: self.alloc(bytes), zeroed: false };
+        }
+        let heap = self.heap();
+        if let (Some(heap), Some(class)) = (heap, classes::aligned_class_of(bytes, align)) {
+            // SAFETY: it is this thread's.
+            let block = unsafe { self.take_small(heap, class) };
+            if !block.is_null() {
+                return Given { at: block, zeroed: false };
+            }
+        }
+        self.take_medium(heap, bytes, align)
+    }
+
+    /// Frees a block; null is ignored.
+    ///
+    /// Budget of the fast path: 21 instructions. Checked on the way: the block belongs to this
+    /// thread's slab, starts where a block starts, was carved, and is not the one freed last. Anything
+    /// else goes the slow way, which sorts out the rest or stops the program.
+    ///
+    /// # Safety
+    /// The block came from this allocator and nobody uses it any more.
+    #[inline(always)]
+    pub unsafe fn free(&self, at: *mut u8) {
+        // SAFETY: *every-header-readable*; the free list is touched only when the slab is ours, and the
+        // block only when it is a block of ours.
+        unsafe {
+            let unit = self.window.unit_of(at as usize);
+            let heap = self.local.get();
+            if ptr::eq((*unit).owner.load(Ordering::Relaxed), heap) && (*unit).holds(at as usize) {
+                let block = at.cast::<crate::unit::Block>();
+                let first = (*unit).free.get();
+                if first != block {
+                    (*block).next.set(first);
+                    (*unit).free.set(block);
+                    let countdown = (*unit).countdown.get().wrapping_sub(1);
+                    (*unit).countdown.set(countdown);
+                    if countdown == 0 {
+                        self.counted_down(&*heap, &*unit);
+                    }
+                    return;
+                }
+            }
+            self.free_slow(at);
+        }
+    }
+
+    /// # Safety
+    /// As for [`Allocator::free`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_slow(&self, at: *mut u8) {
+        if at.is_null() {
+            return;
+        }
+        // SAFETY: the caller's promise is ours.
+        unsafe {
+            if self.window.is_small(at as usize) {
+                self.free_small(at);
+            } else {
+                self.free_medium(self.own_heap(), at);
+            }
+        }
+    }
+
+    /// Bytes that may be used of a block: at least what was asked for.
+    ///
+    /// # Safety
+    /// The block came from this allocator.
+    pub unsafe fn usable(&self, at: *mut u8) -> usize {
+        if at.is_null() {
+            return 0;
+        }
+        if !self.window.is_small(at as usize) {
+            return self.usable_medium(at);
+        }
+        // SAFETY: *every-header-readable*.
+        let unit = unsafe { &*self.window.unit_of(at as usize) };
+        if !unit.spans(at as usize) {
+            self.misuse(Misuse::Interior, at as usize);
+        }
+        unit.class().bytes as usize
+    }
+
+    /// Changes a block's size, moving it if need be; the contents up to the smaller size stay. Null
+    /// when there is no memory: then the block is as before. Keeps [`MIN_ALIGN`] only.
+    ///
+    /// # Safety
+    /// The block came from this allocator; if it moves, nobody uses the old address.
+    pub unsafe fn realloc(&self, at: *mut u8, bytes: usize) -> *mut u8 {
+        if at.is_null() {
+            return self.alloc(bytes);
+        }
+        // SAFETY: the caller's promises are ours; the two blocks are different ones.
+        unsafe {
+            let old = if self.window.is_small(at as usize) {
+                let old = self.usable(at);
+                if bytes <= old && bytes > old / 2 {
+                    return at;
+                }
+                old
+            } else {
+                if let Some(resized) = self.resize_medium(at, bytes) {
+                    return resized.as_ptr();
+                }
+                self.usable_medium(at)
+            };
+            let new = self.alloc(bytes);
+            if !new.is_null() {
+                ptr::copy_nonoverlapping(at, new, old.min(bytes));
+                self.free(at);
+            }
+            new
+        }
+    }
+
+    /// Gives back to the system what this thread and the shared parts keep unused, but for `keep`
+    /// bytes. Bytes given back.
+    pub fn trim(&self, keep: usize) -> usize {
+        if !self.window.is_open() {
+            return 0;
+        }
+        let before = self.large.bytes.load(Ordering::Relaxed);
+        if let Some(heap) = self.own_heap() {
+            // SAFETY: it is this thread's.
+            unsafe { self.tidy_own(heap) };
+            self.dismiss_all(heap);
+        }
+        for number in 0..self.threads.count.load(Ordering::Acquire) as usize {
+            // SAFETY: places below the count have been written.
+            let heap = unsafe { &*self.window.heap(number) };
+            if !self.is_stale(heap) {
+                self.tidy(heap, None);
+            }
+        }
+        let mut freed = before.saturating_sub(self.large.bytes.load(Ordering::Relaxed));
+        let units = u32::try_from(keep / 2 / UNIT_BYTES).unwrap_or(u32::MAX);
+        freed += self.pool.trim(&self.window, &self.system, units);
+        for number in 0..ARENAS {
+            let granules = keep / 2 / ARENAS / crate::arena::GRANULE;
+            let ground = Ground::enter(&self.window, &self.system, number);
+            freed += ground.purge(u32::try_from(granules).unwrap_or(u32::MAX));
+        }
+        freed
+    }
+
+    /// Ends the allocator at once, with every small and medium block. Large blocks that were not freed
+    /// stay mapped.
+    ///
+    /// # Safety
+    /// Nobody uses any of its blocks, no thread still points to a heap of it, and it is not used again.
+    pub unsafe fn destroy(&self) {
+        if let Some(heap) = self.own_heap() {
+            self.dismiss_all(heap);
+            self.local.set(Heap::none());
+        }
+        // SAFETY: as the caller promised.
+        unsafe { self.window.close(&self.system) };
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn misuse(&self, what: Misuse, at: usize) -> ! {
+        self.stop(&Stop::Misuse(what, at))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn corrupt(&self, what: Corruption, at: usize) -> ! {
+        self.stop(&Stop::Corruption(what, at))
+    }
+
+    #[cold]
+    pub(crate) fn stop(&self, why: &Stop) -> ! {
+        self.system.stop(why)
+    }
+
+    /// A block for a layout of Rust's, or nothing.
+    pub fn alloc_layout(&self, layout: core::alloc::Layout) -> Option<NonNull<u8>> {
+        NonNull::new(if layout.align() <= MIN_ALIGN {
+            self.alloc(layout.size())
+        } else {
+            self.alloc_aligned(layout.size(), layout.align())
+        })
+    }
+}
+
+impl<S: System, L: Local> Allocator<S, L> {
+    /// The system below.
+    pub fn system(&self) -> &S {
+        &self.system
+    }
+}

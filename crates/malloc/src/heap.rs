@@ -1,0 +1,113 @@
+//! # What does a thread own?
+//!
+//! A heap: for each class a list of slabs that have room, the caches of medium and large blocks, and
+//! what the thread freed for others. Heaps stand in a table in the window and never go away; a heap
+//! whose thread ended (*dead*) is taken over whole by the next thread that needs one.
+//!
+//! Invariant *heap-exclusive*: only the thread that [`Local`](crate::Local) points to the heap, or
+//! whoever changed `state` from [`DEAD`] to [`BUSY`], touches anything but the atomics.
+//!
+//! Invariant *generation*: a heap with another generation than the process belongs to a thread that a
+//! fork left behind. Nothing in it is read; its slabs are taken over one by one, as if all their
+//! blocks were in use, when one of them is freed.
+
+use core::cell::Cell;
+use core::ptr;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::classes::{CLASSES, WORDS};
+use crate::outgoing::Outgoing;
+use crate::recent::Recents;
+use crate::unit::{NONE, Unit};
+
+/// Distance between heaps: a page, so that a new thread costs one.
+pub const HEAP_STRIDE: usize = 4096;
+
+/// `state`: never used.
+pub const FRESH: u32 = 0;
+/// `state`: a thread has it.
+pub const LIVE: u32 = 1;
+/// `state`: its thread ended.
+pub const DEAD: u32 = 2;
+/// `state`: dead, and somebody is tidying it.
+pub const BUSY: u32 = 3;
+
+/// A thread's heap.
+#[repr(C)]
+pub struct Heap {
+    /// For each request size in 16-byte words: the slab to take a block from.
+    pub(crate) direct: [Cell<*const Unit>; WORDS],
+    /// For each class: unit number + 1 of the first slab with room.
+    pub(crate) queues: [Cell<u32>; CLASSES],
+    /// Blocks freed for other heaps.
+    pub(crate) outgoing: Outgoing,
+    /// Medium and large blocks freed lately.
+    pub(crate) recents: Recents,
+    /// Unit number + 1 of the first slab that somebody announced.
+    pub(crate) announced: AtomicU32,
+    /// Whose it is.
+    pub(crate) state: AtomicU32,
+    /// The owner's thread number.
+    pub(crate) thread: AtomicU32,
+    /// See *generation*.
+    pub(crate) generation: AtomicU32,
+    /// Its place in the table.
+    pub(crate) number: AtomicU32,
+    /// Slabs by class; written by the owner, read by the statistics.
+    pub(crate) slabs: [AtomicU32; CLASSES],
+}
+
+const _: () = assert!(size_of::<Heap>() <= HEAP_STRIDE);
+
+pub(crate) struct Nobody(pub(crate) Heap);
+
+#[allow(unsafe_code)] // one promise about one static
+// SAFETY: nobody writes to it: it owns no slab, and every slow path looks for it first.
+unsafe impl Sync for Nobody {}
+
+pub(crate) static NO_HEAP: Nobody = Nobody(Heap::new());
+
+impl Heap {
+    /// The heap of a thread that has none: every list is empty. Never written.
+    #[inline]
+    pub const fn none() -> *const Self {
+        // A reference to a static in a constant would need a newer compiler than we promise.
+        &raw const NO_HEAP.0
+    }
+
+    pub(crate) const fn new() -> Self {
+        Self {
+            direct: [const { Cell::new(ptr::from_ref(&NONE.0)) }; WORDS],
+            queues: [const { Cell::new(0) }; CLASSES],
+            outgoing: Outgoing::new(),
+            recents: Recents::new(),
+            announced: AtomicU32::new(0),
+            state: AtomicU32::new(FRESH),
+            thread: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
+            number: AtomicU32::new(0),
+            slabs: [const { AtomicU32::new(0) }; CLASSES],
+        }
+    }
+
+    /// Points the requests that a class serves to a slab.
+    pub(crate) fn set_direct(&self, class: usize, unit: *const Unit) {
+        let first = if class == 0 { 0 } else { words_of(class - 1) + 1 };
+        for entry in self.direct.iter().take(words_of(class) + 1).skip(first) {
+            entry.set(unit);
+        }
+    }
+
+    /// Counts slabs for the statistics.
+    pub(crate) fn count_slab(&self, class: usize, more: bool) {
+        if let Some(count) = self.slabs.get(class) {
+            let old = count.load(Ordering::Relaxed);
+            let new = if more { old.wrapping_add(1) } else { old.wrapping_sub(1) };
+            count.store(new, Ordering::Relaxed);
+        }
+    }
+}
+
+fn words_of(class: usize) -> usize {
+    crate::classes::of(class).bytes as usize / 16
+}

@@ -1,0 +1,210 @@
+//! # The life of a medium and of a large block
+//!
+//! `take`: the thread's recents, then the thread's arena, then the other arenas, then a mapping.
+//! `free`: the cell (or the header) confirms the block, the recents may keep it, else the arena (or the
+//! system) gets it back.
+#![allow(unsafe_code)] // hands out and takes back memory of the arenas
+
+use core::ptr::{self, NonNull};
+
+use crate::allocator::Allocator;
+use crate::arena::{ARENAS, Cell, FREED, GRANULE, Ground, KEPT, LIVE, MEDIUM_MAX};
+use crate::classes::{SMALL_MAX, UNIT_BYTES};
+use crate::heap::Heap;
+use crate::large::{self, Block, Large};
+use crate::recent::{Kept, Key, Offer};
+use crate::system::{Local, Misuse, PAGE_BYTES, System};
+
+/// Memory handed out.
+#[derive(Clone, Copy)]
+pub struct Given {
+    /// The block, or null.
+    pub at: *mut u8,
+    /// Whether it reads as zeroes.
+    pub zeroed: bool,
+}
+
+impl Given {
+    /// There was no memory.
+    pub const NOTHING: Self = Self { at: ptr::null_mut(), zeroed: false };
+}
+
+/// A medium block that its cell has confirmed.
+struct Place {
+    arena: usize,
+    granule: u32,
+    size: u32,
+}
+
+fn granules(bytes: usize) -> u32 {
+    (bytes.max(SMALL_MAX + 1).div_ceil(GRANULE)) as u32
+}
+
+impl<S: System, L: Local> Allocator<S, L> {
+    /// A block above the small sizes, or with an alignment that slabs do not have.
+    pub(crate) fn take_medium(&self, heap: Option<&Heap>, bytes: usize, align: usize) -> Given {
+        if bytes > MEDIUM_MAX || align > UNIT_BYTES {
+            return self.take_large(heap, bytes, align);
+        }
+        let size = granules(bytes);
+        if let (Some(heap), true) = (heap, align <= GRANULE) {
+            if let Some(at) = heap.recents.take(Key::medium(size)) {
+                if let Some((_, cell)) = self.cell(at) {
+                    cell.state.store(LIVE, core::sync::atomic::Ordering::Relaxed);
+                    return Given { at, zeroed: false };
+                }
+            }
+        }
+        let first =
+            heap.map_or(0, |heap| heap.number.load(core::sync::atomic::Ordering::Relaxed) as usize);
+        for offset in 0..if self.window.is_open() { ARENAS } else { 0 } {
+            let ground = Ground::enter(&self.window, &self.system, (first + offset) % ARENAS);
+            if let Some(found) = ground.take(size, align.div_ceil(GRANULE).max(1) as u32) {
+                return Given { at: ground.address(found.start), zeroed: found.zeroed };
+            }
+        }
+        self.take_large(heap, bytes, align)
+    }
+
+    fn take_large(&self, heap: Option<&Heap>, bytes: usize, align: usize) -> Given {
+        if bytes > isize::MAX as usize - 2 * PAGE_BYTES || align > isize::MAX as usize / 2 {
+            return Given::NOTHING;
+        }
+        let pages = Large::mapping_for(bytes).map_or(0, |mapping| mapping / PAGE_BYTES);
+        if let (Some(heap), Some(key), true) = (heap, Key::large(pages), align <= large::HEADER) {
+            if let Some(at) = heap.recents.take(key) {
+                // SAFETY: what the recents keep under a large key was kept by `free_large`.
+                return Given { at: unsafe { large::find_kept(at) }.at, zeroed: false };
+            }
+        }
+        match self.large.map(&self.system, bytes, align) {
+            Some(block) => Given { at: block.at, zeroed: true },
+            None => Given::NOTHING,
+        }
+    }
+
+    /// The cell of an address in the medium window, and its granule in its arena.
+    fn cell(&self, at: *mut u8) -> Option<(usize, &Cell)> {
+        let offset = self.window.medium_offset(at as usize)?;
+        // SAFETY: there is a cell for each KiB of the window, and all zero is a valid one.
+        let cell = unsafe { &*self.window.cells().wrapping_add(offset / crate::arena::CELL_BYTES) };
+        Some((offset, cell))
+    }
+
+    /// Confirms a medium block, or stops the program.
+    fn confirm(&self, offset: usize, cell: &Cell, at: *mut u8) -> Place {
+        let bytes = self.window.medium_bytes() / ARENAS;
+        let granule = (offset % bytes / GRANULE) as u32;
+        let size = if offset % GRANULE == 0 { cell.block_at(granule) } else { None };
+        match (size, cell.state.load(core::sync::atomic::Ordering::Relaxed)) {
+            (Some(size), LIVE) => Place { arena: offset / bytes, granule, size },
+            (Some(_), KEPT) => self.misuse(Misuse::DoubleFree, at as usize),
+            (None, FREED) if offset % GRANULE == 0 => self.misuse(Misuse::DoubleFree, at as usize),
+            _ => self.misuse(Misuse::Interior, at as usize),
+        }
+    }
+
+    /// Frees a block that is not small.
+    ///
+    /// # Safety
+    /// The block was allocated here and is used by nobody any more, or is wrong in a way that shows.
+    pub(crate) unsafe fn free_medium(&self, heap: Option<&Heap>, at: *mut u8) {
+        let Some((offset, cell)) = self.cell(at) else {
+            // SAFETY: the caller's promise is ours.
+            return unsafe { self.free_large(heap, at) };
+        };
+        let place = self.confirm(offset, cell, at);
+        if let Some(heap) = heap {
+            match heap.recents.offer(Key::medium(place.size), at) {
+                Offer::Kept => {
+                    cell.state.store(KEPT, core::sync::atomic::Ordering::Relaxed);
+                    return;
+                }
+                Offer::Refused(others) => self.dismiss(others),
+            }
+        }
+        let ground = Ground::enter(&self.window, &self.system, place.arena);
+        ground.give(place.granule, place.size);
+    }
+
+    unsafe fn free_large(&self, heap: Option<&Heap>, at: *mut u8) {
+        let block = self.confirm_large(at);
+        let key = block.plain_pages().and_then(Key::large);
+        if let (Some(heap), Some(key)) = (heap, key) {
+            match heap.recents.offer(key, at) {
+                Offer::Kept => return block.set_kept(true),
+                Offer::Refused(others) => self.dismiss(others),
+            }
+        }
+        // SAFETY: as the caller promised.
+        unsafe { self.large.unmap(&self.system, block) };
+    }
+
+    fn confirm_large(&self, at: *mut u8) -> Block {
+        // SAFETY: a block has its header before it; a wild pointer faults, which names the caller.
+        match unsafe { large::find(at) } {
+            Ok(block) => block,
+            Err(what) => self.misuse(what, at as usize),
+        }
+    }
+
+    /// Frees blocks that the recents no longer keep.
+    fn dismiss(&self, mut kept: Kept) {
+        while let Some(at) = kept.pop() {
+            if kept.key().is_large() {
+                // SAFETY: kept by `free_large`; nobody uses it.
+                unsafe { self.large.unmap(&self.system, large::find_kept(at)) };
+            } else if let Some((offset, cell)) = self.cell(at) {
+                cell.state.store(LIVE, core::sync::atomic::Ordering::Relaxed);
+                let place = self.confirm(offset, cell, at);
+                let ground = Ground::enter(&self.window, &self.system, place.arena);
+                ground.give(place.granule, place.size);
+            }
+        }
+    }
+
+    /// Frees everything that a heap's recents keep.
+    pub(crate) fn dismiss_all(&self, heap: &Heap) {
+        for kept in heap.recents.drain() {
+            self.dismiss(kept);
+        }
+    }
+
+    /// Bytes that the caller may use of a block that is not small.
+    pub(crate) fn usable_medium(&self, at: *mut u8) -> usize {
+        match self.cell(at) {
+            Some((offset, cell)) => self.confirm(offset, cell, at).size as usize * GRANULE,
+            None => self.confirm_large(at).usable(),
+        }
+    }
+
+    /// Changes the size of a block that is not small where it lies, or by moving its pages. Nothing: it
+    /// must be copied.
+    ///
+    /// # Safety
+    /// The block is the caller's; if it moves, nobody uses the old address.
+    pub(crate) unsafe fn resize_medium(&self, at: *mut u8, bytes: usize) -> Option<NonNull<u8>> {
+        if bytes <= SMALL_MAX {
+            return None;
+        }
+        let Some((offset, cell)) = self.cell(at) else {
+            if bytes <= MEDIUM_MAX || bytes > isize::MAX as usize - 2 * PAGE_BYTES {
+                return None;
+            }
+            let block = self.confirm_large(at);
+            // SAFETY: as the caller promised.
+            let moved = unsafe { self.large.resize(&self.system, block, bytes)? };
+            return NonNull::new(moved.at);
+        };
+        let place = self.confirm(offset, cell, at);
+        let size = granules(bytes);
+        if bytes > MEDIUM_MAX {
+            return None;
+        }
+        if size == place.size {
+            return NonNull::new(at);
+        }
+        let ground = Ground::enter(&self.window, &self.system, place.arena);
+        if ground.resize(place.granule, place.size, size) { NonNull::new(at) } else { None }
+    }
+}

@@ -1,0 +1,499 @@
+//! # The life of a small block
+//!
+//! `alloc` takes the first block of the free list of the class's head slab; `free` finds the header,
+//! checks owner and place, and puts the block back: see [`crate::Allocator::alloc`]. Everything else is
+//! here: the head ran out, the slab is somebody else's, a slab became empty or was full.
+//!
+//! A head slab that runs out tries in turn: what other threads pushed, blocks never carved (at most
+//! one page's worth at a time, so that a slab's pages are touched only when needed), the next slab on
+//! the list, slabs that were announced, a unit of the pool.
+#![allow(unsafe_code)] // free lists inside free blocks
+
+use core::ptr;
+use core::sync::atomic::Ordering;
+
+use crate::allocator::Allocator;
+use crate::classes;
+use crate::heap::{BUSY, DEAD, Heap};
+use crate::outgoing::Parcel;
+use crate::remote::{Chain, Standing};
+use crate::system::{Corruption, Local, Misuse, PAGE_BYTES, System};
+use crate::unit::{Block, PENDING, Place, Unit};
+
+/// At most so many blocks are carved at once.
+const CARVE: usize = 32;
+/// A parcel of so many blocks leaves.
+const PARCEL_BLOCKS: u32 = 16;
+/// A parcel of so many bytes leaves.
+const PARCEL_BYTES: u32 = 2048;
+
+impl<S: System, L: Local> Allocator<S, L> {
+    /// A block of a class; null when there is no memory.
+    ///
+    /// # Safety
+    /// The heap is this thread's (*heap-exclusive*).
+    #[cold]
+    #[inline(never)]
+    pub(crate) unsafe fn take_small(&self, heap: &Heap, class: usize) -> *mut u8 {
+        loop {
+            let Some(unit) = self.head(heap, class) else {
+                self.send_all(heap);
+                if self.drain_announced(heap) || self.new_slab(heap, class) {
+                    continue;
+                }
+                return ptr::null_mut();
+            };
+            let block = unit.free.get();
+            if !block.is_null() {
+                // SAFETY: a block on the free list of a slab of ours.
+                unit.free.set(unsafe { (*block).next.get() });
+                unit.countdown.set(unit.countdown.get().wrapping_add(1));
+                return block.cast();
+            }
+            if self.collect(unit) || self.carve(unit) {
+                continue;
+            }
+            if unit.remote.fill(self.word_generation()) {
+                self.unlink(heap, unit);
+                unit.set_place(Place::Full, 0);
+            }
+        }
+    }
+
+    /// The first slab of a class, made the head.
+    fn head<'a>(&'a self, heap: &Heap, class: usize) -> Option<&'a Unit> {
+        let number = heap.queues.get(class)?.get();
+        if number == 0 {
+            return None;
+        }
+        let unit = self.unit(number - 1);
+        if unit.place.get() != Place::Head {
+            unit.set_place(Place::Head, unit.used());
+            heap.set_direct(class, unit);
+        }
+        Some(unit)
+    }
+
+    /// The header of a unit number.
+    pub(crate) fn unit(&self, number: u32) -> &Unit {
+        // SAFETY: every number that is written anywhere is below the number of units, and headers are
+        // never taken away while the allocator lives.
+        unsafe { &*self.window.unit(number) }
+    }
+
+    /// Fetches what other threads pushed. False: nothing.
+    fn collect(&self, unit: &Unit) -> bool {
+        let chain = unit.remote.take(self.word_generation());
+        if chain.count == 0 {
+            return false;
+        }
+        let used = unit.used();
+        if chain.count > used {
+            self.corrupt(Corruption::Count, unit.base.load(Ordering::Relaxed));
+        }
+        self.append(unit, chain);
+        unit.set_place(unit.place.get(), used - chain.count);
+        true
+    }
+
+    /// Puts a fetched chain on the free list.
+    fn append(&self, unit: &Unit, chain: Chain) {
+        let first = self.block(unit, chain.first);
+        let old = unit.free.get();
+        if !old.is_null() {
+            let mut last = first;
+            for _ in 1..chain.count {
+                // SAFETY: the chain has `count` blocks, linked before they were pushed.
+                last = unsafe { (*last).next.get() };
+                if !unit.spans(last as usize) {
+                    self.corrupt(Corruption::FreeList, first as usize);
+                }
+            }
+            // SAFETY: the last block of the chain, now ours.
+            unsafe { (*last).next.set(old) };
+        }
+        unit.free.set(first);
+    }
+
+    /// The address of a block number + 1; 0 gives null.
+    fn block(&self, unit: &Unit, number: u32) -> *mut Block {
+        if number == 0 {
+            return ptr::null_mut();
+        }
+        let memory = self.window.memory(self.window.number_of(unit));
+        memory.wrapping_add((number as usize - 1) * unit.class().bytes as usize).cast()
+    }
+
+    /// Makes blocks out of memory never used. Only when the free list is empty. False: none is left.
+    fn carve(&self, unit: &Unit) -> bool {
+        let class = unit.class();
+        let (bytes, carved) = (class.bytes as usize, usize::from(unit.carved.get()));
+        let left = class.blocks as usize - carved;
+        if left == 0 {
+            return false;
+        }
+        let start = carved * bytes;
+        let page_end = (start + 1).next_multiple_of(PAGE_BYTES);
+        let count = ((page_end - start) / bytes).clamp(1, CARVE).min(left);
+        let memory = self.window.memory(self.window.number_of(unit)).wrapping_add(start);
+        let mut next = ptr::null_mut();
+        for index in (0..count).rev() {
+            let block: *mut Block = memory.wrapping_add(index * bytes).cast();
+            // SAFETY: inside a slab of ours, beyond the blocks ever handed out.
+            unsafe { (*block).next.set(next) };
+            next = block;
+        }
+        unit.free.set(next);
+        unit.carved.set((carved + count) as u16);
+        unit.limit.store((carved + count) as u64 * class.step, Ordering::Relaxed);
+        true
+    }
+
+    /// Takes a unit of the pool as the class's only slab. False: there is none.
+    fn new_slab(&self, heap: &Heap, class: usize) -> bool {
+        let Some(number) = self.pool.take(&self.window, &self.system) else { return false };
+        let unit = self.unit(number);
+        let described = classes::of(class);
+        unit.free.set(ptr::null_mut());
+        unit.base.store(self.window.memory(number) as usize, Ordering::Relaxed);
+        unit.multiplier.store(described.multiplier, Ordering::Relaxed);
+        unit.limit.store(0, Ordering::Relaxed);
+        unit.class.store(class as u8, Ordering::Relaxed);
+        unit.carved.set(0);
+        unit.remote.reset(Standing::Listed, self.word_generation());
+        unit.owner.store(ptr::from_ref(heap).cast_mut(), Ordering::Relaxed);
+        heap.count_slab(class, true);
+        self.link(heap, unit, 0);
+        true
+    }
+
+    /// Puts a slab on its class's list: second, so that the head stays.
+    fn link(&self, heap: &Heap, unit: &Unit, used: u32) {
+        let me = self.window.number_of(unit) + 1;
+        let Some(queue) = heap.queues.get(usize::from(unit.class.load(Ordering::Relaxed))) else {
+            return;
+        };
+        let head = queue.get();
+        unit.set_place(Place::Listed, used);
+        if head == 0 {
+            unit.previous.set(0);
+            unit.next.store(0, Ordering::Relaxed);
+            queue.set(me);
+            return;
+        }
+        let first = self.unit(head - 1);
+        let after = first.next.load(Ordering::Relaxed);
+        unit.previous.set(head);
+        unit.next.store(after, Ordering::Relaxed);
+        first.next.store(me, Ordering::Relaxed);
+        if after != 0 {
+            self.unit(after - 1).previous.set(me);
+        }
+    }
+
+    /// Takes a slab from its class's list.
+    fn unlink(&self, heap: &Heap, unit: &Unit) {
+        let class = usize::from(unit.class.load(Ordering::Relaxed));
+        let (before, after) = (unit.previous.get(), unit.next.load(Ordering::Relaxed));
+        if after != 0 {
+            self.unit(after - 1).previous.set(before);
+        }
+        if before != 0 {
+            self.unit(before - 1).next.store(after, Ordering::Relaxed);
+        } else if let Some(queue) = heap.queues.get(class) {
+            queue.set(after);
+        }
+        if unit.place.get() == Place::Head {
+            heap.set_direct(class, &raw const crate::unit::NONE.0);
+        }
+    }
+
+    /// Gives an empty slab, which is on no list, back to the pool.
+    fn release(&self, heap: &Heap, unit: &Unit) {
+        heap.count_slab(usize::from(unit.class.load(Ordering::Relaxed)), false);
+        self.pool.give(&self.window, &self.system, self.window.number_of(unit));
+    }
+
+    /// Looks at a slab of this heap whose countdown reached zero.
+    ///
+    /// # Safety
+    /// The heap is this thread's and owns the slab.
+    #[cold]
+    #[inline(never)]
+    pub(crate) unsafe fn counted_down(&self, heap: &Heap, unit: &Unit) {
+        match unit.place.get() {
+            Place::Listed => {
+                self.unlink(heap, unit);
+                self.release(heap, unit);
+            }
+            Place::Full => {
+                let used = u32::from(unit.carved.get()) - 1;
+                if unit.remote.reopen(self.word_generation()) {
+                    self.link(heap, unit, used);
+                } else {
+                    unit.set_place(Place::Pending, used);
+                }
+            }
+            Place::Head | Place::Pending => {
+                self.corrupt(Corruption::Count, unit.base.load(Ordering::Relaxed))
+            }
+        }
+    }
+
+    /// Fetches the slabs that were announced to a heap. False: none.
+    fn drain_announced(&self, heap: &Heap) -> bool {
+        let mut number = heap.announced.swap(0, Ordering::Acquire);
+        let any = number != 0;
+        while number != 0 {
+            let unit = self.unit(number - 1);
+            number = unit.next.load(Ordering::Relaxed);
+            let chain = unit.remote.take(self.word_generation());
+            let used = unit.used();
+            if chain.count > used || used >= PENDING {
+                self.corrupt(Corruption::Count, unit.base.load(Ordering::Relaxed));
+            }
+            if chain.count > 0 {
+                self.append(unit, chain);
+            }
+            if used == chain.count {
+                self.release(heap, unit);
+            } else {
+                self.link(heap, unit, used - chain.count);
+            }
+        }
+        any
+    }
+
+    /// Frees a small block that the fast path did not: another heap's, or wrong.
+    ///
+    /// # Safety
+    /// The block was allocated here, is used by nobody any more, or is wrong in a way that shows.
+    #[cold]
+    #[inline(never)]
+    pub(crate) unsafe fn free_small(&self, at: *mut u8) {
+        // SAFETY: *every-header-readable*.
+        let unit = unsafe { &*self.window.unit_of(at as usize) };
+        let owner = unit.owner.load(Ordering::Relaxed);
+        if owner.is_null() {
+            // After a fork, a header may be older than the pointer: then the block is lost.
+            if self.generation.load(Ordering::Relaxed) == 0 {
+                self.misuse(Misuse::DoubleFree, at as usize);
+            }
+            return;
+        }
+        // SAFETY: owners are heaps of the table, which never go away.
+        let owner = unsafe { &*owner };
+        let mine = self.local.get();
+        if self.is_stale(owner) {
+            // SAFETY: the caller's promise is ours.
+            return unsafe { self.free_stale(unit, at) };
+        }
+        if !unit.holds(at as usize) {
+            self.misuse(Misuse::Interior, at as usize);
+        }
+        if ptr::eq(owner, mine) {
+            // The fast path sends only double frees here, or a mode that has no fast path.
+            // SAFETY: the slab is ours.
+            return unsafe { self.free_own(owner, unit, at.cast()) };
+        }
+        if ptr::eq(mine, Heap::none()) {
+            let parcel = self.parcel(unit, at.cast());
+            // SAFETY: a block of that slab, which nobody uses.
+            return unsafe { self.send(parcel) };
+        }
+        // SAFETY: *heap-exclusive*: it is this thread's.
+        unsafe { self.free_remote(&*mine, unit, at.cast()) };
+    }
+
+    /// Frees a block of a slab of this heap.
+    ///
+    /// # Safety
+    /// The heap is this thread's and owns the slab; the block is one of its blocks.
+    pub(crate) unsafe fn free_own(&self, heap: &Heap, unit: &Unit, block: *mut Block) {
+        let first = unit.free.get();
+        if first == block {
+            self.misuse(Misuse::DoubleFree, block as usize);
+        }
+        // SAFETY: nobody uses the block.
+        unsafe { (*block).next.set(first) };
+        unit.free.set(block);
+        let countdown = unit.countdown.get().wrapping_sub(1);
+        unit.countdown.set(countdown);
+        if countdown == 0 {
+            // SAFETY: as promised.
+            unsafe { self.counted_down(heap, unit) };
+        }
+    }
+
+    fn parcel(&self, unit: &Unit, block: *mut Block) -> Parcel {
+        let distance = block as usize - unit.base.load(Ordering::Relaxed);
+        let first = distance as u32 / unit.class().bytes + 1;
+        let chain = Chain { first, count: 1 };
+        Parcel { unit: self.window.number_of(unit) + 1, chain, first: block, last: block }
+    }
+
+    unsafe fn free_remote(&self, heap: &Heap, unit: &Unit, block: *mut Block) {
+        let mut parcel = self.parcel(unit, block);
+        let place = heap.outgoing.place(parcel.unit);
+        let waiting = place.get();
+        if waiting.unit == parcel.unit {
+            if waiting.first == block {
+                self.misuse(Misuse::DoubleFree, block as usize);
+            }
+            // SAFETY: nobody uses the block.
+            unsafe { (*block).next.set(waiting.first) };
+            parcel.last = waiting.last;
+            parcel.chain.count += waiting.chain.count;
+        } else if waiting.unit != 0 {
+            // SAFETY: the parcel holds blocks that nobody uses.
+            unsafe { self.send(waiting) };
+        }
+        let bytes = parcel.chain.count * unit.class().bytes;
+        if parcel.chain.count >= PARCEL_BLOCKS || bytes >= PARCEL_BYTES {
+            place.set(Parcel::EMPTY);
+            // SAFETY: as above.
+            unsafe { self.send(parcel) };
+        } else {
+            place.set(parcel);
+        }
+    }
+
+    /// Sends every parcel of a heap.
+    pub(crate) fn send_all(&self, heap: &Heap) {
+        for place in heap.outgoing.places() {
+            let parcel = place.replace(Parcel::EMPTY);
+            if parcel.unit != 0 {
+                // SAFETY: a parcel holds blocks of its slab that nobody uses.
+                unsafe { self.send(parcel) };
+            }
+        }
+    }
+
+    /// Pushes a parcel to its slab.
+    unsafe fn send(&self, parcel: Parcel) {
+        let unit = self.unit(parcel.unit - 1);
+        // SAFETY: the slab has blocks that were not returned, so that it has an owner.
+        let owner = unsafe { &*unit.owner.load(Ordering::Relaxed) };
+        if self.is_stale(owner) {
+            let mut block = parcel.first;
+            for index in 0..parcel.chain.count {
+                let more = index + 1 < parcel.chain.count;
+                // SAFETY: linked by `free_remote`; the last link was never written, nor is it read.
+                let next = if more { unsafe { (*block).next.get() } } else { ptr::null_mut() };
+                // SAFETY: nobody uses the block.
+                unsafe { self.free_stale(unit, block.cast()) };
+                block = next;
+            }
+            return;
+        }
+        let announce = unit.remote.push(parcel.chain, self.word_generation(), |behind| {
+            // SAFETY: the last block of the parcel, which nobody else knows yet.
+            unsafe { (*parcel.last).next.set(self.block(unit, behind)) };
+        });
+        if announce {
+            self.announce(owner, unit, parcel.unit);
+        }
+        if owner.state.load(Ordering::Relaxed) == DEAD {
+            self.tidy(owner, Some(unit));
+        }
+    }
+
+    /// Puts a slab on its owner's stack (*one-announcer*).
+    fn announce(&self, owner: &Heap, unit: &Unit, number: u32) {
+        let mut top = owner.announced.load(Ordering::Relaxed);
+        loop {
+            unit.next.store(top, Ordering::Relaxed);
+            let pushed = owner.announced.compare_exchange_weak(
+                top,
+                number,
+                Ordering::Release,
+                Ordering::Relaxed,
+            );
+            match pushed {
+                Ok(_) => return,
+                Err(now) => top = now,
+            }
+        }
+    }
+
+    /// Does for a dead heap what its thread would do: fetch what was pushed, give empty slabs back. Looks
+    /// at one slab, or at all.
+    pub(crate) fn tidy(&self, heap: &Heap, unit: Option<&Unit>) {
+        if heap.state.compare_exchange(DEAD, BUSY, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return;
+        }
+        self.drain_announced(heap);
+        if unit.is_none() {
+            self.tidy_queues(heap);
+        }
+        if let Some(unit) = unit {
+            // Somebody may have tidied before us: look again whose it is, and where.
+            if ptr::eq(unit.owner.load(Ordering::Relaxed), heap)
+                && unit.place.get() == Place::Listed
+            {
+                self.collect(unit);
+                self.release_if_empty(heap, unit);
+            }
+        }
+        heap.state.store(DEAD, Ordering::Release);
+    }
+
+    fn release_if_empty(&self, heap: &Heap, unit: &Unit) {
+        if unit.used() == 0 {
+            self.unlink(heap, unit);
+            self.release(heap, unit);
+        }
+    }
+
+    /// Fetches everything that belongs to this heap and gives every empty slab back.
+    ///
+    /// # Safety
+    /// The heap is this thread's.
+    pub(crate) unsafe fn tidy_own(&self, heap: &Heap) {
+        self.send_all(heap);
+        self.drain_announced(heap);
+        self.tidy_queues(heap);
+    }
+
+    /// Fetches what was pushed to listed slabs, and gives the empty ones back.
+    fn tidy_queues(&self, heap: &Heap) {
+        for (class, queue) in heap.queues.iter().enumerate() {
+            let mut number = queue.get();
+            while number != 0 {
+                let unit = self.unit(number - 1);
+                number = unit.next.load(Ordering::Relaxed);
+                self.collect(unit);
+                if unit.place.get() == Place::Head {
+                    heap.set_direct(class, &raw const crate::unit::NONE.0);
+                    unit.set_place(Place::Listed, unit.used());
+                }
+                self.release_if_empty(heap, unit);
+            }
+        }
+    }
+
+    /// Frees a block of a slab that a fork left behind (*generation*): the slab becomes ours, as if all
+    /// its other blocks were in use.
+    unsafe fn free_stale(&self, unit: &Unit, at: *mut u8) {
+        let Some(heap) = self.heap() else { return };
+        if !unit.spans(at as usize) {
+            self.misuse(Misuse::Interior, at as usize);
+        }
+        let held = self.threads.lock.take(&self.system);
+        // SAFETY: owners are heaps of the table.
+        let stale = self.is_stale(unsafe { &*unit.owner.load(Ordering::Relaxed) });
+        if stale {
+            let class = unit.class();
+            unit.free.set(ptr::null_mut());
+            unit.carved.set(class.blocks as u16);
+            unit.limit.store(u64::from(class.blocks) * class.step, Ordering::Relaxed);
+            unit.set_place(Place::Full, 0);
+            unit.remote.reset(Standing::Full, self.word_generation());
+            unit.owner.store(ptr::from_ref(heap).cast_mut(), Ordering::Relaxed);
+            heap.count_slab(usize::from(unit.class.load(Ordering::Relaxed)), true);
+        }
+        drop(held);
+        // SAFETY: the slab has an owner of this generation now; the block is the caller's.
+        unsafe { self.free_small(at) };
+    }
+}

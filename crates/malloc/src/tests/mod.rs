@@ -1,0 +1,7 @@
+#![allow(unsafe_code, clippy::undocumented_unsafe_blocks)] // tests call the unsafe interface
+
+mod life;
+mod misuse;
+mod model;
+mod rig;
+mod threads;

@@ -1,0 +1,174 @@
+//! A system made of the host's heap, with a budget, that counts and that panics where others abort.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::thread::ThreadId;
+
+use crate::{Allocator, Heap, Local, PAGE_BYTES, Stop, System};
+
+/// Reservations above this are refused, so that the smallest window is chosen.
+const RESERVABLE: usize = 40 << 20;
+
+#[derive(Default)]
+pub struct Host {
+    /// Calls that may still succeed, minus one; 0 = all.
+    pub budget: AtomicUsize,
+    pub decommitted: AtomicUsize,
+    maps: Mutex<HashMap<usize, (usize, usize)>>,
+    reserved: Mutex<HashMap<usize, usize>>,
+}
+
+unsafe impl Sync for Host {}
+
+impl Host {
+    fn allowed(&self) -> bool {
+        match self.budget.load(Ordering::Relaxed) {
+            0 => true,
+            1 => false,
+            left => {
+                self.budget.store(left - 1, Ordering::Relaxed);
+                true
+            }
+        }
+    }
+
+    pub fn mapped(&self) -> usize {
+        self.maps.lock().unwrap().len()
+    }
+}
+
+fn pages(bytes: usize, align: usize) -> Layout {
+    Layout::from_size_align(bytes, align).unwrap()
+}
+
+thread_local! {
+    static NUMBER: Cell<u32> = const { Cell::new(0) };
+}
+static NUMBERS: AtomicU32 = AtomicU32::new(1);
+
+unsafe impl System for Host {
+    fn reserve(&self, bytes: usize) -> Option<NonNull<u8>> {
+        if bytes > RESERVABLE || !self.allowed() {
+            return None;
+        }
+        let start = NonNull::new(unsafe { alloc_zeroed(pages(bytes, 1 << 14)) })?;
+        self.reserved.lock().unwrap().insert(start.as_ptr() as usize, bytes);
+        Some(start)
+    }
+    unsafe fn commit(&self, _start: NonNull<u8>, _bytes: usize) -> bool {
+        self.allowed()
+    }
+    unsafe fn decommit(&self, start: NonNull<u8>, bytes: usize) {
+        assert_eq!(start.as_ptr() as usize % PAGE_BYTES, 0);
+        assert_eq!(bytes % PAGE_BYTES, 0);
+        self.decommitted.fetch_add(bytes, Ordering::Relaxed);
+        unsafe { start.write_bytes(0, bytes) };
+    }
+    fn map(&self, bytes: usize) -> Option<NonNull<u8>> {
+        if bytes > 64 << 20 || !self.allowed() {
+            return None;
+        }
+        let start = NonNull::new(unsafe { alloc_zeroed(pages(bytes, PAGE_BYTES)) })?;
+        self.maps.lock().unwrap().insert(start.as_ptr() as usize, (bytes, bytes));
+        Some(start)
+    }
+    unsafe fn unmap(&self, start: NonNull<u8>, bytes: usize) {
+        let at = start.as_ptr() as usize;
+        if let Some(whole) = self.reserved.lock().unwrap().remove(&at) {
+            assert_eq!(whole, bytes);
+            return unsafe { dealloc(start.as_ptr(), pages(bytes, 1 << 14)) };
+        }
+        // Parts may be unmapped; the last part frees the whole.
+        let mut maps = self.maps.lock().unwrap();
+        let (&first, &(whole, left)) = maps
+            .iter()
+            .find(|&(&first, &(whole, _))| first <= at && at + bytes <= first + whole)
+            .expect("unmaps only what was mapped");
+        assert!(bytes <= left);
+        if left == bytes {
+            maps.remove(&first);
+            let whole_start = start.as_ptr().wrapping_sub(at - first);
+            unsafe { dealloc(whole_start, pages(whole, PAGE_BYTES)) };
+        } else {
+            maps.insert(first, (whole, left - bytes));
+        }
+    }
+    unsafe fn remap(&self, start: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>> {
+        let moved = self.map(new)?;
+        unsafe {
+            moved.copy_from_nonoverlapping(start, old.min(new));
+            self.unmap(start, old);
+        }
+        Some(moved)
+    }
+    fn wait(&self, _word: &AtomicU32, _value: u32) {
+        std::thread::yield_now();
+    }
+    fn wake(&self, _word: &AtomicU32) {}
+    fn thread(&self) -> u32 {
+        NUMBER.with(|number| {
+            if number.get() == 0 {
+                number.set(NUMBERS.fetch_add(1, Ordering::Relaxed));
+            }
+            number.get()
+        })
+    }
+    fn is_gone(&self, _thread: u32) -> bool {
+        false
+    }
+    fn stop(&self, why: &Stop) -> ! {
+        std::panic::panic_any(*why)
+    }
+}
+
+/// Thread-local pointers of one allocator.
+#[derive(Default)]
+pub struct Slots(Mutex<HashMap<ThreadId, Pointer>>);
+
+struct Pointer(*const Heap);
+unsafe impl Send for Pointer {}
+
+unsafe impl Local for Slots {
+    fn get(&self) -> *const Heap {
+        let slots = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        slots.get(&std::thread::current().id()).map_or(Heap::none(), |pointer| pointer.0)
+    }
+    fn set(&self, heap: *const Heap) {
+        let mut slots = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        slots.insert(std::thread::current().id(), Pointer(heap));
+    }
+    fn arm(&self, _heap: *const Heap) {}
+}
+
+pub type Rig = Allocator<Host, Slots>;
+
+pub fn rig() -> Rig {
+    Allocator::new(Host::default(), Slots::default())
+}
+
+/// Everything was freed: nothing may be left, and the books must say so.
+pub fn must_be_empty(rig: &Rig) {
+    rig.trim(0);
+    let stats = rig.stats();
+    assert_eq!(stats.slabs.iter().sum::<u32>(), 0, "slabs are left");
+    assert_eq!(stats.pool.frontier, stats.pool.dirty + stats.pool.clean);
+    assert_eq!(stats.pool.dirty, 0);
+    assert_eq!(stats.medium.live, 0);
+    assert_eq!(stats.large_count, 0);
+    assert_eq!(stats.large_bytes, 0);
+    assert_eq!(rig.system.mapped(), 0);
+    check_arenas(rig);
+}
+
+pub fn check_arenas(rig: &Rig) {
+    if rig.window.is_open() {
+        for number in 0..crate::arena::ARENAS {
+            let ground = crate::arena::Ground::enter(&rig.window, &rig.system, number);
+            assert!(ground.check(), "arena {number}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Several threads: blocks freed elsewhere, threads that end, and what a fork leaves behind.
+
+use std::sync::mpsc;
+use std::thread;
+
+use super::rig::{Rig, must_be_empty, rig};
+
+struct Sent(*mut u8, usize, u8);
+unsafe impl Send for Sent {}
+
+fn check_and_free(rig: &Rig, Sent(at, bytes, mark): Sent) {
+    unsafe {
+        assert!(std::slice::from_raw_parts(at, bytes).iter().all(|&byte| byte == mark));
+        rig.free(at);
+    }
+}
+
+fn make(rig: &Rig, number: usize) -> Sent {
+    let bytes = match number % 16 {
+        0 => 2000 + number % 9000,
+        1 => 150_000,
+        _ => 1 + number % 700,
+    };
+    let at = rig.alloc(bytes);
+    assert!(!at.is_null());
+    unsafe { at.write_bytes(number as u8, bytes) };
+    Sent(at, bytes, number as u8)
+}
+
+const ROUNDS: usize = if cfg!(miri) { 60 } else { 20_000 };
+
+#[test]
+fn what_one_thread_allocates_another_may_free() {
+    let rig = rig();
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::sync_channel::<Sent>(300);
+        scope.spawn(|| {
+            for number in 0..ROUNDS {
+                sender.send(make(&rig, number)).unwrap();
+            }
+            drop(sender);
+            rig.thread_ends();
+        });
+        scope.spawn(|| {
+            let receiver = receiver;
+            let mut own = Vec::new();
+            for (number, sent) in receiver.iter().enumerate() {
+                check_and_free(&rig, sent);
+                own.push(make(&rig, number));
+                if own.len() > 50 {
+                    check_and_free(&rig, own.swap_remove(number % 50));
+                }
+            }
+            own.into_iter().for_each(|sent| check_and_free(&rig, sent));
+            rig.thread_ends();
+        });
+    });
+    must_be_empty(&rig);
+}
+
+#[test]
+fn everybody_frees_everybodys() {
+    let rig = rig();
+    let shared = std::sync::Mutex::new(Vec::<Sent>::new());
+    thread::scope(|scope| {
+        for seed in 0..4_usize {
+            let (rig, shared) = (&rig, &shared);
+            scope.spawn(move || {
+                for number in 0..ROUNDS {
+                    let sent = make(rig, number.wrapping_mul(seed * 2 + 1));
+                    let mut shared = shared.lock().unwrap();
+                    shared.push(sent);
+                    if shared.len() > 200 {
+                        let index = number * 7919 % shared.len();
+                        let other = shared.swap_remove(index);
+                        drop(shared);
+                        check_and_free(rig, other);
+                    }
+                }
+                rig.thread_ends();
+            });
+        }
+    });
+    shared.into_inner().unwrap().into_iter().for_each(|sent| check_and_free(&rig, sent));
+    must_be_empty(&rig);
+}
+
+#[test]
+fn the_heap_of_a_thread_that_ended_is_used_again() {
+    let rig = rig();
+    for _ in 0..20 {
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    let kept = make(&rig, 5);
+                    rig.thread_ends();
+                    kept
+                })
+                .join()
+                .map(|kept| check_and_free(&rig, kept))
+                .unwrap();
+        });
+    }
+    assert!(rig.stats().heaps <= 2);
+    must_be_empty(&rig);
+}
+
+#[test]
+fn blocks_of_a_thread_that_ended_are_given_back_by_whoever_frees_them() {
+    let rig = rig();
+    let all = thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                let all: Vec<_> = (0..2000).map(|n| make(&rig, n * 16 + 2)).collect();
+                rig.thread_ends();
+                all
+            })
+            .join()
+            .unwrap()
+    });
+    let before = rig.stats().footprint();
+    all.into_iter().for_each(|sent| check_and_free(&rig, sent));
+    assert!(rig.stats().footprint() < before / 2);
+    must_be_empty(&rig);
+}
+
+#[test]
+fn after_a_fork_the_child_goes_on_without_the_other_threads() {
+    let rig = rig();
+    let (to_main, from_thread) = mpsc::channel();
+    let (to_thread, from_main) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let rig = &rig;
+        scope.spawn(move || {
+            let all: Vec<_> = (0..1000).map(|n| make(rig, n * 16 + 2)).collect();
+            to_main.send(all).unwrap();
+            // Stays where it is: in the child it does not exist.
+            from_main.recv().unwrap();
+        });
+        let theirs = from_thread.recv().unwrap();
+        let mine: Vec<_> = (0..1000).map(|n| make(rig, n * 16 + 3)).collect();
+        rig.before_fork();
+        rig.after_fork_in_child();
+        theirs.into_iter().for_each(|sent| check_and_free(rig, sent));
+        mine.into_iter().for_each(|sent| check_and_free(rig, sent));
+        let again: Vec<_> = (0..5000).map(|n| make(rig, n)).collect();
+        again.into_iter().for_each(|sent| check_and_free(rig, sent));
+        to_thread.send(()).unwrap();
+    });
+    super::rig::check_arenas(&rig);
+}
+
+#[test]
+fn after_a_fork_the_parent_goes_on_as_before() {
+    let rig = rig();
+    let all: Vec<_> = (0..100).map(|n| make(&rig, n)).collect();
+    rig.before_fork();
+    rig.after_fork_in_parent();
+    all.into_iter().for_each(|sent| check_and_free(&rig, sent));
+    must_be_empty(&rig);
+}

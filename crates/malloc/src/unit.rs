@@ -1,0 +1,148 @@
+//! # What is known about a slab?
+//!
+//! One 64-byte header for each 16 KiB of the small window, in an array of their own, so that a
+//! program that writes behind its blocks does not hit them.
+//!
+//! Who may touch what: *o* the owning thread alone; *p* written while the unit belongs to the pool or
+//! by the owner, read by anybody who holds a block of the slab; *r* anybody, by the protocol of
+//! [`crate::remote`].
+//!
+//! Invariant *conservation*: `carved = used + free list + chain in the remote word`, where `used` is
+//! what the program (or another thread's outgoing cache) holds.
+//!
+//! Invariant *countdown*: the number of frees by the owner until somebody must look: `used` when
+//! `Listed`, `used + 1` when `Head` (never zero: an empty head is kept), 1 when `Full` (the first free
+//! puts the slab back on its list), `used + PENDING` when an announcement is on its way.
+
+use core::cell::Cell;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use crate::classes::{self, Class};
+use crate::heap::Heap;
+use crate::remote::Remote;
+
+/// A free block: its first word links to the next.
+#[repr(C)]
+pub struct Block {
+    /// The next free block, or null.
+    pub next: Cell<*mut Block>,
+}
+
+/// Where the owner keeps the slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On its class's list, behind the head.
+    Listed,
+    /// First of its class's list: allocations come from here.
+    Head,
+    /// On no list; every block was handed out.
+    Full,
+    /// On no list; its announcement is on its way.
+    Pending,
+}
+
+/// Added to `used` while an announcement is on its way.
+pub const PENDING: u32 = 1 << 31;
+
+/// A slab's header.
+#[repr(C, align(64))]
+pub struct Unit {
+    /// o: the free list.
+    pub free: Cell<*mut Block>,
+    /// p: the owning heap, null when the unit is no slab.
+    pub owner: AtomicPtr<Heap>,
+    /// p: address of the first block.
+    pub base: AtomicUsize,
+    /// p: see *exact-block*.
+    pub multiplier: AtomicU64,
+    /// p: see *exact-block*: grows with `carved`.
+    pub limit: AtomicU64,
+    /// o: see *countdown*.
+    pub countdown: Cell<u32>,
+    /// p: the size class.
+    pub class: AtomicU8,
+    /// o: where it is kept.
+    pub place: Cell<Place>,
+    /// o: blocks ever handed to the free list since the unit became a slab.
+    pub carved: Cell<u16>,
+    /// r: what other threads freed.
+    pub remote: Remote,
+    /// o, and r on the announcement stack: unit number + 1 of the next.
+    pub next: AtomicU32,
+    /// o: unit number + 1 of the one before.
+    pub previous: Cell<u32>,
+}
+
+const _: () = assert!(size_of::<Unit>() == 64);
+
+/// The header that stands for "no slab": its free list is empty for ever, its owner nobody.
+pub static NONE: Nobody = Nobody(Unit {
+    free: Cell::new(ptr::null_mut()),
+    owner: AtomicPtr::new(ptr::null_mut()),
+    base: AtomicUsize::new(0),
+    multiplier: AtomicU64::new(0),
+    limit: AtomicU64::new(0),
+    countdown: Cell::new(0),
+    class: AtomicU8::new(0),
+    place: Cell::new(Place::Listed),
+    carved: Cell::new(0),
+    remote: Remote::new(),
+    next: AtomicU32::new(0),
+    previous: Cell::new(0),
+});
+
+/// A header that may be shared because nobody writes it.
+pub struct Nobody(pub Unit);
+
+#[allow(unsafe_code)] // one promise about one static
+// SAFETY: the cells are never written: an empty free list sends every allocation to the slow path,
+// and a null owner every free.
+unsafe impl Sync for Nobody {}
+
+impl Unit {
+    /// The description of the slab's class.
+    pub fn class(&self) -> &'static Class {
+        classes::of(usize::from(self.class.load(Ordering::Relaxed)))
+    }
+
+    /// Whether `at` is the start of a block that was carved.
+    #[inline]
+    pub fn holds(&self, at: usize) -> bool {
+        self.scaled(at) < self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Whether `at` is the start of a block, carved or not.
+    pub fn spans(&self, at: usize) -> bool {
+        let class = self.class();
+        self.scaled(at) < u64::from(class.blocks) * class.step
+    }
+
+    #[inline]
+    fn scaled(&self, at: usize) -> u64 {
+        let distance = at.wrapping_sub(self.base.load(Ordering::Relaxed)) as u64;
+        distance.wrapping_mul(self.multiplier.load(Ordering::Relaxed))
+    }
+
+    /// Blocks that the program holds, as the owner knows it.
+    pub fn used(&self) -> u32 {
+        let countdown = self.countdown.get();
+        match self.place.get() {
+            Place::Listed => countdown,
+            Place::Head => countdown.wrapping_sub(1),
+            Place::Full => u32::from(self.carved.get()),
+            Place::Pending => countdown.wrapping_sub(PENDING),
+        }
+    }
+
+    /// Puts the slab elsewhere in the owner's books.
+    pub fn set_place(&self, place: Place, used: u32) {
+        self.place.set(place);
+        self.countdown.set(match place {
+            Place::Listed => used,
+            Place::Head => used.wrapping_add(1),
+            Place::Full => 1,
+            Place::Pending => used.wrapping_add(PENDING),
+        });
+    }
+}
