@@ -14,7 +14,7 @@
 //! allocation that a system call can reach may fail, and then the call answers `ENOMEM`. User
 //! memory is only ever copied through the address space.
 //!
-//! Left out: more than one CPU, dynamic linking, `ptrace`, sockets, `epoll`, timers other than
+//! Left out: more than one CPU, dynamic linking, `ptrace`, sockets, timers other than
 //! `ITIMER_REAL`, namespaces, credentials beyond user and group numbers.
 #![no_std]
 #![deny(unsafe_code)]

@@ -4,12 +4,14 @@
 //! names a process by number, so that a file that stays open outlives what it tells about: reading
 //! it then is `ESRCH`.
 //!
-//! [`system`]: files about the machine. [`process`]: files about one process.
+//! [`system`]: files about the machine. [`process`] and [`status`]: files about
+//! one process.
 //!
 //! Left out: writing (limits, `oom_score_adj` and the like accept and forget), per-thread memory
 //! maps apart from the process's, network files.
 
 mod process;
+mod status;
 mod system;
 
 use alloc::sync::{Arc, Weak};

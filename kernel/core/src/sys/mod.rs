@@ -7,6 +7,7 @@
 //! Every pointer goes through the address space (see [`crate::user`]); a call whose arguments are
 //! bad has changed nothing, except where Linux too writes results one after the other.
 
+mod epoll;
 mod fd;
 mod file;
 mod futex;

@@ -1,6 +1,6 @@
 //! Waiting for any of several files.
 //!
-//! Left out: `epoll`. A wait for several files wakes on a change of any file at all and looks again.
+//! A wait for several files wakes on a change of any file at all and looks again.
 
 use alloc::vec::Vec;
 
@@ -93,7 +93,7 @@ impl<M: Machine> Cx<'_, M> {
     }
 
     /// Takes a mask for the time of this call; the end of the call gives the old one back.
-    fn use_mask(&self, at: u64, size: u64) -> Result<()> {
+    pub(super) fn use_mask(&self, at: u64, size: u64) -> Result<()> {
         if size != 8 {
             return Err(Errno::EINVAL);
         }

@@ -51,6 +51,13 @@ impl<M: Machine> Cx<'_, M> {
             nr::__NR_select => self.sys_select(a),
             nr::__NR_pselect6 => self.sys_pselect6(a),
 
+            nr::__NR_epoll_create => self.sys_epoll_create(a),
+            nr::__NR_epoll_create1 => self.sys_epoll_create1(a),
+            nr::__NR_epoll_ctl => self.sys_epoll_ctl(a),
+            nr::__NR_epoll_wait => self.sys_epoll_wait(a),
+            nr::__NR_epoll_pwait => self.sys_epoll_pwait(a),
+            nr::__NR_epoll_pwait2 => self.sys_epoll_pwait2(a),
+
             nr::__NR_stat => self.sys_newfstatat([cwd(), a[0], a[1], 0, 0, 0]),
             nr::__NR_lstat => self.sys_newfstatat([cwd(), a[0], a[1], 0x100, 0, 0]),
             nr::__NR_fstat => self.sys_fstat(a),
