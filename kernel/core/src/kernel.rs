@@ -26,7 +26,7 @@ pub(crate) enum Console {
 }
 
 /// Everything that the portable half has. Shared by all threads; the last count is
-/// [`start`](crate::start)'s.
+/// [`start`](fn@crate::start)'s.
 pub(crate) struct Kernel<M: Machine> {
     pub(crate) machine: &'static M,
     pub(crate) sched: Arc<Sched<M>>,

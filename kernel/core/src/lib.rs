@@ -2,7 +2,7 @@
 //! calls, `/proc`. It knows no instruction and no device; a machine ([`machine::Machine`]) runs
 //! its programs, and another, scripted one tests it on the host.
 //!
-//! The way down: [`start`] makes the kernel value (`kernel`), loads the first program
+//! The way down: [`start`](fn@start) makes the kernel value (`kernel`), loads the first program
 //! (`task::exec`) and becomes the idle context of the scheduler (`sched`). Every thread is a loop
 //! (`run`): run the program until it traps, serve the trap (`sys`, or a fault to the address
 //! space), look at signals (`signal`), again.

@@ -1,7 +1,7 @@
 //! Threads take turns.
 //!
 //! The nouns: a *slot* ([`slots`]) is a thread's place in the queues; a *context* is its saved
-//! kernel registers; *idle* is the context that [`start`](crate::start) was called on.
+//! kernel registers; *idle* is the context that [`start`](fn@crate::start) was called on.
 //!
 //! Kernel mode is never pre-empted: a thread leaves the CPU in [`Sched::yield_now`],
 //! [`Sched::wait_until`] and [`Sched::exit`], and nowhere else.
