@@ -218,6 +218,16 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     cargo(&all)
 }
 
+/// Builds the plugin that counts a machine's instructions; returns its path.
+pub fn counter() -> Result<PathBuf> {
+    let dir = target().join("counter");
+    let named = dir.to_string_lossy();
+    let manifest = "tools/counter/Cargo.toml";
+    let all = ["build", "--quiet", "--release", "--manifest-path", manifest, "--target-dir"];
+    cargo(&[&all[..], &[&named]].concat())?;
+    Ok(dir.join("release/libpagoda_counter.so"))
+}
+
 /// `cargo xtask build`.
 pub fn announce() -> Result<()> {
     println!("kernel     {}", kernel()?.display());

@@ -12,37 +12,45 @@ use elf::abi::STT_FUNC;
 use elf::endian::LittleEndian;
 
 /// Virtual address that the kernel image is linked at.
-const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
+pub const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
 /// Longer names are cut.
 const NAME_MAX_BYTES: usize = 100;
 
 /// Fills the section in `image`, an ELF file, in place. Without the section nothing happens.
 pub fn fill(image: &mut [u8]) -> Result<()> {
-    let (offset, size, symbols) = {
+    let (offset, size) = {
         let elf = ElfBytes::<LittleEndian>::minimal_parse(image).context("the kernel is no ELF")?;
         let Some(section) = elf.section_header_by_name(".ksyms")? else { return Ok(()) };
-        let Some((table, names)) = elf.symbol_table()? else { return Ok(()) };
-        let mut symbols: Vec<(u32, String)> = table
-            .iter()
-            .filter(|symbol| symbol.st_symtype() == STT_FUNC)
-            .filter_map(|symbol| {
-                let offset = symbol.st_value.checked_sub(KERNEL_BASE)?;
-                let name = names.get(symbol.st_name as usize).ok()?;
-                let mut name = format!("{:#}", rustc_demangle::demangle(name));
-                name.truncate(name.floor_boundary(NAME_MAX_BYTES));
-                Some((u32::try_from(offset).ok()?, name))
-            })
-            .collect();
-        symbols.sort();
-        symbols.dedup_by_key(|symbol| symbol.0);
-        (section.sh_offset as usize, section.sh_size as usize, symbols)
+        (section.sh_offset as usize, section.sh_size as usize)
     };
+    let symbols = functions(image)?;
     let table = encode(&symbols, size);
     let Some(room) = image.get_mut(offset..offset + size) else {
         bail!("the section .ksyms lies outside the kernel's file");
     };
     room[..table.len()].copy_from_slice(&table);
     Ok(())
+}
+
+/// The functions of `image`, an ELF file: offsets from the kernel's base and names, sorted, one name
+/// for each offset.
+pub fn functions(image: &[u8]) -> Result<Vec<(u32, String)>> {
+    let elf = ElfBytes::<LittleEndian>::minimal_parse(image).context("the kernel is no ELF")?;
+    let Some((table, names)) = elf.symbol_table()? else { return Ok(Vec::new()) };
+    let mut symbols: Vec<(u32, String)> = table
+        .iter()
+        .filter(|symbol| symbol.st_symtype() == STT_FUNC)
+        .filter_map(|symbol| {
+            let offset = symbol.st_value.checked_sub(KERNEL_BASE)?;
+            let name = names.get(symbol.st_name as usize).ok()?;
+            let mut name = format!("{:#}", rustc_demangle::demangle(name));
+            name.truncate(name.floor_boundary(NAME_MAX_BYTES));
+            Some((u32::try_from(offset).ok()?, name))
+        })
+        .collect();
+    symbols.sort();
+    symbols.dedup_by_key(|symbol| symbol.0);
+    Ok(symbols)
 }
 
 trait FloorBoundary {

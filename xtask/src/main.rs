@@ -4,6 +4,7 @@
 //! - [`build`] makes the kernel, the programs and the initramfs ([`cpio`], [`ksyms`]).
 //! - [`guest`] starts QEMU and carries bytes in and out; [`run`] decides what runs in it.
 //! - [`check`] is format, lints, documentation and the direction of the dependencies.
+//! - [`linux`] measures our kernel beside Linux.
 //! - [`mod@test`] is everything that must hold.
 
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ mod check;
 mod cpio;
 mod guest;
 mod ksyms;
+mod linux;
 mod run;
 mod setup;
 mod test;
@@ -34,7 +36,7 @@ enum Command {
     Test(test::Test),
     /// Format, lints, documentation, direction of dependencies
     Check,
-    /// Pagoda's allocators beside their peers, in one run: table, JSON, SVG in target/bench
+    /// Pagoda beside its peers, in one run: table, JSON, SVG in target/bench (frames, heap, linux)
     Bench {
         /// What to measure, and options of the measuring program
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
@@ -51,7 +53,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run.execute(),
         Command::Test(test) => test.execute(),
         Command::Check => check::execute().map(|()| 0),
-        Command::Bench { arguments } => build::bench(&arguments).map(|()| 0),
+        Command::Bench { arguments } => bench(&arguments).map(|()| 0),
         Command::Setup => setup::everything().map(|()| 0),
         Command::Build => build::announce().map(|()| 0),
     };
@@ -61,5 +63,12 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn bench(arguments: &[String]) -> anyhow::Result<()> {
+    match arguments.split_first() {
+        Some((name, rest)) if name == "linux" => linux::bench(rest),
+        _ => build::bench(arguments),
     }
 }

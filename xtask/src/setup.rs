@@ -1,7 +1,7 @@
 //! Installs what is missing through the ordinary clients, says what it does before doing it, and
 //! says exactly what to type where it may not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -43,6 +43,65 @@ pub fn for_boot() -> Result<()> {
 /// What a GRUB image needs besides.
 pub fn for_grub() -> Result<()> {
     packages(&[GRUB])
+}
+
+/// Debian's Linux kernel for virtual machines: the installed one, or else one that is unpacked below
+/// `out`. It is not installed: this machine's own boot loader has nothing to do with it.
+pub fn linux_image(out: &Path) -> Result<PathBuf> {
+    const META: &str = "linux-image-cloud-amd64";
+    let dir = out.join("linux");
+    if let Some(image) =
+        newest_linux(Path::new("/boot")).or_else(|| newest_linux(&dir.join("boot")))
+    {
+        return Ok(image);
+    }
+    let by_hand = format!("apt-get install {META}");
+    if !(present("apt-get") && present("dpkg-deb")) {
+        bail!("missing Debian's Linux kernel; on Debian it comes with: {by_hand}");
+    }
+    let query = || -> Result<Option<String>> {
+        let depends = Command::new("apt-cache").args(["depends", META]).output()?;
+        let depends = String::from_utf8_lossy(&depends.stdout).into_owned();
+        Ok(depends.lines().find_map(|line| Some(line.trim().strip_prefix("Depends: ")?.to_owned())))
+    };
+    let mut package = query()?;
+    if package.is_none() {
+        eprintln!("setup: apt-get update");
+        Command::new("apt-get").args(["update", "-qq"]).status()?;
+        package = query()?;
+    }
+    let package = package.with_context(|| format!("no package {META}; type: {by_hand}"))?;
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    eprintln!("setup: apt-get download {package}; dpkg-deb --extract it to {}", dir.display());
+    let load = Command::new("apt-get")
+        .args(["download", "-qq", &package])
+        .current_dir(&dir)
+        .stderr(Stdio::null())
+        .status();
+    let archive = std::fs::read_dir(&dir)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    let unpacked = archive.as_ref().is_some_and(|archive| {
+        let unpack = Command::new("dpkg-deb").arg("--extract").arg(archive).arg(&dir).status();
+        unpack.is_ok_and(|status| status.success())
+    });
+    if let Some(archive) = archive {
+        let _ = std::fs::remove_file(archive);
+    }
+    if !(load.is_ok_and(|status| status.success()) && unpacked) {
+        bail!("cannot get {package}; type: {by_hand}");
+    }
+    newest_linux(&dir.join("boot")).with_context(|| format!("{package} holds no kernel"))
+}
+
+/// The newest of Debian's kernels for virtual machines in this folder.
+fn newest_linux(dir: &Path) -> Option<PathBuf> {
+    let all = std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    all.filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with("vmlinuz-") && name.ends_with("-cloud-amd64")
+    })
+    .max()
 }
 
 /// The pinned toolchain gets the targets explicitly, whether or not it was installed with them.

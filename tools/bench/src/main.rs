@@ -1,7 +1,8 @@
 //! Pagoda's allocators beside their peers, in one run. Started by `cargo xtask bench NAME`; each
 //! run writes JSON, a table and a picture into `target/bench`.
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -9,6 +10,7 @@ use clap::{Parser, Subcommand};
 mod arena;
 mod frames;
 mod heap;
+mod linux;
 mod measure;
 mod peers;
 mod report;
@@ -31,14 +33,32 @@ enum What {
     Frames,
     /// Kernel heaps
     Heap,
+    /// The reference kernel beside Linux: what `cargo xtask bench linux` has measured
+    Linux {
+        /// The raw counts
+        #[arg(long)]
+        from: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
     let (name, rows) = match cli.what {
+        What::Linux { from } => return linux(&cli.out, &from),
         What::Frames => ("frames", frames::rows(cli.quick)),
         What::Heap => ("heap", heap::rows(cli.quick)),
     };
     print!("{}", report::markdown(&rows));
     report::write(&cli.out, name, &format!("cargo xtask bench {name}"), &rows)
+}
+
+fn linux(out: &Path, from: &Path) -> Result<()> {
+    let raw = linux::Raw::read(from)?;
+    let rows = raw.rows();
+    print!("{}{}", report::markdown(&rows), raw.notes());
+    report::write(out, "linux", "cargo xtask bench linux", &rows)?;
+    let table = out.join("linux.md");
+    let mut file = std::fs::OpenOptions::new().append(true).open(&table)?;
+    file.write_all(raw.notes().as_bytes())?;
+    Ok(())
 }
