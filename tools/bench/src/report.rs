@@ -65,16 +65,17 @@ impl Row {
         }
     }
 
-    /// Ours over the best peer's.
+    /// Ours over the best peer's; none where one of them cannot do it.
     pub fn ratio(&self) -> Option<f64> {
-        Some(self.ours / self.best_peer()?)
+        Some(self.ours / self.best_peer()?).filter(|ratio| ratio.is_finite())
     }
 
-    /// Is the gate kept? True where there is none.
+    /// Is the gate kept? True where there is none, false where we cannot do it.
     pub fn holds(&self) -> bool {
         match (self.gate, self.ratio(), self.better) {
             (Some(gate), Some(ratio), Better::Less) => ratio <= gate,
             (Some(gate), Some(ratio), Better::More) => ratio >= gate,
+            (Some(_), None, _) => !self.ours.is_nan(),
             _ => true,
         }
     }
