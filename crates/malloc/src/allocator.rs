@@ -73,6 +73,18 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[cold]
     #[inline(never)]
     fn alloc_slow(&self, bytes: usize) -> *mut u8 {
+        if let (Some(heap), true) = (self.own_heap(), bytes > SMALL_MAX) {
+            let block = self.take_kept(heap, bytes);
+            if !block.is_null() {
+                return block;
+            }
+        }
+        self.alloc_anew(bytes)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_anew(&self, bytes: usize) -> *mut u8 {
         let heap = self.heap();
         if let (Some(heap), true) = (heap, bytes <= SMALL_MAX) {
             // SAFETY: it is this thread's.
@@ -169,6 +181,18 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[cold]
     #[inline(never)]
     unsafe fn free_slow(&self, at: *mut u8) {
+        if self.own_heap().is_some_and(|heap| self.keep(heap, at)) {
+            return;
+        }
+        // SAFETY: the caller's promise is ours.
+        unsafe { self.free_rest(at) }
+    }
+
+    /// # Safety
+    /// As for [`Allocator::free`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_rest(&self, at: *mut u8) {
         if at.is_null() {
             return;
         }

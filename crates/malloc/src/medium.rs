@@ -6,6 +6,7 @@
 #![allow(unsafe_code)] // hands out and takes back memory of the arenas
 
 use core::ptr::{self, NonNull};
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::allocator::Allocator;
 use crate::arena::{ARENAS, Cell, FREED, GRANULE, Ground, KEPT, LIVE, MEDIUM_MAX};
@@ -50,13 +51,12 @@ impl<S: System, L: Local> Allocator<S, L> {
         if let (Some(heap), true) = (heap, align <= GRANULE) {
             if let Some(at) = heap.recents.take(Key::medium(size)) {
                 if let Some((_, cell)) = self.cell(at) {
-                    cell.state.store(LIVE, core::sync::atomic::Ordering::Relaxed);
+                    cell.state.store(LIVE, Relaxed);
                     return Given { at, zeroed: false };
                 }
             }
         }
-        let first =
-            heap.map_or(0, |heap| heap.number.load(core::sync::atomic::Ordering::Relaxed) as usize);
+        let first = heap.map_or(0, |heap| heap.number.load(Relaxed) as usize);
         for offset in 0..if self.window.is_open() { ARENAS } else { 0 } {
             let ground = Ground::enter(&self.window, &self.system, (first + offset) % ARENAS);
             if let Some(found) = ground.take(size, align.div_ceil(GRANULE).max(1) as u32) {
@@ -83,7 +83,45 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
     }
 
-    /// The cell of an address in the medium window, and its granule in its arena.
+    /// A medium or large block that this thread kept; null if there is none. The short way of
+    /// `take_medium`.
+    #[inline(always)]
+    pub(crate) fn take_kept(&self, heap: &Heap, bytes: usize) -> *mut u8 {
+        if bytes <= MEDIUM_MAX {
+            let at = heap.recents.take_kept(Key::medium(granules(bytes)));
+            if let Some((_, cell)) = self.cell(at) {
+                cell.state.store(LIVE, Relaxed);
+            }
+            return at;
+        }
+        let Some(key) = Key::large(bytes.saturating_add(large::HEADER).div_ceil(PAGE_BYTES)) else {
+            return ptr::null_mut();
+        };
+        let at = heap.recents.take_kept(key);
+        if !at.is_null() {
+            // SAFETY: what the recents keep under a large key was kept by `free_large`.
+            unsafe { large::find_kept(at) };
+        }
+        at
+    }
+
+    /// Keeps a block that is wanted again. False: `free_medium` it, right or wrong.
+    #[inline(always)]
+    pub(crate) fn keep(&self, heap: &Heap, at: *mut u8) -> bool {
+        let Some((offset, cell)) = self.cell(at) else { return false };
+        let Some(size) = cell.block_at((offset / GRANULE) as u32) else { return false };
+        if offset % GRANULE != 0 || cell.state.load(Relaxed) != LIVE {
+            return false;
+        }
+        let kept = heap.recents.keep(Key::medium(size), at);
+        if kept {
+            cell.state.store(KEPT, Relaxed);
+        }
+        kept
+    }
+
+    /// The cell of an address in the medium window, and its distance from the window's start.
+    #[inline(always)]
     fn cell(&self, at: *mut u8) -> Option<(usize, &Cell)> {
         let offset = self.window.medium_offset(at as usize)?;
         // SAFETY: there is a cell for each KiB of the window, and all zero is a valid one.
@@ -96,7 +134,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let bytes = self.window.medium_bytes() / ARENAS;
         let granule = (offset % bytes / GRANULE) as u32;
         let size = if offset % GRANULE == 0 { cell.block_at(granule) } else { None };
-        match (size, cell.state.load(core::sync::atomic::Ordering::Relaxed)) {
+        match (size, cell.state.load(Relaxed)) {
             (Some(size), LIVE) => Place { arena: offset / bytes, granule, size },
             (Some(_), KEPT) => self.misuse(Misuse::DoubleFree, at as usize),
             (None, FREED) if offset % GRANULE == 0 => self.misuse(Misuse::DoubleFree, at as usize),
@@ -117,7 +155,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         if let Some(heap) = heap {
             match heap.recents.offer(Key::medium(place.size), at) {
                 Offer::Kept => {
-                    cell.state.store(KEPT, core::sync::atomic::Ordering::Relaxed);
+                    cell.state.store(KEPT, Relaxed);
                     return;
                 }
                 Offer::Refused(others) => self.dismiss(others),
@@ -155,7 +193,7 @@ impl<S: System, L: Local> Allocator<S, L> {
                 // SAFETY: kept by `free_large`; nobody uses it.
                 unsafe { self.large.unmap(&self.system, large::find_kept(at)) };
             } else if let Some((offset, cell)) = self.cell(at) {
-                cell.state.store(LIVE, core::sync::atomic::Ordering::Relaxed);
+                cell.state.store(LIVE, Relaxed);
                 let place = self.confirm(offset, cell, at);
                 let ground = Ground::enter(&self.window, &self.system, place.arena);
                 ground.give(place.granule, place.size);

@@ -121,8 +121,46 @@ impl Recents {
         if key.is_large() { &self.large } else { &self.medium }
     }
 
+    /// A block of exactly this size, if one is kept. Learns nothing if not.
+    #[inline(always)]
+    pub fn take_kept(&self, key: Key) -> *mut u8 {
+        let place = self.place(key);
+        let kept = place.as_ptr();
+        // SAFETY: the cell is this thread's, and nobody holds a reference into it.
+        unsafe {
+            if (*kept).key != key.0 || (*kept).count == 0 {
+                return ptr::null_mut();
+            }
+            let block = (*kept).first;
+            (*kept).first = block.cast::<*mut u8>().read();
+            (*kept).count -= 1;
+            let total = self.total(key);
+            total.set(total.get() - key.bytes());
+            block
+        }
+    }
+
+    /// Keeps a free block if its size is wanted. False: [`Recents::offer`] it.
+    #[inline(always)]
+    pub fn keep(&self, key: Key, block: *mut u8) -> bool {
+        let place = self.place(key);
+        let kept = place.as_ptr();
+        let total = self.total(key);
+        let budget = if key.is_large() { LARGE_BUDGET } else { MEDIUM_BUDGET };
+        // SAFETY: as for `take_kept`; the block is the caller's, at least 1 KiB and aligned.
+        unsafe {
+            if (*kept).key != key.0 || (*kept).count >= (*kept).wanted || total.get() >= budget {
+                return false;
+            }
+            block.cast::<*mut u8>().write((*kept).first);
+            (*kept).first = block;
+            (*kept).count += 1;
+        }
+        total.set(total.get() + key.bytes());
+        true
+    }
+
     /// A block of exactly this size.
-    #[inline]
     pub fn take(&self, key: Key) -> Option<*mut u8> {
         let place = self.place(key);
         let mut kept = place.get();
@@ -141,10 +179,9 @@ impl Recents {
     }
 
     /// Offers a free block.
-    #[inline]
     pub fn offer(&self, key: Key, block: *mut u8) -> Offer {
         let place = self.place(key);
-        let mut kept = place.get();
+        let kept = place.get();
         if kept.key != key.0 {
             let old = kept;
             place.set(Kept { key: key.0, ..Kept::NOTHING });
@@ -152,18 +189,7 @@ impl Recents {
             total.set(total.get() - usize::from(old.count) * old.key().bytes());
             return Offer::Refused(old);
         }
-        let total = self.total(key);
-        let budget = if key.is_large() { LARGE_BUDGET } else { MEDIUM_BUDGET };
-        if kept.count >= kept.wanted || total.get() >= budget {
-            return Offer::Refused(Kept::NOTHING);
-        }
-        // SAFETY: the caller gave the block up; it is at least 1 KiB and aligned.
-        unsafe { block.cast::<*mut u8>().write(kept.first) };
-        kept.first = block;
-        kept.count += 1;
-        place.set(kept);
-        total.set(total.get() + key.bytes());
-        Offer::Kept
+        if self.keep(key, block) { Offer::Kept } else { Offer::Refused(Kept::NOTHING) }
     }
 
     /// Empties one place after the other; ghosts go too.

@@ -43,12 +43,15 @@ pub struct Window {
     /// Bytes of the small window, and of the medium one.
     half: AtomicUsize,
     small: AtomicPtr<u8>,
+    medium: AtomicPtr<u8>,
+    cells: AtomicPtr<Cell>,
 }
 
 /// Byte offsets of the parts.
 struct Layout {
     bitmaps: usize,
     headers: usize,
+    cells: usize,
     small: usize,
     total: usize,
 }
@@ -64,7 +67,7 @@ fn layout(half: usize) -> Layout {
     let headers = bitmaps + (units / 4).next_multiple_of(UNIT_BYTES);
     let cells = headers + units * size_of::<Unit>();
     let small = (cells + half / CELL_BYTES * size_of::<Cell>()).next_multiple_of(UNIT_BYTES);
-    Layout { bitmaps, headers, small, total: small + 2 * half }
+    Layout { bitmaps, headers, cells, small, total: small + 2 * half }
 }
 
 impl Window {
@@ -77,6 +80,8 @@ impl Window {
             bytes: AtomicUsize::new(0),
             half: AtomicUsize::new(0),
             small: AtomicPtr::new(ptr::null_mut()),
+            medium: AtomicPtr::new(ptr::null_mut()),
+            cells: AtomicPtr::new(ptr::null_mut()),
         }
     }
 
@@ -116,6 +121,8 @@ impl Window {
         // subtraction is needed.
         self.headers.store(at(layout.headers).cast(), Ordering::Relaxed);
         self.mask.store((half / UNIT_BYTES - 1) * size_of::<Unit>(), Ordering::Relaxed);
+        self.medium.store(at(layout.small + half), Ordering::Relaxed);
+        self.cells.store(at(layout.cells).cast(), Ordering::Relaxed);
         self.small.store(at(layout.small), Ordering::Release);
     }
 
@@ -187,16 +194,14 @@ impl Window {
     /// The distance of an address from the start of the medium window, if it lies in it.
     #[inline]
     pub fn medium_offset(&self, at: usize) -> Option<usize> {
-        let half = self.half.load(Ordering::Relaxed);
-        let offset =
-            at.wrapping_sub(self.small.load(Ordering::Relaxed) as usize).wrapping_sub(half);
-        (offset < half).then_some(offset)
+        let offset = at.wrapping_sub(self.medium.load(Ordering::Relaxed) as usize);
+        (offset < self.half.load(Ordering::Relaxed)).then_some(offset)
     }
 
     /// The medium window.
     #[inline]
     pub fn medium(&self) -> *mut u8 {
-        self.small.load(Ordering::Relaxed).wrapping_add(self.half.load(Ordering::Relaxed))
+        self.medium.load(Ordering::Relaxed)
     }
 
     /// Bytes of the medium window.
@@ -208,10 +213,7 @@ impl Window {
     /// The cells of the medium window.
     #[inline]
     pub fn cells(&self) -> *const Cell {
-        let half = self.half.load(Ordering::Relaxed);
-        let cells =
-            self.small.load(Ordering::Relaxed).wrapping_sub(half / CELL_BYTES * size_of::<Cell>());
-        cells.wrapping_sub(cells as usize % UNIT_BYTES).cast()
+        self.cells.load(Ordering::Relaxed)
     }
 
     /// The two bitmaps of units in the pool, one after the other, a bit for each unit.
