@@ -73,6 +73,7 @@ fn whole_chunks_are_broken_last() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn low_zones_are_used_last() {
     let mut ground = Ground::new(&[(16, 8192), ((1 << 20) - 4, 8)], true);
     let frames = ground.allocator(0, 0);
@@ -87,6 +88,7 @@ fn low_zones_are_used_last() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn double_foreign_and_partial_frees_are_named() {
     for with_table in [false, true] {
         let mut ground = Ground::new(&[(0x100, 0x1000), (1 << 28, 100)], with_table);
@@ -243,6 +245,7 @@ fn a_write_after_free_is_noticed() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn zones_and_nearly_free_blocks_are_shown() {
     let mut ground = Ground::new(&[(0x100, 0x2000), (1 << 20, 1536)], true);
     let allocator = ground.allocator(0, 0);
@@ -318,6 +321,7 @@ fn the_owner_finds_its_kind_flags_and_link_again() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn small_machines_can_use_every_frame() {
     // 16 MiB, 32 MiB, and a zone that is one frame long.
     for end in [0x1000, 0x2000, 0x1001] {
@@ -421,6 +425,7 @@ fn four_tib_with_a_hole_start_at_once_and_end_as_they_began() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // too slow there
 fn metadata_stays_below_36_kib_per_gib() {
     // Besides the parts of each CPU, which are below 7 KiB.
     let bytes = |gib, cpus| required(&[frames(0, gib * GIB)], cpus).unwrap().size() as u64;
