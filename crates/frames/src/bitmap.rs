@@ -13,7 +13,7 @@
 //! lines[chunk]       1 bit per frame    "free" (*bit-truth*)
 //! ```
 //!
-//! Invariants, checked by [`Core::audit`] in tests:
+//! Invariants, checked by `audit` in tests:
 //! - *lazy-line*: a chunk whose count carries `LAZY` is entirely free or entirely taken, and its
 //!   line may be uninitialised; every other line is initialised. So a huge machine boots, and a
 //!   1 GiB block is taken, without touching any line.

@@ -9,11 +9,11 @@ use pagoda_paging::{OutOfFrames, Platform};
 ///
 /// A frame comes from [`alloc_page`](Self::alloc_page) with one reference;
 /// [`share`](Self::share) adds one; each `Released::Page` that reaches
-/// [`Platform::release`](pagoda_paging::Platform::release) takes one away, and the last one frees
+/// [`Platform::release`] takes one away, and the last one frees
 /// the frame.
 ///
 /// Lock order: [`RegionLock`](Self::RegionLock), then [`ObjectLock`](Self::ObjectLock), then
-/// [`Platform::Lock`](pagoda_paging::Platform::Lock), then the host's allocators. A flush happens
+/// [`Platform::Lock`], then the host's allocators. A flush happens
 /// with the region lock held: where a flush waits for other CPUs, whoever spins on any of these
 /// locks has to serve the requests of others meanwhile.
 ///

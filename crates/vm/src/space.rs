@@ -17,7 +17,7 @@
 //! resident sizes are exactly the counts of the three.
 //!
 //! *flushed-before-return*: a call that takes rights away finishes its
-//! [`FlushBatch`](pagoda_paging::FlushBatch) before it gives up the lock, hence before a moved or
+//! [`FlushBatch`] before it gives up the lock, hence before a moved or
 //! copied page can be seen at two values, and before a fork's parent returns.
 //!
 //! *prepare-commit*: a call first checks, then allocates, then changes; an error for exhaustion

@@ -13,7 +13,7 @@ use crate::{Decoded, ENTRIES, Entry, FlushBatch, Format, MapError, Platform, Rel
 /// What becomes of the memory behind a leaf that is taken out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
-    /// Handed to [`Platform::release`](crate::Platform::release) after the flush.
+    /// Handed to [`Platform::release`] after the flush.
     Release,
     /// Still somebody else's: only flushed.
     Keep,
