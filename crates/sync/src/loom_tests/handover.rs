@@ -115,6 +115,7 @@ fn a_cpu_that_rests_owes_nothing_and_wakes_without_a_drain() {
             world.drain(unsafe { world.caches.of(CpuId::new(1).unwrap()) }.unwrap());
         });
         assert!(world.requests.is_done(ticket), "done before: {done}");
+        // SAFETY: as above.
         let kept = unsafe { world.caches.of(CpuId::new(1).unwrap()) }.unwrap().get();
         assert_eq!(kept + world.pool.load(Ordering::Relaxed), 10);
     });
