@@ -57,7 +57,9 @@ pub fn try_arc<T>(value: T) -> Result<Arc<T>, NoMemory> {
         .pad_to_align();
     // SAFETY: the size is not zero (two counters); what was got is given back with its layout.
     unsafe {
-        let place = alloc(layout);
+        // Else the compiler drops an allocation that is given back at once, and assumes that it
+        // would have succeeded.
+        let place = core::hint::black_box(alloc(layout));
         if place.is_null() {
             return Err(NoMemory);
         }

@@ -26,7 +26,9 @@ pub fn try_arc<T>(value: T) -> Result<Arc<T>> {
     const { assert!(align_of::<T>() <= 16) };
     let mut probe: Vec<u128> = Vec::new();
     probe.try_reserve_exact(words.div_ceil(2)).map_err(|_| Errno::ENOMEM)?;
-    drop(probe);
+    // Else the compiler drops an allocation that is given back at once, and assumes that it would
+    // have succeeded.
+    drop(core::hint::black_box(probe));
     Ok(Arc::new(value))
 }
 
