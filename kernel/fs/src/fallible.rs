@@ -17,18 +17,29 @@ use crate::{Errno, Result};
 /// The two reference counts in front of the value of an `Arc`.
 const COUNTS: usize = 2 * size_of::<usize>();
 
+/// Asks for room for `count` of `P` and gives it back at once.
+fn probe<P>(count: usize) -> Result<()> {
+    let mut probe: Vec<P> = Vec::new();
+    probe.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
+    // Else the compiler drops an allocation that is given back at once, and assumes that it would
+    // have succeeded.
+    drop(core::hint::black_box(probe));
+    Ok(())
+}
+
 /// A shared value, or [`Errno::ENOMEM`] and the value is dropped.
 pub fn try_arc<T>(value: T) -> Result<Arc<T>> {
     // The block of an `Arc` is the counts, padding up to the alignment of `T`, and `T`.
     let bytes = COUNTS.next_multiple_of(align_of::<T>()) + size_of::<T>();
     let words = bytes.div_ceil(size_of::<u64>());
-    // The probe is made of `u128`: it has an alignment of 16, which is enough for every type here.
+    // Two kinds of probe: one that is as aligned as any type here, and one that is not larger than
+    // it must be, so that it comes from where the block itself will come from.
     const { assert!(align_of::<T>() <= 16) };
-    let mut probe: Vec<u128> = Vec::new();
-    probe.try_reserve_exact(words.div_ceil(2)).map_err(|_| Errno::ENOMEM)?;
-    // Else the compiler drops an allocation that is given back at once, and assumes that it would
-    // have succeeded.
-    drop(core::hint::black_box(probe));
+    if align_of::<T>() <= align_of::<u64>() {
+        probe::<u64>(words)?
+    } else {
+        probe::<u128>(words.div_ceil(2))?
+    }
     Ok(Arc::new(value))
 }
 
