@@ -24,7 +24,6 @@ use core::cell::Cell as Own;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
-use crate::lock::Lock;
 use crate::system::{Corruption, PAGE_BYTES, Stop, System};
 use crate::window::{STEP, Window};
 
@@ -80,8 +79,6 @@ struct Node {
 /// The books of an arena. All zero is an empty one.
 #[repr(C)]
 pub struct Arena {
-    /// Rank 3 of the locks, by number among themselves.
-    pub lock: Lock,
     top: Own<u32>,
     /// Beyond it everything reads as zero.
     high: Own<u32>,
@@ -157,7 +154,7 @@ impl<'a, S: System> Ground<'a, S> {
             memory: window.medium().wrapping_add(number * bytes),
             cells: window.cells().wrapping_add(number * bytes / CELL_BYTES),
             room: (bytes / GRANULE) as u32,
-            _held: arena.lock.take(system),
+            _held: window.lock(number).take(system),
         }
     }
 

@@ -16,8 +16,8 @@ use core::ptr;
 const PLACES: usize = 64;
 /// A block is kept only while less than this many bytes of its kind are.
 const MEDIUM_BUDGET: usize = 128 << 10;
-/// The same for large blocks.
-const LARGE_BUDGET: usize = 2 << 20;
+/// The same for large blocks: one at a time, or peaks would carry what no longer matters.
+const LARGE_BUDGET: usize = 1;
 /// Larger ones are never kept.
 pub const LARGEST_KEPT: usize = 4 << 20;
 /// At most so many blocks of a size are wanted.

@@ -12,7 +12,6 @@ use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::allocator::Allocator;
-use crate::arena::ARENAS;
 use crate::heap::{BUSY, DEAD, FRESH, Heap, LIVE};
 use crate::lock::Lock;
 use crate::system::{Local, Stop, System};
@@ -150,14 +149,14 @@ impl<S: System, L: Local> Allocator<S, L> {
     pub fn before_fork(&self) {
         self.threads.lock.raw_take(&self.system);
         self.pool.lock.raw_take(&self.system);
-        for lock in self.arena_locks() {
+        for lock in self.window.locks() {
             lock.raw_take(&self.system);
         }
     }
 
     /// To be called after fork in the parent, in the thread that forked.
     pub fn after_fork_in_parent(&self) {
-        for lock in self.arena_locks() {
+        for lock in self.window.locks() {
             lock.raw_release(&self.system);
         }
         self.pool.lock.raw_release(&self.system);
@@ -166,7 +165,7 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// To be called after fork in the child.
     pub fn after_fork_in_child(&self) {
-        for lock in self.arena_locks() {
+        for lock in self.window.locks() {
             lock.reset();
         }
         self.pool.lock.reset();
@@ -182,11 +181,5 @@ impl<S: System, L: Local> Allocator<S, L> {
             heap.announced.store(0, Ordering::Relaxed);
             heap.thread.store(self.system.thread(), Ordering::Relaxed);
         }
-    }
-
-    fn arena_locks(&self) -> impl Iterator<Item = &Lock> {
-        let arenas = if self.window.is_open() { ARENAS } else { 0 };
-        // SAFETY: arenas lie in committed memory, and all zero is a valid one.
-        (0..arenas).map(|number| unsafe { &(*self.window.arena(number)).lock })
     }
 }

@@ -19,6 +19,7 @@ use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use crate::arena::{ARENAS, Arena, CELL_BYTES, Cell};
 use crate::classes::{UNIT_BYTES, UNIT_SHIFT};
 use crate::heap::{HEAP_STRIDE, Heap};
+use crate::lock::Lock;
 use crate::system::System;
 use crate::unit::{NONE, Unit};
 
@@ -45,7 +46,13 @@ pub struct Window {
     small: AtomicPtr<u8>,
     medium: AtomicPtr<u8>,
     cells: AtomicPtr<Cell>,
+    locks: [ArenaLock; ARENAS],
 }
+
+/// An arena's lock, on a cache line of its own. The locks stand apart from the arenas' books, so that a
+/// fork, which takes them all, touches no arena that was never used.
+#[repr(align(64))]
+struct ArenaLock(Lock);
 
 /// Byte offsets of the parts.
 struct Layout {
@@ -82,6 +89,7 @@ impl Window {
             small: AtomicPtr::new(ptr::null_mut()),
             medium: AtomicPtr::new(ptr::null_mut()),
             cells: AtomicPtr::new(ptr::null_mut()),
+            locks: [const { ArenaLock(Lock::new()) }; ARENAS],
         }
     }
 
@@ -124,6 +132,16 @@ impl Window {
         self.medium.store(at(layout.small + half), Ordering::Relaxed);
         self.cells.store(at(layout.cells).cast(), Ordering::Relaxed);
         self.small.store(at(layout.small), Ordering::Release);
+    }
+
+    /// Locks of the arenas, by number: rank 3 of the locks.
+    pub fn locks(&self) -> impl Iterator<Item = &Lock> {
+        self.locks.iter().map(|lock| &lock.0)
+    }
+
+    /// The lock of an arena; numbers beyond the last mean the first again.
+    pub fn lock(&self, number: usize) -> &Lock {
+        &self.locks[number % ARENAS].0
     }
 
     /// Whether the reservation has been made.

@@ -10,6 +10,10 @@ use std::process::ExitCode;
 mod kernel;
 mod space;
 
+/// The fifth storey, under everything that this program allocates.
+#[global_allocator]
+static MALLOC: pagoda_malloc::Malloc = pagoda_malloc::Malloc::new();
+
 /// Counts the steps that did not hold.
 #[derive(Default)]
 pub struct Tour {
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
     space::a_crime_ends_the_process_and_nothing_else(&mut tour);
     storey(5, "malloc");
     space::malloc_gives_forty_bytes(&mut tour);
+    space::malloc_gives_back_what_it_does_not_need(&mut tour);
     println!("The tour is over: {} steps, {} did not hold", tour.steps, tour.wrong);
     ExitCode::from(tour.wrong)
 }

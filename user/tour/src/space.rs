@@ -168,3 +168,29 @@ pub fn malloc_gives_forty_bytes(tour: &mut Tour) {
     tour.step(whole && apart, "a hundred thousand blocks of 40 bytes, none on another's bytes");
     println!("    they take {grown} KiB; {} KiB of it are theirs", 100_000 * 40 / 1024);
 }
+
+/// 16 MiB in mixed sizes come, go, and are back with the system before anybody asks.
+pub fn malloc_gives_back_what_it_does_not_need(tour: &mut Tour) {
+    let before = resident_kib();
+    let mut blocks: Vec<Vec<u8>> = Vec::new();
+    let mut held = 0;
+    while held < 16 << 20 {
+        let bytes = match blocks.len() % 50 {
+            0 => 200_000,
+            n if n % 10 == 0 => 1500 + n * 300,
+            n => 24 + n * 19,
+        };
+        held += bytes;
+        blocks.push(vec![bytes as u8; bytes]);
+    }
+    for line in crate::MALLOC.stats().to_string().lines() {
+        println!("    {line}");
+    }
+    let during = resident_kib().saturating_sub(before);
+    let whole = blocks.iter().all(|block| block.iter().all(|&byte| byte == block.len() as u8));
+    drop(blocks);
+    let after = resident_kib().saturating_sub(before);
+    tour.step(whole && during >= 15 << 10, "16 MiB in mixed sizes, each block with its own bytes");
+    tour.step(after < during / 8, "freed, and back with the system without being asked");
+    println!("    resident: {during} KiB more with them, {after} KiB more without");
+}
