@@ -17,6 +17,9 @@ pub struct Test {
     host_only: bool,
 }
 
+/// Packages whose lock-free parts run under loom, which tries every interleaving.
+const INTERLEAVED: &[&str] = &["pagoda-sync", "pagoda-frames", "pagoda-heap"];
+
 /// What the test runners counted.
 #[derive(Default)]
 struct Count {
@@ -31,11 +34,13 @@ impl Test {
         setup::for_boot()?;
         let host = ["test", "--workspace", "--no-fail-fast", "--exclude", "pagoda-kernel"];
         count.run("host tests", &host, &[])?;
-        count.run(
-            "every interleaving (loom)",
-            &["test", "--release", "--package", "pagoda-sync", "--lib", "--", "loom"],
-            &[("RUSTFLAGS", "--cfg loom"), ("CARGO_TARGET_DIR", &loom_target())],
-        )?;
+        for package in INTERLEAVED {
+            count.run(
+                "every interleaving (loom)",
+                &["test", "--release", "--package", package, "--lib"],
+                &[("RUSTFLAGS", "--cfg loom"), ("CARGO_TARGET_DIR", &loom_target())],
+            )?;
+        }
         if !self.host_only {
             setup::everything()?;
             build::announce()?;
