@@ -17,8 +17,14 @@ pub struct Test {
     host_only: bool,
 }
 
-/// Packages whose lock-free parts run under loom, which tries every interleaving.
-const INTERLEAVED: &[&str] = &["pagoda-sync", "pagoda-frames", "pagoda-heap"];
+/// Packages whose lock-free parts run under loom, which tries every interleaving, and where those
+/// tests are.
+const INTERLEAVED: &[(&str, &[&str])] = &[
+    ("pagoda-sync", &["--lib"]),
+    ("pagoda-frames", &["--lib"]),
+    ("pagoda-heap", &["--lib"]),
+    ("pagoda-malloc", &["--test", "loom"]),
+];
 
 /// What the test runners counted.
 #[derive(Default)]
@@ -34,10 +40,10 @@ impl Test {
         setup::for_boot()?;
         let host = ["test", "--workspace", "--no-fail-fast", "--exclude", "pagoda-kernel"];
         count.run("host tests", &host, &[])?;
-        for package in INTERLEAVED {
+        for (package, tests) in INTERLEAVED {
             count.run(
                 "every interleaving (loom)",
-                &["test", "--release", "--package", package, "--lib"],
+                &[&["test", "--release", "--package", package], *tests].concat(),
                 &[("RUSTFLAGS", "--cfg loom"), ("CARGO_TARGET_DIR", &loom_target())],
             )?;
         }
