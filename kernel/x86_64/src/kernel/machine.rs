@@ -56,6 +56,7 @@ impl Machine for Kernel {
         unsafe { Context::switch(from, to) }
     }
 
+    #[inline]
     fn run_user(&self, regs: &mut UserRegs) -> Trap {
         user::run(regs)
     }
@@ -100,6 +101,7 @@ impl Machine for Kernel {
         interrupts::disable();
     }
 
+    #[inline]
     fn monotonic_ns(&self) -> u64 {
         time::since_boot_ns()
     }

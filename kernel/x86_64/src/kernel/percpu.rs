@@ -115,8 +115,16 @@ unsafe impl Cpus for KernelCpus {
 #[inline]
 pub(crate) fn assert_unpinned() {
     let area = this();
+    if area.pins.load(Ordering::Relaxed) | area.ranks.load(Ordering::Relaxed) != 0 {
+        held(area);
+    }
+}
+
+/// Says what [`assert_unpinned`] has found.
+#[cold]
+fn held(area: &Area) -> ! {
     assert!(area.pins.load(Ordering::Relaxed) == 0, "switched while pinned to a CPU");
-    assert!(area.ranks.load(Ordering::Relaxed) == 0, "switched with a lock held");
+    panic!("switched with a lock held");
 }
 
 /// Checks *rank-ascending* for the kernel's locks. Ranks are multiples of ten below 320.

@@ -31,6 +31,7 @@ static BOOT_REALTIME: AtomicU64 = AtomicU64::new(0);
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
 /// The time-stamp counter.
+#[inline]
 pub(crate) fn tsc() -> u64 {
     // SAFETY: every CPU with a long mode has the counter, and the kernel may always read it.
     unsafe { _rdtsc() }
@@ -101,6 +102,7 @@ pub(crate) fn tsc_hz() -> u64 {
 }
 
 /// Nanoseconds since boot; 0 until [`init`].
+#[inline]
 pub(crate) fn since_boot_ns() -> u64 {
     let counts = tsc().saturating_sub(BOOT_TSC.load(Ordering::Relaxed));
     let scaled = u128::from(counts) * u128::from(NANOS_PER_COUNT.load(Ordering::Relaxed));

@@ -26,6 +26,9 @@ use super::{console, exit, irq, percpu, tables, trap};
 /// What the system call entry leaves in place of a vector.
 pub(crate) const SYSCALL: u64 = 0x100;
 
+/// Addresses with no bit above these are canonical, and a program's.
+const LOWER_HALF_BITS: u32 = 47;
+
 const GENERAL_PROTECTION: u8 = 13;
 const PAGE_FAULT: u64 = 14;
 const NMI: u64 = 2;
@@ -77,16 +80,17 @@ pub(crate) fn init() {
 }
 
 /// Runs the program whose registers these are until it traps. See the trait `Machine`.
+///
+/// Every trap of every program comes through here: about 40 instructions besides `enter_user`.
+#[inline]
 pub(crate) fn run(regs: &mut UserRegs) -> Trap {
-    let canonical = |addr| VirtAddr::new(addr).is_canonical(48);
-    if !(canonical(regs.rip) && canonical(regs.fs_base) && canonical(regs.gs_base)) {
+    // A program lives in the lower half: one test for the address and both bases.
+    if (regs.rip | regs.fs_base | regs.gs_base) >> LOWER_HALF_BITS != 0 && !bases_canonical(regs) {
         return Trap::Exception { vector: GENERAL_PROTECTION, code: 0 };
     }
     regs.rflags = regs.rflags & PROGRAMS_FLAGS | USER_FLAGS;
-    let by_sysret = regs.rcx == regs.rip
-        && regs.r11 == regs.rflags
-        && regs.rip < USER_END
-        && regs.rflags & NEEDS_IRET == 0;
+    let differs = (regs.rcx ^ regs.rip) | (regs.r11 ^ regs.rflags) | (regs.rflags & NEEDS_IRET);
+    let by_sysret = differs == 0 && regs.rip < USER_END;
     load_bases(regs);
     percpu::assert_unpinned();
     // SAFETY: the address is canonical and the flags are a program's, so leaving cannot fault; by
@@ -94,34 +98,51 @@ pub(crate) fn run(regs: &mut UserRegs) -> Trap {
     // trap entries have filled it and come back here. The active page table maps the kernel like
     // all others do. Interrupts are off.
     unsafe { enter_user(regs, u32::from(by_sysret)) };
-    classify()
+    let area = percpu::this();
+    let vector = area.vector.load(Ordering::Relaxed);
+    if vector == SYSCALL {
+        return Trap::Syscall;
+    }
+    let code = area.code.load(Ordering::Relaxed);
+    if vector == PAGE_FAULT {
+        return Trap::PageFault {
+            addr: VirtAddr::new(area.cr2.load(Ordering::Relaxed)),
+            write: code & 1 << 1 != 0,
+            exec: code & 1 << 4 != 0,
+            present: code & 1 != 0,
+        };
+    }
+    classify(vector, code)
+}
+
+/// May the address and the bases be loaded? Rarely asked: see [`run`].
+#[cold]
+fn bases_canonical(regs: &UserRegs) -> bool {
+    [regs.rip, regs.fs_base, regs.gs_base].iter().all(|&at| VirtAddr::new(at).is_canonical(48))
 }
 
 /// Loads the FS and GS bases where programs cannot write them (without FSGSBASE; with it,
 /// `enter_user` does). Each time: a program changes the base that the CPU holds by loading a
 /// selector, and the next program must not find that.
+#[inline]
 fn load_bases(regs: &UserRegs) {
-    if percpu::this().fsgsbase.load(Ordering::Relaxed) {
-        return;
+    if !percpu::this().fsgsbase.load(Ordering::Relaxed) {
+        load_bases_by_msr(regs);
     }
+}
+
+#[cold]
+fn load_bases_by_msr(regs: &UserRegs) {
     FsBase::write(x86_64::VirtAddr::new_truncate(regs.fs_base));
     // In the kernel, the register that `swapgs` exchanges holds the program's base.
     KernelGsBase::write(x86_64::VirtAddr::new_truncate(regs.gs_base));
 }
 
-/// What the entry left in the CPU's area, in the portable half's words.
-fn classify() -> Trap {
-    let area = percpu::this();
-    let vector = area.vector.load(Ordering::Relaxed);
-    let code = area.code.load(Ordering::Relaxed);
+/// What the entry left in the CPU's area, in the portable half's words: interrupts, and exceptions
+/// other than page faults.
+#[inline(never)]
+fn classify(vector: u64, code: u64) -> Trap {
     match vector {
-        SYSCALL => Trap::Syscall,
-        PAGE_FAULT => Trap::PageFault {
-            addr: VirtAddr::new(area.cr2.load(Ordering::Relaxed)),
-            write: code & 1 << 1 != 0,
-            exec: code & 1 << 4 != 0,
-            present: code & 1 != 0,
-        },
         NMI => {
             log::warn!("NMI while a program ran");
             Trap::Interrupt

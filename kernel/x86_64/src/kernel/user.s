@@ -99,6 +99,8 @@ syscall_entry:
     mov rcx, gs:[{SCRATCH}]
     mov [rax + {RSP}], rcx
     mov qword ptr gs:[{VECTOR}], {SYSCALL}
+    mov rsp, gs:[{KERNEL_RSP}]
+    jmp 5f                              # the flags are as the kernel wants them: SFMASK
 
 # rax = the registers' place.
 .global leave_user
@@ -107,7 +109,7 @@ leave_user:
     mov rsp, gs:[{KERNEL_RSP}]
     push 2                              # flags as the kernel wants them: DF, AC, NT clear, IF off
     popfq
-    cmp byte ptr gs:[{FSGSBASE}], 0
+5:  cmp byte ptr gs:[{FSGSBASE}], 0
     je 4f
     rdfsbase rcx
     mov [rax + {FS_BASE}], rcx
