@@ -49,6 +49,8 @@ pub struct Heap {
     pub(crate) state: AtomicU32,
     /// The owner's thread number.
     pub(crate) thread: AtomicU32,
+    /// The process in which the thread got it: numbers of threads mean nothing in another.
+    pub(crate) process: AtomicU32,
     /// See *generation*.
     pub(crate) generation: AtomicU32,
     /// Its place in the table.
@@ -84,6 +86,7 @@ impl Heap {
             announced: AtomicU32::new(0),
             state: AtomicU32::new(FRESH),
             thread: AtomicU32::new(0),
+            process: AtomicU32::new(0),
             generation: AtomicU32::new(0),
             number: AtomicU32::new(0),
             slabs: [const { AtomicU32::new(0) }; CLASSES],

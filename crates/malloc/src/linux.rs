@@ -143,6 +143,10 @@ unsafe impl System for Linux {
         unsafe { call(GETTID, [0; 6]) as u32 }
     }
 
+    fn process(&self) -> u32 {
+        process()
+    }
+
     fn is_gone(&self, thread: u32) -> bool {
         // SAFETY: signal 0 only asks whether the thread exists.
         unsafe { call(TGKILL, [process() as usize, thread as usize, 0, 0, 0, 0]) == ESRCH }

@@ -50,7 +50,9 @@ pub unsafe trait System: Sync {
     fn wake(&self, word: &AtomicU32);
     /// The number of the running thread; never zero.
     fn thread(&self) -> u32;
-    /// Whether the thread of that number certainly no longer exists.
+    /// The number of the process: another one after a fork.
+    fn process(&self) -> u32;
+    /// Whether this process certainly no longer has the thread of that number.
     fn is_gone(&self, thread: u32) -> bool;
     /// Says why and stops the program. Must not return; need not allocate.
     fn stop(&self, why: &Stop) -> !;

@@ -75,6 +75,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             None => return None,
         };
         heap.thread.store(thread, Ordering::Relaxed);
+        heap.process.store(self.system.process(), Ordering::Relaxed);
         heap.generation.store(self.generation.load(Ordering::Relaxed), Ordering::Relaxed);
         heap.state.store(LIVE, Ordering::Relaxed);
         self.local.set(heap);
@@ -86,6 +87,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// A heap of this generation without a thread.
     fn abandoned(&self, count: usize, thread: u32) -> Option<&Heap> {
         let mut asked = 0;
+        let process = self.system.process();
         for number in 0..count {
             // SAFETY: places below the count have been written.
             let heap = unsafe { &*self.window.heap(number) };
@@ -93,6 +95,8 @@ impl<S: System, L: Local> Allocator<S, L> {
                 continue;
             }
             let owner = heap.thread.load(Ordering::Relaxed);
+            // After a fork that nobody told us of, the thread that forked goes on under another number.
+            let known = heap.process.load(Ordering::Relaxed) == process;
             match heap.state.load(Ordering::Relaxed) {
                 DEAD => {
                     let taken = heap.state.compare_exchange(
@@ -106,8 +110,8 @@ impl<S: System, L: Local> Allocator<S, L> {
                     }
                 }
                 // Nobody changes a LIVE heap's state but its thread.
-                LIVE if owner == thread => return Some(heap),
-                LIVE if asked < ASKED => {
+                LIVE if known && owner == thread => return Some(heap),
+                LIVE if known && asked < ASKED => {
                     asked += 1;
                     if self.system.is_gone(owner) {
                         return Some(heap);
@@ -170,6 +174,10 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         self.pool.lock.reset();
         self.threads.lock.reset();
+        if let Some(heap) = self.own_heap() {
+            heap.thread.store(self.system.thread(), Ordering::Relaxed);
+            heap.process.store(self.system.process(), Ordering::Relaxed);
+        }
         // A program with one thread has left nobody behind.
         if self.threads.count.load(Ordering::Relaxed) <= 1 {
             return;
@@ -179,7 +187,6 @@ impl<S: System, L: Local> Allocator<S, L> {
         if let Some(heap) = self.own_heap() {
             heap.generation.store(generation, Ordering::Relaxed);
             heap.announced.store(0, Ordering::Relaxed);
-            heap.thread.store(self.system.thread(), Ordering::Relaxed);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::ThreadId;
 
 use crate::{Allocator, Heap, Local, PAGE_BYTES, Stop, System};
@@ -18,6 +18,9 @@ pub struct Host {
     /// Calls that may still succeed, minus one; 0 = all.
     pub budget: AtomicUsize,
     pub decommitted: AtomicUsize,
+    pub process: AtomicU32,
+    /// Whether every other thread counts as gone.
+    pub alone: AtomicBool,
     maps: Mutex<HashMap<usize, (usize, usize)>>,
     reserved: Mutex<HashMap<usize, usize>>,
 }
@@ -117,8 +120,11 @@ unsafe impl System for Host {
             number.get()
         })
     }
+    fn process(&self) -> u32 {
+        self.process.load(Ordering::Relaxed)
+    }
     fn is_gone(&self, _thread: u32) -> bool {
-        false
+        self.alone.load(Ordering::Relaxed)
     }
     fn stop(&self, why: &Stop) -> ! {
         std::panic::panic_any(*why)

@@ -159,3 +159,30 @@ fn after_a_fork_the_parent_goes_on_as_before() {
     all.into_iter().for_each(|sent| check_and_free(&rig, sent));
     must_be_empty(&rig);
 }
+
+#[test]
+fn a_heap_is_taken_over_only_when_its_thread_is_gone_from_this_process() {
+    use std::sync::atomic::Ordering::Relaxed;
+    let rig = rig();
+    rig.system.process.store(1, Relaxed);
+    let kept = make(&rig, 5);
+    let mine = rig.own_heap().map(|heap| heap as *const crate::Heap as usize);
+    let theirs = || {
+        thread::scope(|scope| {
+            let heap = || {
+                let _ = make(&rig, 5);
+                rig.own_heap().map(|heap| heap as *const crate::Heap as usize)
+            };
+            scope.spawn(heap).join().unwrap()
+        })
+    };
+    // A child of a fork that nobody announced: all numbers of threads are the parent's.
+    rig.system.process.store(2, Relaxed);
+    rig.system.alone.store(true, Relaxed);
+    let other = theirs();
+    assert_ne!(other, mine);
+    // In their own process, a thread that ended without a word leaves its heap to the next.
+    assert_eq!(theirs(), other);
+    assert_ne!(theirs(), mine);
+    check_and_free(&rig, kept);
+}
