@@ -8,7 +8,10 @@ use std::vec::Vec;
 use crate::{CpuId, Cpus, MAX_CPUS, RankTracker};
 
 std::thread_local! {
+    // Plain data, so that a pin reads it without asking whether it still lives.
     static SELF: ThreadCpu = const { ThreadCpu { id: Cell::new(None), depth: Cell::new(0) } };
+    // Touched once, by which the thread gives its number back when it ends.
+    static LEAVER: Leaver = const { Leaver };
     static HELD: Cell<[u16; 32]> = const { Cell::new([0; 32]) };
 }
 
@@ -19,9 +22,11 @@ struct ThreadCpu {
     depth: Cell<u32>,
 }
 
-impl Drop for ThreadCpu {
+struct Leaver;
+
+impl Drop for Leaver {
     fn drop(&mut self) {
-        if let Some(id) = self.id.get() {
+        if let Some(id) = SELF.with(|cell| cell.id.take()) {
             FREE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).1.push(id);
         }
     }
@@ -46,6 +51,8 @@ impl ThreadCpus {
             }
         };
         cell.id.set(Some(id));
+        // A thread that pins for the first time while it ends keeps its number for good.
+        let _ = LEAVER.try_with(|_| ());
         id
     }
 }
