@@ -42,6 +42,12 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         }
     }
 
+    /// Has this CPU honoured every request to drain its magazines?
+    #[inline]
+    pub(crate) fn is_drained(&self, area: &Area) -> bool {
+        area.honoured.get() == self.wanted.load(Ordering::Relaxed)
+    }
+
     /// Drains this CPU's magazines if somebody has asked for that.
     pub(crate) fn honour(&self) {
         let wanted = self.wanted.load(Ordering::Relaxed);
@@ -84,11 +90,11 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 let mut blocks = Batch::new();
                 let array = {
                     let mut depot = self.depots[class].lock();
-                    depot.pop(BATCH, &mut blocks);
+                    blocks.extend(depot.pop(BATCH));
+                    let bytes = blocks.len() * usize::from(size);
+                    self.in_depots.fetch_sub(bytes, Ordering::Relaxed);
                     depot.close()
                 };
-                let bytes = blocks.len() * usize::from(size);
-                self.in_depots.fetch_sub(bytes, Ordering::Relaxed);
                 let done = blocks.len() == 0;
                 self.flush(class as u8, blocks);
                 if let Some(array) = array {

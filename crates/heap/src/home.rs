@@ -8,7 +8,7 @@ use lock_api::RawMutex;
 use pagoda_sync::Cpus;
 
 use crate::classes::{Place, SIZES, SLAB_CLASSES, Tag};
-use crate::depot::{self, DEPOT};
+use crate::depot::{self, array_bytes};
 use crate::heap::{State, own};
 use crate::inspect::{Found, What};
 use crate::magazine::{Batch, Refused, batch as batch_of};
@@ -30,6 +30,45 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         if ptr.as_ptr() as usize & usize::from(crate::classes::ALIGN_MASK[at]) != 0 {
             return None;
         }
+        if self.make_room(ptr, class) {
+            return Some(Ok(()));
+        }
+        self.free_full_slow(ptr, class)
+    }
+
+    /// Takes a block in after handing the older half of this CPU's magazine to the depot, where that
+    /// is all there is to do: nobody holds the depot, it has room, and no drain is due. Budget: a
+    /// hundred instructions for sixteen blocks.
+    #[inline]
+    fn make_room(&self, ptr: NonNull<u8>, class: u8) -> bool {
+        let at = usize::from(class);
+        let (count, bytes) = (batch_of(at), batch_of(at) * usize::from(SIZES[at]));
+        let pin = self.cpus.pin();
+        let Some(area) = self.area(&pin).filter(|area| self.is_drained(area)) else { return false };
+        let magazine = &area.magazines[at];
+        if !(magazine.is_full() && self.depots_have_room(bytes)) {
+            return false;
+        }
+        // Tried, not waited for, while pinned.
+        let Some(mut depot) = self.depots[at].try_lock() else { return false };
+        if !magazine.send_oldest(count, &mut depot) {
+            return false;
+        }
+        self.in_depots.fetch_add(bytes, Ordering::Relaxed);
+        drop(depot);
+        magazine.push(own(ptr)).is_ok()
+    }
+
+    /// May the depots take so many more bytes?
+    fn depots_have_room(&self, bytes: usize) -> bool {
+        let most = DEPOTS_LEAST.max(self.taken.load(Ordering::Relaxed) / DEPOTS_PART);
+        self.in_depots.load(Ordering::Relaxed) + bytes <= most
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_full_slow(&self, ptr: NonNull<u8>, class: u8) -> Option<Result<(), MisuseKind>> {
+        let at = usize::from(class);
         self.honour();
         self.open_area();
         let mut blocks = Batch::new();
@@ -78,29 +117,27 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         }
         let at = usize::from(class);
         let bytes = blocks.len() * usize::from(SIZES[at]);
-        let most = DEPOTS_LEAST.max(self.taken.load(Ordering::Relaxed) / DEPOTS_PART);
-        let fits = self.in_depots.load(Ordering::Relaxed) + bytes <= most;
-        if !(fits && self.stow_in_depot(at, &blocks)) {
+        if !(self.depots_have_room(bytes) && self.stow_in_depot(at, &blocks)) {
             self.flush(class, blocks);
         }
     }
 
     fn stow_in_depot(&self, class: usize, blocks: &Batch) -> bool {
         let mut depot = self.depots[class].lock();
-        if !depot.is_open() {
+        if let Some(room) = depot.wanted(blocks.len(), depot::capacity(class)) {
             drop(depot);
-            let Some(array) = self.take_own(DEPOT) else { return false };
+            let Some(array) = self.take_own(array_bytes(room)) else { return false };
             depot = self.depots[class].lock();
             // SAFETY: fresh records of this size.
-            if let Some(spare) = unsafe { depot.open(array) } {
+            if let Some(spare) = unsafe { depot.open(array, room) } {
                 drop(depot);
                 self.give_own(spare);
                 depot = self.depots[class].lock();
             }
         }
-        let pushed = depot.push(blocks, depot::capacity(class));
-        drop(depot);
+        let pushed = depot.push(blocks.as_slice());
         if pushed {
+            // Under the lock, so that nobody subtracts what has not been added.
             let bytes = blocks.len() * usize::from(SIZES[class]);
             self.in_depots.fetch_add(bytes, Ordering::Relaxed);
         }

@@ -12,11 +12,13 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
 use crate::classes::CLASSES;
-use crate::depot::{DEPOT, Depot};
+use crate::depot::{Depot, array_bytes};
 use crate::magazine::{AREA, Area, Batch, Magazine, Refused, capacity};
 
-/// A class with small magazines: two blocks, moved one by one.
+/// A class with small magazines: four blocks, moved two by two.
 const CLASS: usize = CLASSES - 1;
+/// Blocks that the depot has room for.
+const ROOM: usize = 8;
 
 /// A lock whose interleavings loom explores.
 struct LoomLock(AtomicBool);
@@ -78,10 +80,10 @@ unsafe impl Sync for Shared {}
 impl Shared {
     fn new() -> Self {
         let mut depot = Depot::new();
-        let array: Vec<u64> = std::vec![0; DEPOT / 8];
+        let array: Vec<u64> = std::vec![0; array_bytes(ROOM) / 8];
         let array = NonNull::from(Box::leak(array.into_boxed_slice()));
         // SAFETY: fresh memory of this size.
-        unsafe { depot.open(array.cast()) };
+        unsafe { depot.open(array.cast(), ROOM) };
         Self { lock: LoomLock(AtomicBool::new(false)), depot: loom::cell::UnsafeCell::new(depot) }
     }
 
@@ -90,48 +92,46 @@ impl Shared {
         self.lock.with(|| self.depot.with_mut(|depot| inside(unsafe { &mut *depot })))
     }
 
-    /// As `home::free_full` does it.
+    /// As `home::make_room` does it.
     fn free(&self, cpu: &Cpu, block: usize) {
         let block = NonNull::new(without_provenance_mut(block)).unwrap();
         match cpu.magazine().push(block) {
             Ok(()) => {}
             Err(Refused::Twice) => panic!("no block was freed twice"),
             Err(Refused::Full) => {
-                let mut batch = Batch::new();
-                cpu.magazine().take_oldest(1, &mut batch);
+                assert!(self.with(|depot| cpu.magazine().send_oldest(2, depot)));
                 cpu.magazine().push(block).unwrap();
-                assert!(self.with(|depot| depot.push(&batch, 8)));
             }
         }
     }
 
-    /// As `refill::refill` does it, as far as the depot.
+    /// As `refill::receive` does it.
     fn alloc(&self, cpu: &Cpu) -> Option<usize> {
         if let Some(block) = cpu.magazine().pop() {
             return Some(block.as_ptr() as usize);
         }
-        let mut batch = Batch::new();
-        self.with(|depot| depot.pop(1, &mut batch));
-        batch.pop().map(|block| block.as_ptr() as usize)
+        self.with(|depot| cpu.magazine().receive(2, depot));
+        cpu.magazine().pop().map(|block| block.as_ptr() as usize)
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         let array = self.with(|depot| {
-            let mut rest = Batch::new();
-            depot.pop(8, &mut rest);
+            depot.pop(ROOM);
             depot.close()
         });
         let array = array.unwrap().cast::<u64>().as_ptr();
         // SAFETY: leaked by `new` with this length.
-        drop(unsafe { Box::from_raw(core::ptr::slice_from_raw_parts_mut(array, DEPOT / 8)) });
+        drop(unsafe {
+            Box::from_raw(core::ptr::slice_from_raw_parts_mut(array, array_bytes(ROOM) / 8))
+        });
     }
 }
 
 #[test]
 fn blocks_that_travel_through_a_depot_are_nobodys_twice() {
-    assert_eq!(capacity(CLASS), 2);
+    assert_eq!(capacity(CLASS), 4);
     loom::model(|| {
         let shared = Arc::new(Shared::new());
         let other = {
@@ -149,14 +149,14 @@ fn blocks_that_travel_through_a_depot_are_nobodys_twice() {
             })
         };
         let cpu = Cpu::new();
-        (1..=4).for_each(|block| shared.free(&cpu, block * 64));
+        (1..=6).for_each(|block| shared.free(&cpu, block * 64));
         let mut all: Vec<usize> = shared.alloc(&cpu).into_iter().collect();
         all.extend(other.join().unwrap());
         while let Some(block) = shared.alloc(&cpu) {
             all.push(block);
         }
         all.sort_unstable();
-        assert_eq!(all, [64, 128, 192, 256], "each block is in exactly one place");
+        assert_eq!(all, [64, 128, 192, 256, 320, 384], "each block is in exactly one place");
     });
 }
 

@@ -56,7 +56,8 @@
 //!
 //! # Locks
 //!
-//! The central lock, and one for each depot, all of the host's type; never two at once. None is held
+//! The central lock, and one for each depot, all of the host's type; never two at once. While pinned a
+//! depot's is tried, and not waited for. None is held
 //! while the source gives or takes pages, while an object is constructed or destroyed, or while the
 //! report hook or a text sink runs.
 //!

@@ -15,28 +15,27 @@ use core::cell::Cell;
 use core::mem::{align_of, size_of};
 use core::ptr::{NonNull, null_mut};
 
-use crate::classes::{CLASSES, SIZES};
+use crate::classes::{CLASSES, SIZES, SLAB_CLASSES};
+use crate::depot::Depot;
 use crate::sync::{AtomicPtr, Ordering};
 
 /// The most blocks that move at once.
 pub(crate) const BATCH: usize = 32;
 /// The most blocks in a magazine: two batches.
 const SLOTS_MOST: usize = 2 * BATCH;
-/// Bytes that a magazine may hold, unless that is less than two blocks.
+/// Bytes that a magazine of small blocks may hold.
 const BYTES_MOST: usize = 16 << 10;
+/// Bytes that a magazine of middle blocks may hold: at least four, for with two every other call
+/// would go to the depot.
+const BYTES_MOST_MIDDLE: usize = 32 << 10;
 
 type Slot = *mut u8;
 
 /// Blocks that the magazine of `class` may hold.
 pub(crate) const fn capacity(class: usize) -> usize {
-    let count = BYTES_MOST / SIZES[class] as usize;
-    if count > SLOTS_MOST {
-        SLOTS_MOST
-    } else if count < 2 {
-        2
-    } else {
-        count
-    }
+    let bytes = if class < SLAB_CLASSES { BYTES_MOST } else { BYTES_MOST_MIDDLE };
+    let count = bytes / SIZES[class] as usize;
+    if count > SLOTS_MOST { SLOTS_MOST } else { count }
 }
 
 /// Blocks of `class` that move at once.
@@ -150,6 +149,11 @@ impl Magazine {
         (top as usize).wrapping_sub(self.bottom.get() as usize) / size_of::<Slot>()
     }
 
+    /// Is there no room? (So it is, too, with a closed one, which is empty.)
+    pub(crate) fn is_full(&self) -> bool {
+        self.top.load(Ordering::Relaxed) == self.limit.get()
+    }
+
     /// Moves the `count` blocks that lie longest in the magazine, or as many as there are, out.
     pub(crate) fn take_oldest(&self, count: usize, into: &mut Batch) {
         let len = self.len();
@@ -160,13 +164,48 @@ impl Magazine {
             for index in 0..count {
                 into.push(*bottom.add(index));
             }
-            bottom.add(count).copy_to(bottom, len - count);
-            self.top.store(bottom.add(len - count), Ordering::Relaxed);
+        }
+        self.forget_oldest(count);
+    }
+
+    /// Moves the `count` blocks that lie longest in the magazine into the depot; false, and nothing
+    /// moved, when there are not so many or the depot has no room.
+    pub(crate) fn send_oldest(&self, count: usize, depot: &mut Depot) -> bool {
+        if count == 0 || self.len() < count {
+            return false;
+        }
+        // SAFETY: *magazine-range*: so many slots from the bottom are blocks.
+        let oldest = unsafe { core::slice::from_raw_parts(self.bottom.get(), count) };
+        let sent = depot.push(oldest);
+        if sent {
+            self.forget_oldest(count);
+        }
+        sent
+    }
+
+    /// Moves up to `count` blocks from the depot into the magazine; returns how many.
+    pub(crate) fn receive(&self, count: usize, depot: &mut Depot) -> usize {
+        let (top, limit) = (self.top.load(Ordering::Relaxed), self.limit.get());
+        let room = (limit as usize).wrapping_sub(top as usize) / size_of::<Slot>();
+        let blocks = depot.pop(count.min(room));
+        // SAFETY: *magazine-range*: there is so much room below the limit.
+        unsafe {
+            top.copy_from_nonoverlapping(blocks.as_ptr(), blocks.len());
+            self.top.store(top.add(blocks.len()), Ordering::Relaxed);
+        }
+        blocks.len()
+    }
+
+    /// Closes the gap that the `count` lowest blocks leave.
+    fn forget_oldest(&self, count: usize) {
+        let (bottom, rest) = (self.bottom.get(), self.len() - count);
+        // SAFETY: *magazine-range*: `count + rest` slots from the bottom are blocks.
+        unsafe {
+            bottom.add(count).copy_to(bottom, rest);
+            self.top.store(bottom.add(rest), Ordering::Relaxed);
         }
     }
-}
 
-impl Magazine {
     /// Lets nothing in from now on, so that every call goes the slow way. Only while empty; else it
     /// stays open.
     pub(crate) fn close(&self) {
@@ -197,6 +236,11 @@ impl Batch {
             *slot = block;
             self.len += 1;
         }
+    }
+
+    /// Adds blocks, as long as there is room.
+    pub(crate) fn extend(&mut self, blocks: &[*mut u8]) {
+        blocks.iter().for_each(|&block| self.push(block));
     }
 
     pub(crate) fn pop(&mut self) -> Option<NonNull<u8>> {

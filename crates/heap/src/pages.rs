@@ -69,9 +69,10 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         }
     }
 
-    /// A block of the pool for the heap's own records. Does not ask the source.
+    /// A block of the pool (*slab-end*: of at least a KiB) for the heap's own records. Does not ask
+    /// the source.
     pub(crate) fn take_own(&self, bytes: usize) -> Option<NonNull<u8>> {
-        let granules = bytes.div_ceil(GRANULE);
+        let granules = bytes.max(1 << TAG_SHIFT).div_ceil(GRANULE);
         let mut state = self.state.lock();
         let (chunk, from) = state.pool.alloc(granules, 1)?;
         let start = chunk.address(from);

@@ -26,23 +26,49 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     #[cold]
     #[inline(never)]
     pub(crate) fn alloc_slow(&self, class: u8, size: usize) -> Option<NonNull<u8>> {
-        self.honour();
         // A pointer and nothing else, so that the fast path's answer stays in a register; memory is
         // all that can be wanting here.
         match self.guarded_shelf(class) {
-            Some(shelf) => self.take_object(shelf, size, None).ok(),
-            None => self.refill(class).ok(),
+            Some(shelf) => {
+                self.honour();
+                self.take_object(shelf, size, None).ok()
+            }
+            None => self.receive(class).or_else(|| {
+                self.honour();
+                self.refill(class).ok()
+            }),
         }
+    }
+
+    /// A block, and more for this CPU's magazine, from the depot, where that is all there is to do:
+    /// nobody holds the depot, it has blocks, and no drain is due. Budget: as on the way back.
+    #[inline]
+    fn receive(&self, class: u8) -> Option<NonNull<u8>> {
+        let at = usize::from(class);
+        let pin = self.cpus.pin();
+        let area = self.area(&pin).filter(|area| self.is_drained(area))?;
+        let magazine = &area.magazines[at];
+        // Tried, not waited for, while pinned.
+        let mut depot = self.depots[at].try_lock()?;
+        let count = magazine.receive(batch_of(at), &mut depot);
+        if count == 0 {
+            return None;
+        }
+        self.in_depots.fetch_sub(count * usize::from(SIZES[at]), Ordering::Relaxed);
+        drop(depot);
+        magazine.pop()
     }
 
     /// A block of a class, whatever its debug mode; a few more for the magazine.
     pub(crate) fn refill(&self, class: u8) -> Result<NonNull<u8>, HeapError> {
         let at = usize::from(class);
         let mut blocks = Batch::new();
-        self.depots[at].lock().pop(batch_of(at), &mut blocks);
-        if blocks.len() != 0 {
+        {
+            let mut depot = self.depots[at].lock();
+            blocks.extend(depot.pop(batch_of(at)));
             self.in_depots.fetch_sub(blocks.len() * usize::from(SIZES[at]), Ordering::Relaxed);
-        } else {
+        }
+        if blocks.len() == 0 {
             self.obtain(|state, squeezed| self.gather(state, at, squeezed, &mut blocks))?;
         }
         let block = blocks.pop().ok_or(HeapError::OutOfPages)?;

@@ -178,8 +178,21 @@ impl<'a> Model<'a> {
     }
 }
 
+/// Under Miri a step takes a second, and there is no directory for what has failed.
+fn config() -> ProptestConfig {
+    match cfg!(miri) {
+        true => ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3) },
+        false => ProptestConfig::with_cases(500),
+    }
+}
+
+/// So many rounds, or under Miri a few.
+fn rounds(count: usize) -> usize {
+    if cfg!(miri) { count / 50 + 1 } else { count }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(config())]
 
     #[test]
     fn any_sequence_keeps_contents_and_conserves_bytes(
@@ -442,7 +455,7 @@ fn two_threads_that_free_each_others_blocks_lose_nothing() {
                     // SAFETY: the other thread gave the block away.
                     unsafe { heap.kfree_sized(NonNull::new(ptr).unwrap(), layout) }.unwrap();
                 };
-                for _ in 0..5000 {
+                for _ in 0..rounds(5000) {
                     random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
                     let layout = layout((random >> 33) as usize % 3000, 8);
                     let block = heap.kalloc(layout).unwrap();
@@ -470,7 +483,7 @@ fn a_long_life_in_a_small_arena_stays_whole() {
     let (arena, ledger) = (Arena::new(48), Ledger::default());
     let mut model = Model::new(&arena, &ledger);
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    for round in 0..6000 {
+    for round in 0..rounds(6000) {
         let step = step().new_tree(&mut runner).unwrap().current();
         let _ = model.apply(&step);
         if round % 16 == 0 {
@@ -525,7 +538,7 @@ fn what_one_cpu_frees_another_allocates() {
     let (arena, ledger) = (Arena::new(512), Ledger::default());
     let heap = heap(&arena, &ledger);
     let size = layout(64, 8);
-    for _ in 0..200 {
+    for _ in 0..rounds(200) {
         let blocks: Vec<_> =
             (0..100).map(|_| heap.kalloc(size).unwrap().as_ptr().expose_provenance()).collect();
         let heap = &heap;
@@ -560,9 +573,11 @@ fn four_cpus_in_a_full_heap_with_a_fifth_that_shrinks_lose_nothing() {
                     (random >> 33) as usize
                 };
                 let mut live: Vec<Block> = Vec::new();
-                for step in 0..8000 {
+                for step in 0..rounds(8000) {
                     // Waves: mostly allocate, then mostly free.
-                    if live.is_empty() || next() % 8 < if step / 1000 % 2 == 0 { 5 } else { 3 } {
+                    if live.is_empty()
+                        || next() % 8 < if step / rounds(1000) % 2 == 0 { 5 } else { 3 }
+                    {
                         let size = next() % [64, 1000, 9000, 40_000][next() % 4];
                         let layout = layout(size, 1 << (next() % 7));
                         match heap.kalloc(layout) {
