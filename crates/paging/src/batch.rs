@@ -2,20 +2,23 @@
 //!
 //! Nouns: a *span* is a run of pages to flush; an *item* is something to release afterwards.
 //! Spans that touch are merged; when there are more than [`SPANS`] the batch flushes the whole
-//! space instead, which on real machines is cheaper by then. When there are [`ITEMS`] items, the
-//! batch flushes and releases early (*flush-before-release* holds at every moment).
+//! space instead, which on real machines is cheaper by then. Pages of 4 KiB are kept apart from the
+//! other items, as bare frames. When there are [`PAGES`] of them, or [`ITEMS`] items, the batch
+//! flushes and releases early (*flush-before-release* holds at every moment).
 
-use pagoda_addr::{Page, PageRange};
+use pagoda_addr::{Frame, Page, PageRange};
 
 use crate::stack::StackVec;
-use crate::{FlushRange, Platform, Released, SpaceTlb};
+use crate::{FlushRange, PageSize, Platform, Released, SpaceTlb};
 
 const SPANS: usize = 16;
-const ITEMS: usize = 64;
+const ITEMS: usize = 16;
+/// One kibibyte of stack.
+const PAGES: usize = 128;
 
 /// Remembers which pages have to be flushed and what may be released afterwards.
 ///
-/// Holds up to 64 things to release; when it is full, it flushes and releases early. To be ended
+/// Holds up to 128 pages of 4 KiB, and 16 other things, to release; when it is full, it flushes and releases early. To be ended
 /// with [`finish`](Self::finish) before anybody relies on the change: before a system call returns,
 /// before a lock that protects a move is dropped. Dropping a batch with something in it does the
 /// work too, and panics in debug builds.
@@ -25,6 +28,7 @@ pub struct FlushBatch<'a, P: Platform> {
     space: &'a SpaceTlb,
     spans: StackVec<PageRange, SPANS>,
     items: StackVec<Released, ITEMS>,
+    pages: StackVec<Frame, PAGES>,
     everything: bool,
     tables: bool,
     global: bool,
@@ -37,6 +41,7 @@ impl<'a, P: Platform> FlushBatch<'a, P> {
             space,
             spans: StackVec::new(),
             items: StackVec::new(),
+            pages: StackVec::new(),
             everything: false,
             tables: false,
             global: false,
@@ -60,7 +65,7 @@ impl<'a, P: Platform> FlushBatch<'a, P> {
 
     /// Nothing to flush and nothing to release?
     pub fn is_empty(&self) -> bool {
-        !self.must_flush() && self.items.as_slice().is_empty()
+        !self.must_flush() && self.items.as_slice().is_empty() && self.pages.as_slice().is_empty()
     }
 
     /// Adds pages to flush. Every changed entry is added by the cursor that changes it; this is for
@@ -84,11 +89,37 @@ impl<'a, P: Platform> FlushBatch<'a, P> {
     /// Releases `item` after a flush that begins later than this call.
     #[inline]
     pub fn release_also(&mut self, item: Released) {
+        if let Released::Page { frame, size: PageSize::K4 } = item {
+            if self.pages_full() {
+                self.work();
+            }
+            return self.push_page(frame);
+        }
         if self.items.is_full() {
             self.work();
         }
         // There is room now: `work` empties the list.
         let _ = self.items.push(item);
+    }
+
+    /// Has one more page to be preceded by a [`flush_now`](Self::flush_now)?
+    #[inline]
+    pub(crate) fn pages_full(&self) -> bool {
+        self.pages.is_full()
+    }
+
+    /// Pages that can come before that.
+    #[inline]
+    pub(crate) fn page_room(&self) -> usize {
+        PAGES - self.pages.as_slice().len()
+    }
+
+    /// As `release_also` of a 4 KiB page, for callers that make room themselves because they know
+    /// more pages to flush than the batch does yet.
+    #[inline]
+    pub(crate) fn push_page(&mut self, frame: Frame) {
+        let pushed = self.pages.push(frame);
+        debug_assert!(pushed, "a page that would be lost");
     }
 
     /// The leaf behind `range` changed.
@@ -132,6 +163,10 @@ impl<'a, P: Platform> FlushBatch<'a, P> {
             self.platform.release(item);
         }
         self.items.clear();
+        if !self.pages.as_slice().is_empty() {
+            self.platform.release_pages(self.pages.as_slice());
+            self.pages.clear();
+        }
     }
 }
 

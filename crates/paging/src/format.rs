@@ -73,6 +73,20 @@ pub trait Format: Copy {
     fn absent(&self, word: AbsentWord) -> u64;
     /// Reads a word of a table of `level`.
     fn decode(&self, word: u64, level: u32) -> Decoded;
+    /// The bits of a leaf's word that say which frame, and do nothing else: what is left of two
+    /// leaves of one size is equal exactly if their flags are. Zero where no such bits are named,
+    /// which costs speed alone.
+    #[inline]
+    fn frame_bits(&self) -> u64 {
+        0
+    }
+    /// Is this a word of a 4 KiB leaf into which hardware writes nothing more (because nobody may
+    /// use it, or all history is there already)? Such a word may be replaced by a plain store.
+    #[inline]
+    fn is_settled(&self, word: u64) -> bool {
+        let _ = word;
+        false
+    }
     /// Which gains have to be told to [`Platform::gained`](crate::Platform::gained).
     fn remembers(&self) -> Remembers;
     /// Has a leaf to be absent, and flushed, before it is written anew in this way

@@ -128,6 +128,14 @@ pub unsafe trait Platform: PhysMap {
     /// reachable.
     fn release(&self, item: Released);
 
+    /// As [`release`](Self::release) of a 4 KiB page for each of `frames`; a host that frees many
+    /// frames cheaper than one by one says how.
+    fn release_pages(&self, frames: &[Frame]) {
+        for &frame in frames {
+            self.release(Released::Page { frame, size: PageSize::K4 });
+        }
+    }
+
     /// Makes every CPU in `space.cpus()` forget.
     fn flush(&self, space: &SpaceTlb, what: FlushRange<'_>);
 
@@ -160,6 +168,9 @@ unsafe impl<P: Platform + ?Sized> Platform for &P {
     }
     fn release(&self, item: Released) {
         (**self).release(item);
+    }
+    fn release_pages(&self, frames: &[Frame]) {
+        (**self).release_pages(frames);
     }
     fn flush(&self, space: &SpaceTlb, what: FlushRange<'_>) {
         (**self).flush(space, what);

@@ -7,7 +7,7 @@ use lock_api::{Mutex, MutexGuard};
 use pagoda_addr::{Frame, PageRange};
 
 use crate::gains::Gains;
-use crate::slot::{index, pieces, slot};
+use crate::slot::{entries, index, next_nonzero, pieces, slot};
 use crate::spare::Spare;
 use crate::{
     Cursor, Decoded, ENTRIES, FlushBatch, Format, Gain, MapError, OutOfFrames, Platform, Released,
@@ -197,11 +197,15 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// the entries below `limit`. `see` may release the table.
     fn each_table(&self, table: Frame, level: u32, limit: usize, see: &mut impl FnMut(Frame)) {
         if level > 1 {
-            for index in 0..limit {
-                let word = slot(&self.platform, table, index).load(Ordering::Relaxed);
-                if word == 0 {
-                    continue;
+            let entries = entries(&self.platform, table);
+            let mut next = 0;
+            loop {
+                let index = next_nonzero(entries, next, limit);
+                if index >= limit {
+                    break;
                 }
+                next = index + 1;
+                let word = entries[index].load(Ordering::Relaxed);
                 if let Decoded::Table(child) = self.format.decode(word, level) {
                     self.each_table(child, level - 1, ENTRIES, see);
                 }

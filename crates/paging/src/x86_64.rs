@@ -180,6 +180,17 @@ impl Format for X86_64 {
     }
 
     #[inline]
+    fn frame_bits(&self) -> u64 {
+        ADDRESS
+    }
+
+    #[inline]
+    fn is_settled(&self, word: u64) -> bool {
+        // Accessed is set by any use, dirty only by a write that the entry allows.
+        word & PRESENT == 0 || (word & ACCESSED != 0 && word & (WRITE | DIRTY) != WRITE)
+    }
+
+    #[inline]
     fn remembers(&self) -> Remembers {
         Remembers::Nothing
     }

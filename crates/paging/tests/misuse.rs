@@ -213,7 +213,7 @@ fn a_full_batch_flushes_before_it_releases() {
         machine.audit();
         assert_eq!((table.tables(), machine.arena().used()), (1, 1));
         let counters = machine.counters();
-        assert!(counters.flushes <= 600 / 64 + 1, "{counters:?}");
+        assert!(counters.flushes <= 300 / 16 + 300 / 128 + 1, "{counters:?}");
         machine.leave(cpu, &table);
     }
 }

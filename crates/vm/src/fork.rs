@@ -2,12 +2,12 @@
 //!
 //! Plain copy of the page table: every present leaf of a region that the child inherits is entered
 //! into the child's table with one more reference to its frame; private leaves lose the right to
-//! write on both sides. The parent's stale writable translations are gone before fork returns.
+//! write on both sides, and are marked ([`FORKED`]). The parent's stale writable translations are gone before fork returns.
 
-use pagoda_paging::{Cursor, FlushBatch, Format, Leaf, PageFlags, PageSize, PageTable};
+use pagoda_paging::{Cursor, FlushBatch, Format, PageFlags, PageTable};
 
 use crate::region::Region;
-use crate::space::{Inner, pages};
+use crate::space::{ANONYMOUS, FORKED, Inner, pages};
 use crate::tree::Entry as Interval;
 use crate::{AddressSpace, MapFlags, VmError, VmPlatform};
 
@@ -83,31 +83,15 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     ) -> Result<(), VmError> {
         let Some(range) = pages((entry.start, entry.end)) else { return Ok(()) };
         let shared = entry.value.is_shared();
-        let mut failed = false;
-        let mut copied = None;
-        let changed = from.change(range, batch, |page, leaf: Leaf| {
-            if failed {
-                return leaf.flags;
-            }
-            let flags = if shared { leaf.flags } else { leaf.flags - PageFlags::WRITE };
-            // Asked again for the same page: hardware set a bit meanwhile.
-            if copied == Some(page) {
-                return flags;
-            }
-            self.platform().share(leaf.frame);
-            match to.map(page, leaf.frame, PageSize::K4, flags) {
-                Ok(()) => {
-                    copied = Some(page);
-                    child.stats.page_came(flags);
-                    flags
-                }
-                Err(_) => {
-                    self.give_back(leaf.frame);
-                    failed = true;
-                    leaf.flags
-                }
-            }
+        let decide = |old: PageFlags| match old.contains(ANONYMOUS) {
+            _ if shared => old,
+            true => (old - PageFlags::WRITE) | FORKED,
+            false => old - PageFlags::WRITE,
+        };
+        let copied = from.copy_to(range, to, batch, decide, |flags, frames| {
+            self.platform().share_many(frames);
+            child.stats.pages_came(flags, frames.len() as u64);
         });
-        if failed || changed.is_err() { Err(VmError::OutOfMemory) } else { Ok(()) }
+        copied.map_err(|_| VmError::OutOfMemory)
     }
 }

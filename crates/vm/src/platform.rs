@@ -33,6 +33,13 @@ pub unsafe trait VmPlatform: Platform {
     /// One more reference to a frame that the caller holds a reference to.
     fn share(&self, frame: Frame);
 
+    /// As [`share`](Self::share) for each of `frames`, for hosts that do many cheaper.
+    fn share_many(&self, frames: &[Frame]) {
+        for &frame in frames {
+            self.share(frame);
+        }
+    }
+
     /// References to the frame now.
     fn refs(&self, frame: Frame) -> u32;
 
@@ -56,6 +63,10 @@ unsafe impl<P: VmPlatform + ?Sized> VmPlatform for &P {
     #[inline]
     fn share(&self, frame: Frame) {
         (**self).share(frame);
+    }
+    #[inline]
+    fn share_many(&self, frames: &[Frame]) {
+        (**self).share_many(frames);
     }
     #[inline]
     fn refs(&self, frame: Frame) -> u32 {

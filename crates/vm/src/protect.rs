@@ -1,11 +1,11 @@
 //! Changing what is there: `protect`, `advise`, `residency`.
 
 use pagoda_addr::VirtAddr;
-use pagoda_paging::{Entry, FlushBatch, Format, Leaf, PageFlags};
+use pagoda_paging::{Entry, FlushBatch, Format, PageFlags};
 
 use crate::fault::FaultDone;
 use crate::region::{Object, Region, Window};
-use crate::space::{ANONYMOUS, Inner, leaf_flags, number, page_count, pages};
+use crate::space::{Inner, is_sole, leaf_flags, number, page_count, pages};
 use crate::{Access, AddressSpace, Advice, FaultError, MapFlags, Prot, VmError, VmPlatform};
 
 impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
@@ -103,7 +103,8 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     }
 
     /// Gives the leaves the rights that `prot` allows now: writing to a private page only if it is
-    /// the program's own and nobody else's (*copy-on-write*).
+    /// the program's own and nobody else's for certain (*copy-on-write*; others get it at the next
+    /// fault).
     fn protect_leaves(
         &self,
         region: &Region<P>,
@@ -113,17 +114,15 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     ) -> Result<(), VmError> {
         let Some(range) = pages(part) else { return Ok(()) };
         let mut cursor = self.table.cursor(range).map_err(|_| VmError::OutOfRange)?;
-        let platform = self.platform();
-        let decide = |_, leaf: Leaf| {
-            let own = region.is_shared()
-                || (leaf.flags.contains(ANONYMOUS) && platform.refs(leaf.frame) == 1);
-            let mut flags = leaf_flags(prot) | (leaf.flags & PageFlags::KEPT);
-            if prot.contains(Prot::WRITE) && own {
+        let (rights, writable) = (leaf_flags(prot), prot.contains(Prot::WRITE));
+        let decide = |old: PageFlags| {
+            let mut flags = rights | (old & PageFlags::KEPT);
+            if writable && (region.is_shared() || is_sole(old)) {
                 flags |= PageFlags::WRITE;
             }
             flags
         };
-        cursor.change(range, batch, decide).map_err(|_| VmError::OutOfMemory)
+        cursor.change_flags(range, batch, decide).map_err(|_| VmError::OutOfMemory)
     }
 
     /// Acts on what a program says about the use of a range. Holes are passed over and reported at

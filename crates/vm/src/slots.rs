@@ -103,14 +103,33 @@ impl<T: Piece> Slots<T> {
     /// The first piece that ends above `page`; `len` when there is none.
     #[inline]
     pub(crate) fn first_ending_above(&self, page: PageNumber) -> usize {
-        self.iter().position(|piece| piece.end() > page).unwrap_or(self.len)
+        self.count(|piece| piece.end() <= page)
     }
 
     /// The last piece that starts below `page`, or else the first piece.
     #[inline]
     pub(crate) fn last_starting_below(&self, page: PageNumber) -> usize {
-        let below = self.iter().position(|piece| piece.start() >= page).unwrap_or(self.len);
-        below.saturating_sub(1)
+        self.count(|piece| piece.start() < page).saturating_sub(1)
+    }
+
+    /// How many pieces are `before`: all up to some place, and none from there on. Four halvings.
+    #[inline]
+    fn count(&self, before: impl Fn(&T) -> bool) -> usize {
+        let (mut low, mut high) = (0, self.len.min(CAP));
+        while low < high {
+            let middle = (low + high) / 2;
+            match &self.items[middle] {
+                Some(piece) if before(piece) => low = middle + 1,
+                _ => high = middle,
+            }
+        }
+        low
+    }
+
+    /// The last piece that starts below `page`.
+    #[inline]
+    pub(crate) fn before(&self, page: PageNumber) -> Option<&T> {
+        self.get(self.count(|piece| piece.start() < page).checked_sub(1)?)
     }
 
     /// The sum over all pieces.

@@ -13,8 +13,9 @@
 //! the lock; so "one" cannot change under a fault that has seen it.
 //!
 //! *class-marks*: a leaf marked [`ANONYMOUS`] holds memory of this program alone, one marked
-//! [`SHARED`] belongs to a [`SharedObject`](crate::SharedObject), one with neither is an unchanged copy of a file. The
-//! resident sizes are exactly the counts of the three.
+//! [`SHARED`] belongs to a [`SharedObject`](crate::SharedObject), one with neither is an unchanged
+//! copy of a file. The resident sizes are exactly the counts of the three. A leaf with both marks
+//! ([`FORKED`]) counts as the first: a fork has shared it, and nobody has written here since.
 //!
 //! *flushed-before-return*: a call that takes rights away finishes its
 //! [`FlushBatch`] before it gives up the lock, hence before a moved or
@@ -34,7 +35,7 @@
 
 use lock_api::{Mutex, MutexGuard};
 use pagoda_addr::{Frame, Page, PageRange, UserRange, UserRangeError, VirtAddr, VirtRange};
-use pagoda_paging::{Entry, Fate, FlushBatch, Format, PageFlags, PageTable};
+use pagoda_paging::{Entry, FlushBatch, Format, PageFlags, PageTable};
 
 use crate::region::{Object, Region, Regions, Window};
 use crate::tree::{Entry as Interval, PageNumber};
@@ -44,6 +45,19 @@ use crate::{FileObject, Layout, Limits, MapFlags, Prot, VmError, VmPlatform};
 pub(crate) const ANONYMOUS: PageFlags = PageFlags::SOFT1;
 /// Mark of a leaf that belongs to a shared object.
 pub(crate) const SHARED: PageFlags = PageFlags::SOFT2;
+/// Marks of a leaf with memory of this program alone that a fork has shared: others may hold
+/// references. Without the second mark the only reference is ours, and nobody has to be asked.
+pub(crate) const FORKED: PageFlags = PageFlags::SOFT1.union(PageFlags::SOFT2);
+
+/// Does a leaf with these marks belong to a shared object?
+pub(crate) fn is_objects(flags: PageFlags) -> bool {
+    flags & FORKED == SHARED
+}
+
+/// Is a leaf of a private region with these marks ours alone, for certain?
+pub(crate) fn is_sole(flags: PageFlags) -> bool {
+    flags & FORKED == ANONYMOUS
+}
 
 /// A private address space.
 ///
@@ -112,14 +126,22 @@ impl SpaceStats {
     }
 
     pub(crate) fn page_came(&mut self, flags: PageFlags) {
-        *self.class(flags) += 1;
+        self.pages_came(flags, 1);
+    }
+
+    pub(crate) fn pages_came(&mut self, flags: PageFlags, pages: u64) {
+        *self.class(flags) += pages;
         self.rss_peak = self.rss_peak.max(self.rss());
     }
 
     pub(crate) fn page_went(&mut self, flags: PageFlags) {
+        self.pages_went(flags, 1);
+    }
+
+    pub(crate) fn pages_went(&mut self, flags: PageFlags, pages: u64) {
         let count = self.class(flags);
-        debug_assert!(*count > 0, "class-marks");
-        *count = count.saturating_sub(1);
+        debug_assert!(*count >= pages, "class-marks");
+        *count = count.saturating_sub(pages);
     }
 
     /// Counts `pages` of `region` in (or out).
@@ -263,7 +285,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         {
             let refs = u64::from(self.platform().refs(frame)).max(1);
             // A shared object holds one reference besides those of the mappings.
-            let users = if flags.contains(SHARED) { (refs - 1).max(1) } else { refs };
+            let users = if is_objects(flags) { (refs - 1).max(1) } else { refs };
             sum.present += 1;
             sum.sole += u64::from(users == 1);
             sum.dirty += u64::from(flags.contains(PageFlags::DIRTY));
@@ -284,12 +306,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     ) -> Result<(), VmError> {
         let Some(range) = pages(window).filter(|range| !range.is_empty()) else { return Ok(()) };
         let mut cursor = self.table.cursor(range).map_err(|_| VmError::OutOfRange)?;
-        let taken = cursor.take(range, batch, |_, entry| {
-            if let Entry::Mapped { flags, .. } = entry {
-                stats.page_went(flags);
-            }
-            Fate::Release
-        });
+        let taken = cursor.take_all(range, batch, |flags, pages| stats.pages_went(flags, pages));
         taken.map_err(|_| VmError::OutOfMemory)
     }
 

@@ -297,9 +297,9 @@ impl<V: Value> Tree<V> {
         let mut node = &self.root.as_ref().filter(|root| root.sum.start < page)?.node;
         loop {
             match node {
-                Node::Leaf(slots) => return slots.iter().rev().find(|entry| entry.start < page),
+                Node::Leaf(slots) => return slots.before(page),
                 Node::Inner(slots) => {
-                    node = &slots.iter().rev().find(|child| child.sum.start < page)?.node;
+                    node = &slots.before(page)?.node;
                 }
             }
         }

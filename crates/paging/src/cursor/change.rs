@@ -21,7 +21,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         flags: PageFlags,
         batch: &mut FlushBatch<'_, P>,
     ) -> Result<(), MapError> {
-        self.change(range, batch, |_, leaf| (leaf.flags & PageFlags::KEPT) | flags)
+        self.change_flags(range, batch, |old| (old & PageFlags::KEPT) | flags)
     }
 
     /// Asks `decide` for the new flags (all of them) of every leaf in `range`, lowest first. The
@@ -45,7 +45,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         Ok(())
     }
 
-    fn change_in(
+    pub(super) fn change_in(
         &mut self,
         table: Frame,
         level: u32,
@@ -197,7 +197,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
 }
 
 /// May a CPU that remembers `old` do what `new` forbids, or do it wrongly?
-fn must_flush(old: PageFlags, new: PageFlags) -> bool {
+pub(super) fn must_flush(old: PageFlags, new: PageFlags) -> bool {
     // A page that becomes a program's is no longer the kernel's to touch: a change both ways.
     const EITHER: PageFlags =
         PageFlags::UNCACHED.union(PageFlags::WRITE_COMBINE).union(PageFlags::USER);

@@ -4,6 +4,7 @@
 //! from the lowest remembered table that also covers the new page; anything that unlinks tables
 //! forgets the way.
 
+mod bulk;
 mod change;
 mod place;
 mod split;
@@ -14,7 +15,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use pagoda_addr::{Frame, Page, PageRange};
 
 use crate::gains::Gains;
-use crate::slot::{index, page, pieces, slot, span};
+use crate::slot::{entries, index, next_nonzero, page, pieces, slot, span};
 use crate::table::Guard;
 use crate::{
     Decoded, ENTRIES, Entry, FlushBatch, Format, Gain, Leaf, MAX_LEVELS, MapError, PageSize,
@@ -93,13 +94,9 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
     /// word is not zero; without one, the first page behind the table. At most `end`.
     fn next_nonzero(&self, at: u64, place: Place, end: u64) -> u64 {
         let span = span(place.level);
-        let mut next = (at & !(span - 1)) + span;
-        for index in index(at, place.level) + 1..ENTRIES {
-            if next >= end || self.slot(place.table, index).load(Ordering::Relaxed) != 0 {
-                break;
-            }
-            next += span;
-        }
+        let first = index(at, place.level) + 1;
+        let found = next_nonzero(self.entries(place.table), first, ENTRIES);
+        let next = (at & !(span - 1)) + span * (1 + (found - first) as u64);
         next.min(end)
     }
 
@@ -157,6 +154,11 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
     #[inline]
     fn slot(&self, table: Frame, index: usize) -> &'a AtomicU64 {
         slot(self.table.platform(), table, index)
+    }
+
+    #[inline]
+    fn entries(&self, table: Frame) -> &'a [AtomicU64; ENTRIES] {
+        entries(self.table.platform(), table)
     }
 
     /// The word for a table over `page`.

@@ -1,13 +1,12 @@
 //! Taking entries out, and giving back the tables that become empty.
 
-use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 use pagoda_addr::{Frame, Page, PageRange};
 
 use super::change::note;
 use super::{Cursor, whole};
-use crate::slot::{index, page, pieces, span};
+use crate::slot::{index, next_nonzero, page, span, used_pieces};
 use crate::{Decoded, ENTRIES, Entry, FlushBatch, Format, MapError, Platform, Released};
 
 /// What becomes of the memory behind a leaf that is taken out.
@@ -41,7 +40,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         Ok(())
     }
 
-    fn take_in(
+    pub(super) fn take_in(
         &mut self,
         table: Frame,
         level: u32,
@@ -50,12 +49,9 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         batch: &mut FlushBatch<'_, P>,
         on_each: &mut impl FnMut(Page, Entry) -> Fate,
     ) {
-        for (index, start, end) in pieces(level, start, end) {
-            let slot = self.slot(table, index);
-            let word = slot.load(Ordering::Relaxed);
-            if word == 0 {
-                continue;
-            }
+        let entries = self.entries(table);
+        for (index, start, end, word) in used_pieces(entries, level, start, end) {
+            let slot = &entries[index % ENTRIES];
             if let Decoded::Table(child) = self.format().decode(word, level) {
                 self.take_in(child, level - 1, start, end, batch, on_each);
                 if !self.table.keeps_top(start, level) && self.is_empty(child, level, start, end) {
@@ -84,16 +80,17 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
 
     /// Is the table behind `[start, end)`, a piece of a table of `level`, empty, now that this piece
     /// of it is? Looks next to the piece first, where a neighbour is most likely.
-    fn is_empty(&self, child: Frame, level: u32, start: u64, end: u64) -> bool {
+    pub(super) fn is_empty(&self, child: Frame, level: u32, start: u64, end: u64) -> bool {
         if end - start == span(level) {
             // All of it was taken; only a table that has to stay could be left in it.
             return true;
         }
-        let gap: Range<usize> = index(start, level - 1)..index(end - 1, level - 1) + 1;
-        let used = |index: usize| self.slot(child, index).load(Ordering::Relaxed) != 0;
+        let (first, last) = (index(start, level - 1), index(end - 1, level - 1) + 1);
+        let entries = self.entries(child);
         // The entries at the ends of the gap may be tables with something left in them.
-        !(gap.start..gap.start + 1).chain(gap.end - 1..gap.end).any(used)
-            && !(gap.end..ENTRIES).any(used)
-            && !(0..gap.start).rev().any(used)
+        let edges = [first, last - 1];
+        edges.iter().all(|&edge| next_nonzero(entries, edge, edge + 1) > edge)
+            && next_nonzero(entries, last, ENTRIES) == ENTRIES
+            && next_nonzero(entries, 0, first) == first
     }
 }

@@ -1,0 +1,149 @@
+//! Our side: the words of Linux over an address space over the emulated machine.
+
+use std::sync::Arc;
+
+use pagoda_addr::VirtAddr;
+use pagoda_linux::{Errno, Mmap, Sharing, advice, mprotect, mremap};
+use pagoda_paging::{PageTable, X86_64};
+use pagoda_vm::{AddressSpace, Backing, FileObject, Layout, Prot, ReadError};
+
+use super::calls::Call;
+use super::{Maps, PAGE, REACH, Side, push};
+
+include!("../../../vm/src/tests/platform.rs");
+
+/// Five pages and a hundred bytes, each page of one letter.
+pub fn content() -> Vec<u8> {
+    (0..5 * PAGE + 100).map(|at| b'A' + (at / PAGE) as u8).collect()
+}
+
+struct Content(Vec<u8>);
+
+impl FileObject for Content {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+    fn read_page(&self, index: u64, into: &mut [u8; 4096]) -> Result<(), ReadError> {
+        let from = self.0.get((index * PAGE) as usize..).unwrap_or_default();
+        into.fill(0);
+        let len = from.len().min(into.len());
+        into[..len].copy_from_slice(&from[..len]);
+        Ok(())
+    }
+}
+
+pub fn host() -> Host {
+    Host(Machine::new(pagoda_emu::Config { frames: 4096, ..Default::default() }))
+}
+
+pub struct Ours<'h> {
+    space: AddressSpace<X86_64, &'h Host>,
+    file: Arc<dyn FileObject>,
+}
+
+impl<'h> Ours<'h> {
+    pub fn new(host: &'h Host) -> Self {
+        let table = PageTable::new(X86_64::new(4, 40, true, true), host).expect("a root");
+        let space = AddressSpace::new(table, Layout::x86_64(8 << 20));
+        Self { space, file: Arc::new(Content(content())) }
+    }
+
+    fn map(&self, call: &Mmap) -> Result<i64, Errno> {
+        let sharing = call.check(&self.space.layout())?;
+        let backing = match (call.is_anonymous(), sharing) {
+            (true, Sharing::Shared) => Backing::SharedAnonymous,
+            (true, Sharing::Private) => Backing::Anonymous,
+            _ => Backing::File { object: self.file.clone(), offset: call.offset },
+        };
+        Ok(self.space.map(call.request(backing))?.as_u64() as i64)
+    }
+
+    fn perform(&self, call: Call) -> Result<i64, Errno> {
+        let space = &self.space;
+        match call {
+            Call::Map { addr, len, prot, flags, offset } => {
+                return self.map(&Mmap::new(addr, len, prot, flags, offset)?);
+            }
+            Call::Unmap { addr, len } => space.unmap(VirtAddr::new(addr), len)?,
+            Call::Protect { addr, len, prot } => {
+                let request = mprotect(addr, len, prot)?;
+                space.protect(request.addr, request.len, request.prot)?;
+            }
+            Call::Remap { addr, old, new, flags, to } => {
+                return Ok(space.remap(mremap(addr, old, new, flags, to)?)?.as_u64() as i64);
+            }
+            Call::Advise { addr, len, advice: number } => {
+                space.advise(VirtAddr::new(addr), len, advice(number)?)?;
+            }
+            Call::Mincore { addr, len } => space.residency(VirtAddr::new(addr), len, |_| ())?,
+            Call::Lock { addr, len, on } => space.set_locked(VirtAddr::new(addr), len, on)?,
+            Call::Write { addr, byte } => {
+                let range = space.user_range(addr, 1).map_err(|_| Errno::EFAULT)?;
+                space.copy_out(&[byte], range).map_err(|_| Errno::EFAULT)?;
+                return Ok(byte.into());
+            }
+            Call::Read { addr } => {
+                let mut byte = [0];
+                let range = space.user_range(addr, 1).map_err(|_| Errno::EFAULT)?;
+                space.copy_in(range, &mut byte).map_err(|_| Errno::EFAULT)?;
+                return Ok(byte[0].into());
+            }
+        }
+        Ok(0)
+    }
+
+    fn regions(&self) -> impl Iterator<Item = pagoda_vm::RegionInfo> {
+        let mut from = VirtAddr::new(REACH.start);
+        std::iter::from_fn(move || {
+            let region = self.space.next_region(from)?;
+            from = region.range.end();
+            Some(region)
+        })
+    }
+}
+
+impl Side for Ours<'_> {
+    fn call(&mut self, call: Call) -> i64 {
+        self.perform(call).unwrap_or_else(|error| -i64::from(error.number()))
+    }
+
+    fn maps(&mut self) -> Maps {
+        let mut maps = Maps::new();
+        for region in self.regions() {
+            let letter = |right, letter| if region.prot.contains(right) { letter } else { '-' };
+            let rights = [
+                letter(Prot::READ, 'r'),
+                letter(Prot::WRITE, 'w'),
+                letter(Prot::EXEC, 'x'),
+                if region.shared { 's' } else { 'p' },
+            ];
+            let (start, end) = (region.range.start().as_u64(), region.range.end().as_u64());
+            push(&mut maps, start, end, &rights.iter().collect::<String>());
+        }
+        maps
+    }
+
+    fn present(&mut self, anonymous: &[bool]) -> Vec<bool> {
+        let pages = (REACH.start..).step_by(PAGE as usize).zip(anonymous);
+        pages
+            .map(|(addr, &anonymous)| {
+                let mut present = false;
+                let asked = anonymous
+                    && self.space.residency(VirtAddr::new(addr), PAGE, |p| present = p).is_ok();
+                asked && present
+            })
+            .collect()
+    }
+
+    fn anonymous(&mut self) -> Vec<bool> {
+        let mut pages = vec![false; ((REACH.end - REACH.start) / PAGE) as usize];
+        for region in self.regions().filter(|region| region.file.is_none() && !region.shared) {
+            let index = |addr: VirtAddr| {
+                ((addr.as_u64().saturating_sub(REACH.start) / PAGE) as usize).min(pages.len())
+            };
+            let (start, end) = (index(region.range.start()), index(region.range.end()));
+            pages[start..end].fill(true);
+        }
+        pages
+    }
+}
