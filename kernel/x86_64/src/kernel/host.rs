@@ -88,6 +88,8 @@ pub(crate) struct Kernel {
     pub(crate) tags: Once<PageTags<'static>>,
     /// Frames in use as page tables of programs and of the kernel since the frame allocator stands.
     pub(crate) tables_in_use: AtomicU64,
+    /// Frames that the allocator was given, free or not: never changes once it stands.
+    pub(crate) total_frames: AtomicU64,
 }
 
 /// The one kernel.
@@ -99,6 +101,7 @@ pub(crate) static KERNEL: Kernel = Kernel {
     ranges: Once::new(),
     tags: Once::new(),
     tables_in_use: AtomicU64::new(0),
+    total_frames: AtomicU64::new(0),
 };
 
 #[global_allocator]
@@ -129,6 +132,7 @@ impl Kernel {
     }
 
     /// Frames, if need be after the heap has given back what it only keeps for later.
+    #[inline]
     pub(crate) fn take(&self, request: Request) -> Result<FrameRange, AllocError> {
         let frames = self.frames.get().ok_or(AllocError::NoMemory)?;
         let owned = match frames.alloc(request) {
@@ -142,6 +146,7 @@ impl Kernel {
 
     /// Gives frames back. A free that the allocator refuses is somebody's bug: the evidence ends
     /// the machine.
+    #[inline]
     pub(crate) fn give_back(&self, range: FrameRange) {
         match self.frames.get().map(|frames| frames.free_range(range)) {
             Some(Ok(())) => {}
@@ -151,6 +156,7 @@ impl Kernel {
     }
 
     /// One reference less to a page of a program, or one page table less.
+    #[inline]
     fn let_go(&self, frame: Frame) {
         match self.frames.get().map(|frames| frames.release(frame)) {
             Some(Ok(_)) => {}
@@ -165,6 +171,7 @@ impl Kernel {
 unsafe impl Platform for Kernel {
     type Lock = Lock<{ rank::PAGE_TABLE }>;
 
+    #[inline]
     fn alloc_table(&self) -> Result<Frame, pagoda_paging::OutOfFrames> {
         if self.frames.get().is_none() {
             return self.early_table().ok_or(pagoda_paging::OutOfFrames);
@@ -175,6 +182,7 @@ unsafe impl Platform for Kernel {
         Ok(table.start())
     }
 
+    #[inline]
     fn release(&self, item: Released) {
         match item {
             Released::Table(frame) => {
@@ -185,6 +193,7 @@ unsafe impl Platform for Kernel {
         }
     }
 
+    #[inline]
     fn flush(&self, space: &SpaceTlb, what: FlushRange<'_>) {
         if !space.cpus().contains(CpuId::BOOT) {
             return; // whoever left the space loaded another root, and thereby forgot it
@@ -220,12 +229,14 @@ unsafe impl VmPlatform for Kernel {
     type RegionLock = Lock<{ rank::REGIONS }>;
     type ObjectLock = Lock<{ rank::OBJECT }>;
 
+    #[inline]
     fn alloc_page(&self, zeroed: bool) -> Result<Frame, pagoda_vm::OutOfFrames> {
         let request = Request::frame().kind(kind::PROGRAM).mobility(Mobility::Movable);
         let request = if zeroed { request.zeroed() } else { request };
         Ok(self.take(request).map_err(|_| pagoda_vm::OutOfFrames)?.start())
     }
 
+    #[inline]
     fn share(&self, frame: Frame) {
         match self.frames.get().map(|frames| frames.table().share(frame)) {
             Some(Ok(_)) => {}
@@ -234,6 +245,7 @@ unsafe impl VmPlatform for Kernel {
         }
     }
 
+    #[inline]
     fn refs(&self, frame: Frame) -> u32 {
         match self.frames.get().map(|frames| frames.table().refs(frame)) {
             Some(Ok(refs)) => refs,
@@ -242,8 +254,9 @@ unsafe impl VmPlatform for Kernel {
         }
     }
 
+    #[inline]
     fn may_commit(&self, pages: u64) -> bool {
-        self.frames.get().is_some_and(|frames| pages <= frames.stats().total)
+        pages <= self.total_frames.load(Ordering::Relaxed)
     }
 }
 

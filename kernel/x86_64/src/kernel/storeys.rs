@@ -6,7 +6,7 @@ use core::alloc::Layout;
 use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicU8;
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use log::info;
 use pagoda_addr::{FrameRange, Order, PhysAddr, PhysMap, PhysRange, VirtAddr, VirtRange};
@@ -396,6 +396,7 @@ fn storey2_frames() -> Result<(), BuildError> {
     let frames = unsafe { FrameAllocator::new(setup, KernelCpus, DirectMap) }?;
     let frames = KERNEL.frames.set(frames).map_err(|_| BuildError::Twice)?;
     let stats = frames.stats();
+    KERNEL.total_frames.store(stats.total, Ordering::Relaxed);
     info!(
         "    {} frames free ({}), {} of them kept for the kernel",
         stats.free,
