@@ -277,12 +277,14 @@ impl<'m> Core<'m> {
         while changed != 0 {
             let level = changed.trailing_zeros() as usize;
             changed &= changed - 1;
+            if level == usize::from(LINE_ORDER) {
+                self.mark_in_gig(gig, bit, tall == WHOLE);
+                continue;
+            }
             let line = &mut self.has[gig][level];
             let before = line.0[word];
             line.0[word] = before ^ mask;
-            if level == usize::from(LINE_ORDER) {
-                self.sum_whole(gig);
-            } else if before & mask == 0 {
+            if before & mask == 0 {
                 if before == 0 {
                     self.set_sum(level, gig, true);
                 }
@@ -295,21 +297,49 @@ impl<'m> Core<'m> {
     /// Marks chunks of one gig that are entirely free or entirely taken as the other.
     pub(crate) fn mark_whole(&mut self, first: usize, after: usize, free: bool) {
         let (slot, tall) = if free { (LAZY | CHUNK as u16, WHOLE) } else { (LAZY, 0) };
+        let gig = first / GIG_CHUNKS;
         if after - first == 1 {
             self.free[first] = slot;
             self.tall[first] = tall;
-        } else {
-            self.free[first..after].fill(slot);
-            self.tall[first..after].fill(tall);
+            return self.mark_in_gig(gig, first % GIG_CHUNKS, free);
         }
-        let gig = first / GIG_CHUNKS;
+        self.free[first..after].fill(slot);
+        self.tall[first..after].fill(tall);
         let base = gig * GIG_CHUNKS;
         self.has[gig][usize::from(LINE_ORDER)].fill(first - base, after - base, free);
         self.sum_whole(gig);
     }
 
+    /// Changes the bit of one chunk in its gig's line of entirely free chunks. The line is searched
+    /// for its largest block only if the chunk was part of one that large.
+    #[inline]
+    fn mark_in_gig(&mut self, gig: usize, bit: usize, free: bool) {
+        let tall = self.big[gig];
+        let line = &mut self.has[gig][usize::from(LINE_ORDER)];
+        let new = if free {
+            line.set(bit);
+            if !line.has_block_at(bit, tall) {
+                return;
+            }
+            line.tallness_at(bit)
+        } else {
+            let largest = line.has_block_at(bit, tall.saturating_sub(1));
+            line.clear(bit);
+            if !largest {
+                return;
+            }
+            line.tallness_below(tall)
+        };
+        self.set_big(gig, new);
+    }
+
     fn sum_whole(&mut self, gig: usize) {
         let new = self.has[gig][usize::from(LINE_ORDER)].tallness();
+        self.set_big(gig, new);
+    }
+
+    #[inline]
+    fn set_big(&mut self, gig: usize, new: u8) {
         let old = core::mem::replace(&mut self.big[gig], new);
         for order in old.min(new)..old.max(new) {
             self.set_sum(usize::from(LINE_ORDER + order), gig, order < new);

@@ -63,6 +63,11 @@ impl Line {
         self.0[bit / 64] |= 1 << (bit % 64);
     }
 
+    #[inline]
+    pub(crate) fn clear(&mut self, bit: usize) {
+        self.0[bit / 64] &= !(1 << (bit % 64));
+    }
+
     #[cfg(all(test, not(loom)))]
     pub(crate) fn count(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()
@@ -176,6 +181,13 @@ impl Line {
             tall = order + 1;
         }
         tall
+    }
+
+    /// [`tallness`](Self::tallness), when it is known to be at most `most`.
+    #[inline]
+    pub(crate) fn tallness_below(&self, most: u8) -> u8 {
+        // Single bits are what crowded lines are made of; for them one look at each word will do.
+        if most <= 1 { u8::from(!self.is_empty()) } else { self.tallness() }
     }
 
     /// Is `bit` in a free, aligned block of 2^`order` (at most 9)?
