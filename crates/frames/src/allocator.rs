@@ -12,19 +12,19 @@ use core::mem::{self, MaybeUninit};
 use core::ptr::NonNull;
 
 use lock_api::{Mutex, RawMutex};
-use pagoda_addr::{Frame, FrameRange, Order, PAGE_SHIFT, PhysMap};
+use pagoda_addr::{Frame, FrameRange, PAGE_SHIFT, PhysMap};
 use pagoda_sync::Cpus;
 
 use crate::bitmap::Core;
 use crate::caches::Caches;
-use crate::places::{CHUNK, Places, Plan};
+use crate::places::{CHUNK, CHUNK_SHIFT, Places, Plan};
 use crate::runs::Run;
 use crate::search::Window;
 use crate::shim::{AtomicU32, AtomicU64, Ordering};
 use crate::table::{FrameInfo, FrameTable};
 use crate::{
-    AllocError, Class, Corruption, FreeError, Kind, OwnedFrames, Request, SetupError, TableError,
-    Zone,
+    AllocError, Class, Corruption, FreeError, Kind, Mobility, OwnedFrames, Request, SetupError,
+    TableError, Zone,
 };
 
 /// Bytes of metadata storage that an allocator for these ranges and this many CPUs
@@ -82,7 +82,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let mut places = Places::carve(setup.ranges, cpus.limit(), setup.storage)?;
         let batches = mem::take(&mut places.batches);
         let highest = setup.ranges.iter().map(|range| range.end_number() - 1).max().unwrap_or(0);
-        let caches = Caches::new(places.magazines, batches, highest);
+        let caches = Caches::new(places.stocks, batches, highest, places.movable);
         let directory = places.directory;
         let table = FrameTable::new(setup.table, directory, places.started);
         let core = Core::new(places);
@@ -135,11 +135,11 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     pub fn alloc(&self, request: Request) -> Result<OwnedFrames, AllocError> {
         let owned = if request.is_single() {
             if request.zeroed {
-                return self.alloc_clean(request.kind, request.class);
+                return self.alloc_clean(&request);
             }
-            self.alloc_single(request.kind, request.class)?
+            self.alloc_single(request.kind, request.class, request.mobility)?
         } else if let Some(order) = request.large() {
-            self.alloc_large(order, request.kind, request.class)?
+            self.alloc_large(order, &request)?
         } else {
             self.alloc_shared(&request)?
         };
@@ -197,7 +197,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         if let Some(busy) = core.first_other(index, index + range.count() as usize, true) {
             return Err(AllocError::Busy(frame_at(&core, busy)));
         }
-        core.take(index, range.count() as usize);
+        core.take(index, range.count() as usize, Mobility::Unmovable);
         self.claim(range, kind)
     }
 
@@ -226,27 +226,27 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let run = Run { count, align, boundary };
         let index = self.find(core, &run, request).ok_or(AllocError::Fragmented)?;
         let range = FrameRange::new(frame_at(core, index), count).ok_or(AllocError::Fragmented)?;
-        core.take(index, count as usize);
+        core.take(index, count as usize, request.mobility);
         self.claim(range, request.kind)
     }
 
     /// An aligned block of at least 2 MiB, wherever.
-    fn alloc_large(&self, order: u8, kind: Kind, class: Class) -> Result<OwnedFrames, AllocError> {
+    fn alloc_large(&self, order: u8, request: &Request) -> Result<OwnedFrames, AllocError> {
+        let Request { kind, class, mobility, .. } = *request;
         let count = 1 << order;
         let mut core = self.core.lock();
         let kept = if class == Class::Normal { self.reserve.load(Ordering::Relaxed) } else { 0 };
         let zones = self.zones.iter().rev().filter(|zone| !zone.is_empty());
         if core.free_frames() >= kept.saturating_add(count) {
             for zone in zones {
-                if let Some(index) = core.take_large(order, zone) {
+                if let Some(index) = core.take_large(order, zone, mobility) {
                     let range = FrameRange::new(frame_at(&core, index), count).unwrap_or_default();
                     return self.claim(range, kind);
                 }
             }
         }
         drop(core);
-        let order = Order::new(order).unwrap_or_default();
-        self.alloc_shared(&Request::order(order).kind(kind).class(class))
+        self.alloc_shared(request)
     }
 
     /// Zone by zone from the top, at last across their borders.
@@ -261,14 +261,14 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
                 continue;
             }
             zones += 1;
-            if let Some(found) = core.find_run(run, window) {
+            if let Some(found) = core.find_run(run, window, request.mobility) {
                 return Some(found);
             }
         }
         if run.count == 1 || zones < 2 {
             return None;
         }
-        core.find_run(run, Window::new(0, limit))
+        core.find_run(run, Window::new(0, limit), request.mobility)
     }
 
     /// Takes back what an allocation returned.
@@ -428,7 +428,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         self.poison(range);
         core.give(index, count);
         if count < CHUNK {
-            self.caches.lower_hint(frame.number());
+            let mobility = core.mobility(index >> CHUNK_SHIFT);
+            self.caches.lower_hint(mobility, frame.number());
         }
         Ok(())
     }

@@ -2,13 +2,15 @@
 //! knows nothing of CPUs, locks or the frame table.
 //!
 //! Three levels. A chunk has a [`Line`] of 512 bits, a count of free frames and a *tallness*: one
-//! more than the largest order of which it has a free block. A gig has ten lines that say which of
-//! its chunks can serve which order; the tenth, of entirely free chunks, is itself searched for
-//! blocks of chunks, orders 9 to 18. Above, one bit for each order and gig.
+//! more than the largest order of which it has a free block. A broken chunk belongs to either movable or
+//! unmovable frames (*apart*). A gig has nineteen lines that say which of its chunks can serve which
+//! order, for both kinds; the tenth, of entirely free chunks, is itself searched for blocks of
+//! chunks, orders 9 to 18. Above, one bit for each order and gig.
 //!
 //! ```text
 //! sums[order]        1 bit per gig      "this gig has a block of that order"
-//! has[gig][0..=8]    1 bit per chunk    "broken, and has a block of that order"
+//! has[gig][0..=8]    1 bit per chunk    "broken, for unmovable, and has a block of that order"
+//! has[gig][10..]     1 bit per chunk    "broken, for movable, and has a block of that order"
 //! has[gig][9]        1 bit per chunk    "entirely free"
 //! lines[chunk]       1 bit per frame    "free" (*bit-truth*)
 //! ```
@@ -22,9 +24,11 @@
 
 use core::mem::MaybeUninit;
 
-use crate::line::{LINE_ORDER, Line};
-use crate::places::{CHUNK, CHUNK_SHIFT, Directory, GIG_CHUNKS, GIG_SHIFT, ORDERS, Places};
+use crate::Mobility;
+use crate::line::{LINE_ORDER, Line, word_mask};
+use crate::places::{CHUNK, CHUNK_SHIFT, Directory, GIG_CHUNKS, GIG_SHIFT, LEVELS, Places, ROWS};
 use crate::search::Window;
+use crate::shim::{AtomicU64, Ordering::Relaxed};
 
 /// The line is implied by the count.
 const LAZY: u16 = 1 << 15;
@@ -38,7 +42,8 @@ pub(crate) const GIG_ORDER: usize = GIG_SHIFT as usize;
 pub(crate) struct Core<'m> {
     pub(crate) directory: Directory<'m>,
     lines: &'m mut [MaybeUninit<Line>],
-    pub(crate) has: &'m mut [[Line; 10]],
+    pub(crate) has: &'m mut [[Line; LEVELS]],
+    movable: &'m [AtomicU64],
     pub(crate) sums: &'m mut [u64],
     free: &'m mut [u16],
     tall: &'m mut [u8],
@@ -55,6 +60,13 @@ fn pieces(start: usize, end: usize) -> impl Iterator<Item = (usize, usize, usize
     })
 }
 
+/// For whom the frames of a chunk are; one bit for each chunk.
+#[inline]
+pub(crate) fn mobility_of(bits: &[AtomicU64], chunk: usize) -> Mobility {
+    let word = bits.get(chunk / 64).map_or(0, |word| word.load(Relaxed));
+    if word >> (chunk % 64) & 1 != 0 { Mobility::Movable } else { Mobility::Unmovable }
+}
+
 /// `bits` without its `count` lowest ones.
 #[inline]
 fn without_lowest(mut bits: u64, count: usize) -> u64 {
@@ -67,18 +79,45 @@ fn without_lowest(mut bits: u64, count: usize) -> u64 {
     bits
 }
 
+/// The `has` line (and row of the summary) of broken chunks with a block of this order.
+#[inline]
+pub(crate) const fn level(order: u8, mobility: Mobility) -> usize {
+    order as usize
+        + match mobility {
+            Mobility::Unmovable => 0,
+            Mobility::Movable => LINE_ORDER as usize + 1,
+        }
+}
+
+/// The row of the summary that belongs to a `has` line other than that of entirely free chunks.
+#[inline]
+pub(crate) const fn row(level: usize) -> usize {
+    if level < LINE_ORDER as usize { level } else { level + ROWS - LEVELS }
+}
+
 /// The `has` lines on which a chunk of this tallness stands, as bits.
-fn levels(tall: u8) -> u16 {
-    if tall == WHOLE { 1 << LINE_ORDER } else { (1 << tall) - 1 }
+#[inline]
+fn levels(tall: u8, mobility: Mobility) -> u32 {
+    if tall == WHOLE { 1 << LINE_ORDER } else { ((1 << tall) - 1) << level(0, mobility) }
 }
 
 impl<'m> Core<'m> {
     /// Everything in the directory's ranges is free.
     pub(crate) fn new(places: Places<'m>) -> Self {
-        let Places { directory, lines, has, sums, free, tall, big, .. } = places;
+        let Places { directory, lines, has, movable, sums, free, tall, big, .. } = places;
         let (free_frames, total_frames) = (0, 0);
-        let mut core =
-            Self { directory, lines, has, sums, free, tall, big, free_frames, total_frames };
+        let mut core = Self {
+            directory,
+            lines,
+            has,
+            movable,
+            sums,
+            free,
+            tall,
+            big,
+            free_frames,
+            total_frames,
+        };
         core.free.fill(LAZY | HOLEY);
         for (start, end) in core.index_ranges() {
             for (chunk, first, after) in pieces(start, end) {
@@ -88,7 +127,7 @@ impl<'m> Core<'m> {
             }
         }
         for (start, end) in core.index_ranges() {
-            core.mark(start, end, true);
+            core.mark(start, end, true, Mobility::Unmovable);
         }
         // Ranges that meet inside a chunk may have left no hole.
         for slot in core.free.iter_mut().filter(|slot| **slot == HOLEY | CHUNK as u16) {
@@ -120,7 +159,7 @@ impl<'m> Core<'m> {
     }
 
     pub(crate) fn words(&self) -> usize {
-        self.sums.len() / ORDERS
+        self.sums.len() / ROWS
     }
 
     pub(crate) fn count(&self, chunk: usize) -> usize {
@@ -149,6 +188,16 @@ impl<'m> Core<'m> {
 
     /// The first index in `start..end` whose bit is not `free`.
     pub(crate) fn first_other(&self, start: usize, end: usize, free: bool) -> Option<usize> {
+        let same = if free { CHUNK as u16 } else { 0 };
+        if start % CHUNK == 0 && end % CHUNK == 0 {
+            // Many at once, without a branch for each.
+            let slots = self.free.get(start >> CHUNK_SHIFT..end >> CHUNK_SHIFT).unwrap_or_default();
+            let same =
+                |slots: &[u16]| slots.iter().fold(0, |sum, &slot| sum | (slot & COUNT) ^ same);
+            if slots.len() == (end - start) >> CHUNK_SHIFT && same(slots) == 0 {
+                return None;
+            }
+        }
         pieces(start, end).find_map(|(chunk, first, after)| {
             let same = if free { CHUNK } else { 0 };
             if self.count(chunk) == same {
@@ -169,15 +218,15 @@ impl<'m> Core<'m> {
     }
 
     /// Takes free frames out.
-    pub(crate) fn take(&mut self, start: usize, count: usize) {
+    pub(crate) fn take(&mut self, start: usize, count: usize, mobility: Mobility) {
         debug_assert_eq!(self.first_other(start, start + count, true), None);
-        self.mark(start, start + count, false);
+        self.mark(start, start + count, false, mobility);
     }
 
     /// Puts taken frames back.
     pub(crate) fn give(&mut self, start: usize, count: usize) {
         debug_assert_eq!(self.first_other(start, start + count, false), None);
-        self.mark(start, start + count, true);
+        self.mark(start, start + count, true, Mobility::Unmovable);
     }
 
     /// Puts one frame back; false (and no change) if it was not taken.
@@ -202,12 +251,22 @@ impl<'m> Core<'m> {
     /// Takes at most `room` of the lowest free frames of the window, words and chunks as a whole as
     /// far as possible, and tells `each` the index and the bits of each word, rising within a chunk.
     /// An entirely free chunk is broken only for the first frame. May find fewer than there are.
-    pub(crate) fn claim(&mut self, window: Window, room: usize, mut each: impl FnMut(usize, u64)) {
+    pub(crate) fn claim(
+        &mut self,
+        window: Window,
+        room: usize,
+        mobility: Mobility,
+        mut each: impl FnMut(usize, u64),
+    ) {
         let mut left = room;
         while left > 0 {
-            let Some(chunk) = self.find_chunk(&window) else { return };
-            if left < room && self.tall[chunk] == WHOLE {
+            let Some(chunk) = self.find_chunk(&window, mobility) else { return };
+            let own = self.tall[chunk] != WHOLE && self.mobility(chunk) == mobility;
+            if left < room && !own {
                 return;
+            }
+            if !own {
+                self.adopt(chunk, mobility);
             }
             let before = left;
             let line = self.line_mut(chunk);
@@ -229,8 +288,41 @@ impl<'m> Core<'m> {
         }
     }
 
+    /// For whom the frames of this chunk are, as long as it is broken.
+    #[inline]
+    pub(crate) fn mobility(&self, chunk: usize) -> Mobility {
+        mobility_of(self.movable, chunk)
+    }
+
+    #[inline]
+    fn set_mobility(&mut self, first: usize, after: usize, mobility: Mobility) {
+        for place in first / 64..after.div_ceil(64) {
+            let Some(word) = self.movable.get(place) else { return };
+            let (old, bits) = (word.load(Relaxed), word_mask(place, first, after));
+            let new = if mobility == Mobility::Movable { old | bits } else { old & !bits };
+            if new != old {
+                word.store(new, Relaxed);
+            }
+        }
+    }
+
+    /// Frames are about to be taken out of the chunk for `mobility`: an entirely free one is theirs
+    /// from now on, and so is one of the others' of which at least half is free: better one chunk
+    /// lost than some frames in each of several.
+    #[inline]
+    fn adopt(&mut self, chunk: usize, mobility: Mobility) {
+        let (old, tall) = (self.mobility(chunk), self.tall[chunk]);
+        if old == mobility || self.count(chunk) < CHUNK / 2 {
+            return;
+        }
+        self.set_mobility(chunk, chunk + 1, mobility);
+        if tall != WHOLE {
+            self.move_lines(chunk, levels(tall, old) ^ levels(tall, mobility), false);
+        }
+    }
+
     /// Sets all bits of `start..end`, which all have the other value, to `free`.
-    fn mark(&mut self, start: usize, end: usize, free: bool) {
+    fn mark(&mut self, start: usize, end: usize, free: bool, mobility: Mobility) {
         let mut next = start;
         while next < end {
             let chunk = next >> CHUNK_SHIFT;
@@ -240,9 +332,12 @@ impl<'m> Core<'m> {
                 // As many whole chunks as follow in the same gig.
                 let gig_end = ((next >> GIG_SHIFT) + 1) << GIG_SHIFT;
                 let after = end.min(gig_end) >> CHUNK_SHIFT;
-                self.mark_whole(chunk, after, free);
+                self.mark_whole(chunk, after, free, mobility);
                 next = after << CHUNK_SHIFT;
             } else {
+                if !free {
+                    self.adopt(chunk, mobility);
+                }
                 self.mark_part(
                     chunk,
                     next - (chunk << CHUNK_SHIFT),
@@ -271,14 +366,19 @@ impl<'m> Core<'m> {
         if old == tall {
             return;
         }
+        let mobility = self.mobility(chunk);
+        self.move_lines(chunk, levels(old, mobility) ^ levels(tall, mobility), tall == WHOLE);
+    }
+
+    /// Puts the chunk on, or takes it off, the lines of its gig in `changed`.
+    fn move_lines(&mut self, chunk: usize, mut changed: u32, whole: bool) {
         let (gig, bit) = (chunk / GIG_CHUNKS, chunk % GIG_CHUNKS);
         let (word, mask) = (bit / 64, 1 << (bit % 64));
-        let mut changed = levels(old) ^ levels(tall);
         while changed != 0 {
             let level = changed.trailing_zeros() as usize;
             changed &= changed - 1;
             if level == usize::from(LINE_ORDER) {
-                self.mark_in_gig(gig, bit, tall == WHOLE);
+                self.mark_in_gig(gig, bit, whole);
                 continue;
             }
             let line = &mut self.has[gig][level];
@@ -286,16 +386,25 @@ impl<'m> Core<'m> {
             line.0[word] = before ^ mask;
             if before & mask == 0 {
                 if before == 0 {
-                    self.set_sum(level, gig, true);
+                    self.set_sum(row(level), gig, true);
                 }
             } else if line.is_empty() {
-                self.set_sum(level, gig, false);
+                self.set_sum(row(level), gig, false);
             }
         }
     }
 
     /// Marks chunks of one gig that are entirely free or entirely taken as the other.
-    pub(crate) fn mark_whole(&mut self, first: usize, after: usize, free: bool) {
+    pub(crate) fn mark_whole(
+        &mut self,
+        first: usize,
+        after: usize,
+        free: bool,
+        mobility: Mobility,
+    ) {
+        if !free {
+            self.set_mobility(first, after, mobility);
+        }
         let (slot, tall) = if free { (LAZY | CHUNK as u16, WHOLE) } else { (LAZY, 0) };
         let gig = first / GIG_CHUNKS;
         if after - first == 1 {
@@ -363,7 +472,7 @@ impl Core<'_> {
         }
         let mut total = 0;
         for gig in 0..self.has.len() {
-            let mut has = [Line::EMPTY; 10];
+            let mut has = [Line::EMPTY; LEVELS];
             for bit in 0..GIG_CHUNKS {
                 let chunk = gig * GIG_CHUNKS + bit;
                 let line = self.line(chunk);
@@ -371,14 +480,17 @@ impl Core<'_> {
                 assert_eq!(line.tallness(), self.tall[chunk], "tallness of chunk {chunk}");
                 total += u64::from(line.count());
                 for (level, line) in has.iter_mut().enumerate() {
-                    line.fill(bit, bit + 1, levels(self.tall[chunk]) & (1 << level) != 0);
+                    let levels = levels(self.tall[chunk], self.mobility(chunk));
+                    line.fill(bit, bit + 1, levels & (1 << level) != 0);
                 }
             }
             assert_eq!(has, self.has[gig], "lines of gig {gig}");
             assert_eq!(has[9].tallness(), self.big[gig]);
-            for order in 0..ORDERS {
+            for order in 0..ROWS {
                 let any = if order < 9 {
                     !has[order].is_empty()
+                } else if order >= 19 {
+                    !has[order - 9].is_empty()
                 } else {
                     has[9].lowest(order as u8 - 9).is_some()
                 };

@@ -43,13 +43,14 @@ use lock_api::RawMutex;
 use pagoda_addr::{Frame, FrameRange, PhysMap};
 use pagoda_sync::{CachePadded, Cpus, Pinned};
 
-use crate::bitmap::Core;
-use crate::magazine::{BATCH, Magazine, Shelf};
+use crate::bitmap::{Core, mobility_of};
+use crate::magazine::{BATCH, Shelf, Stock};
+use crate::places::CHUNK_SHIFT;
 use crate::shim::{AtomicU64, Ordering::*};
 use crate::table::FrameTable;
 use crate::{
-    AllocError, Blame, Class, Corruption, FrameAllocator, FreeError, Kind, OwnedFrames, Request,
-    Zone,
+    AllocError, Blame, Class, Corruption, FrameAllocator, FreeError, Kind, Mobility, OwnedFrames,
+    Request, Zone,
 };
 
 /// How long to wait for other CPUs to drain: a few microseconds.
@@ -57,33 +58,57 @@ const PATIENCE: usize = if cfg!(any(loom, miri)) { 1 } else { 2000 };
 
 /// What all CPUs share besides the core.
 pub(crate) struct Caches<'m, R> {
-    pub(crate) magazines: &'m [CachePadded<Magazine>],
-    depot: Shelf<'m, R>,
+    pub(crate) stocks: &'m [CachePadded<Stock>],
+    depots: [Shelf<'m, R>; 2],
     /// Zeroed frames.
-    pub(crate) pool: Shelf<'m, R>,
-    /// *P*, as a distance. Written under the core's lock.
-    hint: CachePadded<AtomicU64>,
+    pools: [Shelf<'m, R>; 2],
+    /// *P*, as a distance, for unmovable and for movable frames. Written under the core's lock.
+    hints: CachePadded<[AtomicU64; 2]>,
+    /// For whom each chunk is: the core's, which alone writes it.
+    movable: &'m [AtomicU64],
     /// The first frame of the best zone.
     base: u64,
 }
 
 impl<'m, R: RawMutex> Caches<'m, R> {
     pub(crate) fn new(
-        magazines: &'m [CachePadded<Magazine>],
+        stocks: &'m [CachePadded<Stock>],
         batches: &'m mut [[u64; BATCH]],
         highest: u64,
+        movable: &'m [AtomicU64],
     ) -> Self {
-        let (depot, pool) = batches.split_at_mut(batches.len() / 2);
+        let (depots, pools) = batches.split_at_mut(batches.len() / 2);
         // The start of the zone that holds the highest frame.
         let ends = Zone::ALL.iter().map(|zone| zone.end());
         let base = ends.take_while(|&end| end <= highest).last().unwrap_or(0);
         Self {
-            magazines,
-            depot: Shelf::new(depot),
-            pool: Shelf::new(pool),
-            hint: CachePadded(AtomicU64::new(0)),
+            stocks,
+            depots: shelves(depots),
+            pools: shelves(pools),
+            hints: CachePadded([AtomicU64::new(0), AtomicU64::new(0)]),
+            movable,
             base,
         }
+    }
+
+    fn shelves(&self) -> impl Iterator<Item = &Shelf<'m, R>> {
+        self.depots.iter().chain(&self.pools)
+    }
+
+    fn depot(&self, mobility: Mobility) -> &Shelf<'m, R> {
+        let [unmovable, movable] = &self.depots;
+        if mobility == Mobility::Unmovable { unmovable } else { movable }
+    }
+
+    pub(crate) fn pool(&self, mobility: Mobility) -> &Shelf<'m, R> {
+        let [unmovable, movable] = &self.pools;
+        if mobility == Mobility::Unmovable { unmovable } else { movable }
+    }
+
+    #[inline]
+    fn hint(&self, mobility: Mobility) -> &AtomicU64 {
+        let [unmovable, movable] = &self.hints.0;
+        if mobility == Mobility::Unmovable { unmovable } else { movable }
     }
 
     #[inline]
@@ -93,39 +118,49 @@ impl<'m, R: RawMutex> Caches<'m, R> {
 
     /// Frames in all magazines and on the shelves.
     pub(crate) fn count(&self) -> u64 {
-        let kept: u64 = self.magazines.iter().map(|magazine| magazine.count()).sum();
-        kept + self.depot.count() + self.pool.count()
+        let kept: u64 = self.stocks.iter().map(|stock| stock.count()).sum();
+        kept + self.shelves().map(Shelf::count).sum::<u64>()
     }
 
     /// The core got frames back from `frame` upwards. Under the core's lock.
     #[inline]
-    pub(crate) fn lower_hint(&self, frame: u64) {
-        let distance = self.distance(frame);
-        if distance < self.hint.load(Relaxed) {
-            self.hint.store(distance, Relaxed);
+    pub(crate) fn lower_hint(&self, mobility: Mobility, frame: u64) {
+        let (distance, hint) = (self.distance(frame), self.hint(mobility));
+        if distance < hint.load(Relaxed) {
+            hint.store(distance, Relaxed);
         }
     }
 }
 
+fn shelves<R: RawMutex>(batches: &mut [[u64; BATCH]]) -> [Shelf<'_, R>; 2] {
+    let (unmovable, movable) = batches.split_at_mut(batches.len() / 2);
+    [Shelf::new(unmovable), Shelf::new(movable)]
+}
+
 impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     #[inline]
-    pub(crate) fn magazine(&self, pin: &Pinned<'_, C>) -> Option<&'m Magazine> {
-        self.caches.magazines.get(pin.cpu().index()).map(|padded| &padded.0)
+    pub(crate) fn stock(&self, pin: &Pinned<'_, C>) -> Option<&'m Stock> {
+        self.caches.stocks.get(pin.cpu().index()).map(|padded| &padded.0)
     }
 
     /// One frame. Budget when the stack has one: about fifteen plain instructions, and as many
     /// again for the table's entry.
     #[inline]
-    pub(crate) fn alloc_single(&self, kind: Kind, class: Class) -> Result<OwnedFrames, AllocError> {
+    pub(crate) fn alloc_single(
+        &self,
+        kind: Kind,
+        class: Class,
+        mobility: Mobility,
+    ) -> Result<OwnedFrames, AllocError> {
         let pin = self.cpus.pin();
-        if let Some(magazine) = self.magazine(&pin) {
-            if magazine.wanted.load(Relaxed) == 0 {
-                if let Some(frame) = magazine.pop() {
+        if let Some(stock) = self.stock(&pin) {
+            if stock.wanted.load(Relaxed) == 0 {
+                if let Some(frame) = stock.of(mobility).pop() {
                     return self.hand_out(frame, kind);
                 }
             }
         }
-        self.alloc_single_slow(&pin, kind, class)
+        self.alloc_single_slow(&pin, kind, class, mobility)
     }
 
     #[inline]
@@ -143,11 +178,13 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         pin: &Pinned<'_, C>,
         kind: Kind,
         class: Class,
+        mobility: Mobility,
     ) -> Result<OwnedFrames, AllocError> {
-        let request = &Request::frame().kind(kind).class(class);
-        let Some(magazine) = self.magazine(pin) else { return self.alloc_shared(request) };
-        self.honour(magazine).map_err(AllocError::Corrupt)?;
-        if let Some(batch) = self.caches.depot.take() {
+        let request = &Request::frame().kind(kind).class(class).mobility(mobility);
+        let Some(stock) = self.stock(pin) else { return self.alloc_shared(request) };
+        self.honour(stock).map_err(AllocError::Corrupt)?;
+        let magazine = stock.of(mobility);
+        if let Some(batch) = self.caches.depot(mobility).take() {
             for frame in batch {
                 magazine.push(frame);
             }
@@ -159,8 +196,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
                     return self.alloc_shared_pinned(pin, request);
                 }
                 Ok(room) => {
-                    let claimed =
-                        self.claim_lowest(&mut core, room, |frame| _ = magazine.push(frame));
+                    let push = |frame| _ = magazine.push(frame);
+                    let claimed = self.claim_lowest(&mut core, room, mobility, push);
                     claimed.map_err(AllocError::Corrupt)?;
                 }
             }
@@ -188,6 +225,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         &self,
         core: &mut Core<'m>,
         room: usize,
+        mobility: Mobility,
         mut each: impl FnMut(u64),
     ) -> Result<(), Corruption> {
         let mut claimed = [(0, 0); BATCH];
@@ -195,7 +233,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         for (zone, window) in self.zones.iter().enumerate().rev() {
             // Of the lowest zone take no stock, unless it is all there is.
             let dma = zone == 0 && self.zones.iter().skip(1).any(|zone| !zone.is_empty());
-            core.claim(*window, if dma { 1 } else { room }, |index, bits| {
+            core.claim(*window, if dma { 1 } else { room }, mobility, |index, bits| {
                 claimed[words] = (index, bits);
                 words += 1;
             });
@@ -206,7 +244,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let claimed = &claimed[..words];
         if let Some(&(index, bits)) = claimed.last() {
             let last = core.directory.frame(index) + 63 - u64::from(bits.leading_zeros());
-            self.caches.hint.store(self.caches.distance(last).wrapping_add(1), Relaxed);
+            let hint = self.caches.distance(last).wrapping_add(1);
+            self.caches.hint(mobility).store(hint, Relaxed);
         }
         let mut found = Ok(());
         for &(index, mut bits) in claimed.iter().rev() {
@@ -227,7 +266,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     #[inline]
     pub(crate) fn free_single(&self, frame: Frame) -> Result<(), FreeError> {
         let pin = self.cpus.pin();
-        let Some(magazine) = self.magazine(&pin) else {
+        let Some(stock) = self.stock(&pin) else {
             return self.give(&mut self.core.lock(), FrameRange::single(frame));
         };
         if !self.table.cache_owned(frame) {
@@ -235,26 +274,30 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         }
         self.poison(FrameRange::single(frame));
         let number = frame.number();
-        let below = self.caches.distance(number) < self.caches.hint.load(Relaxed);
+        let mobility = self.mobility(number);
+        let magazine = stock.of(mobility);
+        let below = self.caches.distance(number) < self.caches.hint(mobility).load(Relaxed);
         let kept = if below { magazine.push(number) } else { magazine.toss(number) };
-        if kept && magazine.wanted.load(Relaxed) == 0 {
+        if kept && stock.wanted.load(Relaxed) == 0 {
             return Ok(());
         }
-        self.free_single_slow(magazine, number, below, kept)
+        self.free_single_slow(stock, mobility, number, below, kept)
     }
 
     #[cold]
     fn free_single_slow(
         &self,
-        magazine: &Magazine,
+        stock: &Stock,
+        mobility: Mobility,
         frame: u64,
         below: bool,
         kept: bool,
     ) -> Result<(), FreeError> {
+        let magazine = stock.of(mobility);
         let mut found = Ok(());
         if !kept && below {
             let batch = magazine.unload();
-            if !self.caches.depot.put(&batch) {
+            if !self.caches.depot(mobility).put(&batch) {
                 let mut core = self.core.lock();
                 found = batch
                     .iter()
@@ -268,7 +311,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             drop(core);
             magazine.toss(frame);
         }
-        found = found.and(self.honour(magazine));
+        found = found.and(self.honour(stock));
         found.map_err(FreeError::Corrupt)
     }
 
@@ -284,6 +327,13 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         }
     }
 
+    /// For whom the chunk of a frame is. A stale answer costs order, not correctness.
+    #[inline]
+    fn mobility(&self, frame: u64) -> Mobility {
+        let chunk = self.table.directory().index(frame).unwrap_or(0) >> CHUNK_SHIFT;
+        mobility_of(self.caches.movable, chunk)
+    }
+
     /// A frame from a magazine or the depot back to the core.
     pub(crate) fn bring_back(&self, core: &mut Core<'m>, number: u64) -> Result<(), Corruption> {
         let frame = Frame::new(number).unwrap_or_default();
@@ -292,28 +342,28 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         if !given {
             return Err(Corruption::CacheDisturbed { frame });
         }
-        self.caches.lower_hint(number);
+        self.caches.lower_hint(self.mobility(number), number);
         Ok(())
     }
 
     /// Empties the magazine if somebody asked for it.
     #[inline]
-    fn honour(&self, magazine: &Magazine) -> Result<(), Corruption> {
-        if magazine.wanted.load(Relaxed) == 0 {
+    fn honour(&self, stock: &Stock) -> Result<(), Corruption> {
+        if stock.wanted.load(Relaxed) == 0 {
             return Ok(());
         }
-        self.drain(magazine)
+        self.drain(stock)
     }
 
-    fn drain(&self, magazine: &Magazine) -> Result<(), Corruption> {
+    fn drain(&self, stock: &Stock) -> Result<(), Corruption> {
         let mut found = Ok(());
-        if magazine.count() > 0 {
+        for magazine in stock.both().iter().filter(|magazine| magazine.count() > 0) {
             let mut core = self.core.lock();
             magazine.empty(|frame| found = found.and(self.bring_back(&mut core, frame)));
         }
-        if magazine.wanted.load(Relaxed) != 0 {
+        if stock.wanted.load(Relaxed) != 0 {
             // Release: who reads the zero finds the frames in the core.
-            magazine.wanted.store(0, Release);
+            stock.wanted.store(0, Release);
         }
         found
     }
@@ -324,8 +374,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// [`Corruption`]: a frame in the stock was tampered with; it stays lost.
     pub fn drain_cpu(&self) -> Result<(), Corruption> {
         let pin = self.cpus.pin();
-        let Some(magazine) = self.magazine(&pin) else { return Ok(()) };
-        self.drain(magazine)
+        let Some(stock) = self.stock(&pin) else { return Ok(()) };
+        self.drain(stock)
     }
 
     /// Brings all stock back to the core that can be had; true if that was any.
@@ -335,18 +385,18 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             return Ok(false);
         }
         let mut found = Ok(());
-        let own = self.magazine(pin);
-        if let Some(magazine) = own {
-            found = self.drain(magazine);
+        let own = self.stock(pin);
+        if let Some(stock) = own {
+            found = self.drain(stock);
         }
-        while let Some(batch) = self.caches.depot.take().or_else(|| self.caches.pool.take()) {
+        while let Some(batch) = self.caches.shelves().find_map(Shelf::take) {
             let mut core = self.core.lock();
             for frame in batch {
                 found = found.and(self.bring_back(&mut core, frame));
             }
         }
         let others = || {
-            let all = self.caches.magazines.iter().map(|padded| &padded.0);
+            let all = self.caches.stocks.iter().map(|padded| &padded.0);
             all.filter(|&other| own.is_none_or(|own| !core::ptr::eq(own, other)))
         };
         others().filter(|other| other.count() > 0).for_each(|other| other.wanted.store(1, Release));
@@ -390,7 +440,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         // Under pressure nothing is recycled, until the next refill: freed frames go to the core.
         {
             let _core = self.core.lock();
-            self.caches.hint.store(0, Relaxed);
+            Mobility::ALL.iter().for_each(|&mobility| self.caches.hint(mobility).store(0, Relaxed));
         }
         match self.drain_all(pin) {
             Ok(true) => again(),

@@ -24,11 +24,15 @@
 //! already broken; entirely free chunks are broken last; 2 MiB and more come from the other end.
 //! Zones are tried from the top down, so that the low memory that old devices need goes last.
 //!
+//! Movable and unmovable frames come out of different chunks (*apart*, `bitmap.rs`), so that one
+//! page table does not stand between a program's pages and a 2 MiB block. Whoever finds no chunk of
+//! its own and no entirely free one is given frames of the others, and the chunk with them if at
+//! least half of it is free.
+//!
 //! Speed: single frames come from and go to a magazine of the CPU's own, by a rule that keeps free
 //! memory in one piece (`caches.rs`).
 //!
-//! Left out: NUMA nodes, keeping movable and unmovable allocations apart ([`Mobility`] is recorded
-//! nowhere yet), hot-added memory and ranges taken off line, reclaim callbacks (the host retries), a
+//! Left out: NUMA nodes, hot-added memory and ranges taken off line, reclaim callbacks (the host retries), a
 //! lock-free core (it has one lock, taken once for 64 single frames).
 #![no_std]
 #![deny(unsafe_code)]
@@ -64,7 +68,7 @@ pub use allocator::{FrameAllocator, Setup, required};
 pub use error::{AllocError, Blame, Corruption, FreeError, SetupError, TableError};
 pub use owned::OwnedFrames;
 pub use request::{Class, Kind, Mobility, Request};
-pub use stats::{BlockCounts, Stats, ZeroStats, Zone, ZoneStats};
+pub use stats::{BlockCounts, BlockOwners, Stats, ZeroStats, Zone, ZoneStats};
 pub use table::{FrameInfo, FrameTable};
 
 /// The README's example is a test.

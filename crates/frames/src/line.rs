@@ -26,7 +26,7 @@ pub(crate) struct Line(pub(crate) [u64; WORDS]);
 
 /// The bits of word `word` that lie in `start..end` of the line.
 #[inline]
-fn word_mask(word: usize, start: usize, end: usize) -> u64 {
+pub(crate) fn word_mask(word: usize, start: usize, end: usize) -> u64 {
     let lo = start.max(word * 64);
     let hi = end.min(word * 64 + 64);
     if lo >= hi {

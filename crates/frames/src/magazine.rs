@@ -5,12 +5,14 @@
 //! to is the recycling rule (see `caches.rs`). What a stack has too much of goes to the *depot*, in
 //! batches, where a CPU that runs dry finds it: so one CPU may allocate what another frees.
 //!
-//! *owner-only*: all of a magazine but `wanted` is written by the CPU that owns it, pinned
+//! *owner-only*: all of a stock but `wanted` is written by the CPU that owns it, pinned
 //! (`pagoda_sync`'s *pin-exclusive*). The fields are atomics all the same, used without any
 //! read-modify-write: a plain load or store each, and other CPUs may read the counts.
 
 use lock_api::{Mutex, RawMutex};
 use pagoda_sync::CachePadded;
+
+use crate::Mobility;
 
 use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
 
@@ -19,12 +21,38 @@ pub(crate) const BATCH: usize = if cfg!(loom) { 2 } else { 64 };
 /// Frames on a full stack: a burst of 256 stays on its CPU.
 pub(crate) const STACK: usize = if cfg!(loom) { 4 } else { 320 };
 
-/// One CPU's frames, by number.
+/// What one CPU keeps for itself: frames for unmovable and for movable use, apart.
+pub(crate) struct Stock {
+    /// Somebody else needs the frames: see `honour`.
+    pub(crate) wanted: AtomicU32,
+    magazines: [Magazine; 2],
+}
+
+impl Stock {
+    pub(crate) fn new() -> Self {
+        Self { wanted: AtomicU32::new(0), magazines: [Magazine::new(), Magazine::new()] }
+    }
+
+    #[inline]
+    pub(crate) fn of(&self, mobility: Mobility) -> &Magazine {
+        let [unmovable, movable] = &self.magazines;
+        if mobility == Mobility::Unmovable { unmovable } else { movable }
+    }
+
+    pub(crate) fn both(&self) -> &[Magazine; 2] {
+        &self.magazines
+    }
+
+    /// As [`Magazine::count`].
+    pub(crate) fn count(&self) -> u64 {
+        self.magazines.iter().map(Magazine::count).sum()
+    }
+}
+
+/// Frames by number, of one CPU and for one use.
 pub(crate) struct Magazine {
     stacked: AtomicU32,
     basketed: AtomicU32,
-    /// Somebody else needs the frames: see `Caches::honour`.
-    pub(crate) wanted: AtomicU32,
     cleaned: AtomicU32,
     /// Requests for zeroes that the clean stack served, and that had to be zeroed on the spot.
     pub(crate) served: AtomicU64,
@@ -39,7 +67,6 @@ impl Magazine {
         Self {
             stacked: AtomicU32::new(0),
             basketed: AtomicU32::new(0),
-            wanted: AtomicU32::new(0),
             cleaned: AtomicU32::new(0),
             served: AtomicU64::new(0),
             missed: AtomicU64::new(0),

@@ -15,7 +15,7 @@ use pagoda_sync::CachePadded;
 
 use crate::SetupError;
 use crate::line::{LINE_BITS, Line};
-use crate::magazine::{BATCH, Magazine};
+use crate::magazine::{BATCH, Stock};
 use crate::shim::AtomicU64;
 
 /// log2 of the frames in a chunk.
@@ -28,6 +28,10 @@ pub(crate) const GIG_SHIFT: u32 = 18;
 pub(crate) const GIG_CHUNKS: usize = LINE_BITS;
 /// Orders that have a summary, 0 to 18.
 pub(crate) const ORDERS: usize = 19;
+/// Rows of the summary: the orders, and those below a chunk once more for movable frames.
+pub(crate) const ROWS: usize = ORDERS + 9;
+/// Lines of a gig: as the rows, with one line for all orders from a chunk on.
+pub(crate) const LEVELS: usize = 19;
 /// Frame numbers end here: 52 bits of physical address.
 const FRAME_LIMIT: u64 = 1 << 40;
 const NO_GIG: u32 = u32::MAX;
@@ -71,7 +75,7 @@ impl Plan {
 
     /// Batches that the depot has room for.
     fn batches(&self) -> usize {
-        4 * self.cpus
+        8 * self.cpus
     }
 
     pub(crate) fn layout(&self) -> Result<Layout, SetupError> {
@@ -84,11 +88,12 @@ impl Plan {
     fn extend(&self, layout: &mut Layout) -> Option<()> {
         let chunks = self.gigs.checked_mul(GIG_CHUNKS)?;
         let arrays = [
-            Layout::array::<CachePadded<Magazine>>(self.cpus),
+            Layout::array::<CachePadded<Stock>>(self.cpus),
             Layout::array::<Line>(chunks),
-            Layout::array::<[Line; 10]>(self.gigs),
+            Layout::array::<[Line; LEVELS]>(self.gigs),
             Layout::array::<AtomicU64>(chunks / 64),
-            Layout::array::<u64>(ORDERS.checked_mul(self.summary_words())?),
+            Layout::array::<AtomicU64>(chunks / 64),
+            Layout::array::<u64>(ROWS.checked_mul(self.summary_words())?),
             Layout::array::<FrameRange>(self.ranges),
             Layout::array::<u32>(self.directory),
             Layout::array::<u32>(self.gigs),
@@ -171,19 +176,20 @@ pub(crate) struct Places<'m> {
     pub(crate) directory: Directory<'m>,
     /// The bitmap: uninitialised until a chunk is first broken.
     pub(crate) lines: &'m mut [MaybeUninit<Line>],
-    pub(crate) has: &'m mut [[Line; 10]],
+    pub(crate) has: &'m mut [[Line; LEVELS]],
     pub(crate) started: &'m [AtomicU64],
+    pub(crate) movable: &'m [AtomicU64],
     pub(crate) sums: &'m mut [u64],
     pub(crate) free: &'m mut [u16],
     pub(crate) tall: &'m mut [u8],
     pub(crate) big: &'m mut [u8],
-    pub(crate) magazines: &'m [CachePadded<Magazine>],
+    pub(crate) stocks: &'m [CachePadded<Stock>],
     pub(crate) batches: &'m mut [[u64; BATCH]],
 }
 
 impl<'m> Places<'m> {
     /// Lays the arrays out in `storage` and fills in the directory. O(chunks), three bytes each,
-    /// plus one line for every ten orders and gig.
+    /// plus nineteen lines for every gig.
     pub(crate) fn carve(
         ranges: &[FrameRange],
         cpus: usize,
@@ -196,11 +202,12 @@ impl<'m> Places<'m> {
         }
         let chunks = plan.gigs * GIG_CHUNKS;
         let mut cut = Cut(storage);
-        let magazines = fill(cut.take(cpus), |_| CachePadded(Magazine::new()));
+        let stocks = fill(cut.take(cpus), |_| CachePadded(Stock::new()));
         let lines = cut.take::<Line>(chunks);
-        let has = fill(cut.take(plan.gigs), |_| [Line::EMPTY; 10]);
+        let has = fill(cut.take(plan.gigs), |_| [Line::EMPTY; LEVELS]);
         let started = fill(cut.take(chunks / 64), |_| AtomicU64::new(0));
-        let sums = fill(cut.take(ORDERS * plan.summary_words()), |_| 0);
+        let movable = fill(cut.take(chunks / 64), |_| AtomicU64::new(0));
+        let sums = fill(cut.take(ROWS * plan.summary_words()), |_| 0);
         let kept = fill(cut.take(plan.ranges), |place| ranges[place]);
         let dense = fill(cut.take(plan.directory), |_| NO_GIG);
         let gigs = fill(cut.take(plan.gigs), |_| NO_GIG);
@@ -220,7 +227,7 @@ impl<'m> Places<'m> {
             }
         }
         let directory = Directory { dense, gigs, ranges: kept };
-        Ok(Self { directory, lines, has, started, sums, free, tall, big, magazines, batches })
+        Ok(Self { directory, lines, has, started, movable, sums, free, tall, big, stocks, batches })
     }
 }
 

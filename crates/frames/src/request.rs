@@ -27,6 +27,19 @@ pub enum Mobility {
     Movable,
 }
 
+impl Mobility {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Unmovable, Self::Movable];
+
+    #[inline]
+    pub(crate) const fn other(self) -> Self {
+        match self {
+            Self::Unmovable => Self::Movable,
+            Self::Movable => Self::Unmovable,
+        }
+    }
+}
+
 /// A wish for contiguous frames. Build one with [`frame`](Self::frame), [`order`](Self::order) or
 /// [`count`](Self::count) and refine it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

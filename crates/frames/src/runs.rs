@@ -8,6 +8,7 @@
 
 use pagoda_addr::Order;
 
+use crate::Mobility;
 use crate::bitmap::Core;
 use crate::line::{LINE_BITS, LINE_ORDER};
 use crate::places::{CHUNK, CHUNK_SHIFT, GIG_CHUNKS};
@@ -53,9 +54,9 @@ struct Open {
 
 impl Core<'_> {
     /// The index of the first frame of a run.
-    pub(crate) fn find_run(&self, run: &Run, window: Window) -> Option<usize> {
+    pub(crate) fn find_run(&self, run: &Run, window: Window, mobility: Mobility) -> Option<usize> {
         if let Some(order) = run.order() {
-            let found = self.find_block(order.get(), window);
+            let found = self.find_block(order.get(), window, mobility);
             if found.is_some() || (run.count == order.count() && run.align == order) {
                 return found;
             }

@@ -3,19 +3,20 @@
 //! Placement: small blocks lowest first, out of broken chunks before whole ones; large blocks
 //! highest first; gigs that are entirely free are broken last.
 
-use crate::bitmap::{Core, GIG_ORDER};
+use crate::bitmap::{Core, GIG_ORDER, level, row};
 use crate::line::{LINE_ORDER, Line};
 use crate::places::{CHUNK, CHUNK_SHIFT, GIG_CHUNKS, ORDERS};
+use crate::{BlockOwners, Mobility};
 
 impl Core<'_> {
-    /// The gigs of `sums[order]`, or of those the ones that are (`whole`) or are not entirely free,
+    /// The gigs of `sums[level]`, or of those the ones that are (`whole`) or are not entirely free,
     /// in the window; lowest first, or highest first.
     #[inline]
-    fn gigs(&self, order: usize, whole: bool, window: &Window, up: bool) -> GigScan<'_> {
+    fn gigs(&self, level: usize, whole: bool, window: &Window, up: bool) -> GigScan<'_> {
         let words = self.words();
-        let row = |order: usize| &self.sums[order * words..(order + 1) * words];
+        let of = |order: usize| &self.sums[order * words..(order + 1) * words];
         let (lo, hi) = (window.first / GIG_CHUNKS, window.after.div_ceil(GIG_CHUNKS));
-        GigScan { row: row(order), huge: row(GIG_ORDER), whole, lo, hi, up }
+        GigScan { row: of(level), huge: of(GIG_ORDER), whole, lo, hi, up }
     }
 
     /// Looks at the chunks of `has[gig][level]` in the window.
@@ -32,22 +33,26 @@ impl Core<'_> {
     }
 
     /// A free block of 2^`order` in the window, by the rules of placement.
-    pub(crate) fn find_block(&self, order: u8, window: Window) -> Option<usize> {
+    pub(crate) fn find_block(
+        &self,
+        order: u8,
+        window: Window,
+        mobility: Mobility,
+    ) -> Option<usize> {
         if order >= LINE_ORDER {
             return self.find_large(order, &window);
         }
-        self.find_small(order, &window).or_else(|| {
+        self.find_small(order, &window, mobility).or_else(|| {
             let cut = self.line_before_cut(&window)?;
             cut.lowest(order).map(|bit| (window.after << CHUNK_SHIFT) + bit)
         })
     }
 
     /// The chunk from which the next single frame comes.
-    pub(crate) fn find_chunk(&self, window: &Window) -> Option<usize> {
-        let broken = self.gigs(0, false, window, true).find_map(|gig| {
-            Some(gig * GIG_CHUNKS + self.chunks(gig, 0, window, |line| line.lowest(0))?)
-        });
-        broken.or_else(|| Some(self.find_small(0, window)? >> CHUNK_SHIFT))
+    pub(crate) fn find_chunk(&self, window: &Window, mobility: Mobility) -> Option<usize> {
+        self.find_broken(0, window, mobility)
+            .or_else(|| self.find_whole(window))
+            .or_else(|| self.find_broken(0, window, mobility.other()))
     }
 
     /// What the window has of its last, incomplete chunk.
@@ -55,22 +60,35 @@ impl Core<'_> {
         (window.cut > 0).then(|| self.line(window.after).masked(0, window.cut))
     }
 
-    /// Lowest first, broken chunks before whole ones, broken gigs before whole ones.
-    fn find_small(&self, order: u8, window: &Window) -> Option<usize> {
-        let level = usize::from(order);
-        for gig in self.gigs(level, false, window, true) {
-            if let Some(bit) = self.chunks(gig, level, window, |line| line.lowest(0)) {
-                let chunk = gig * GIG_CHUNKS + bit;
-                return self.line(chunk).lowest(order).map(|bit| (chunk << CHUNK_SHIFT) + bit);
-            }
-        }
-        let whole_level = usize::from(LINE_ORDER);
-        let broken = self.gigs(whole_level, false, window, true);
-        let whole = self.gigs(whole_level, true, window, true);
-        broken.chain(whole).find_map(|gig| {
-            let bit = self.chunks(gig, whole_level, window, |line| line.lowest(0))?;
-            Some((gig * GIG_CHUNKS + bit) << CHUNK_SHIFT)
+    /// The lowest broken chunk for `mobility` that has a block of this order.
+    fn find_broken(&self, order: u8, window: &Window, mobility: Mobility) -> Option<usize> {
+        let level = level(order, mobility);
+        self.gigs(row(level), false, window, true).find_map(|gig| {
+            Some(gig * GIG_CHUNKS + self.chunks(gig, level, window, |line| line.lowest(0))?)
         })
+    }
+
+    /// The lowest entirely free chunk, of a broken gig before a whole one.
+    fn find_whole(&self, window: &Window) -> Option<usize> {
+        let level = usize::from(LINE_ORDER);
+        let broken = self.gigs(level, false, window, true);
+        let whole = self.gigs(level, true, window, true);
+        broken.chain(whole).find_map(|gig| {
+            Some(gig * GIG_CHUNKS + self.chunks(gig, level, window, |line| line.lowest(0))?)
+        })
+    }
+
+    /// Lowest first, broken chunks before whole ones, those of the others last.
+    fn find_small(&self, order: u8, window: &Window, mobility: Mobility) -> Option<usize> {
+        let inside =
+            |chunk: usize| self.line(chunk).lowest(order).map(|bit| (chunk << CHUNK_SHIFT) + bit);
+        if let Some(chunk) = self.find_broken(order, window, mobility) {
+            return inside(chunk);
+        }
+        if let Some(chunk) = self.find_whole(window) {
+            return Some(chunk << CHUNK_SHIFT);
+        }
+        inside(self.find_broken(order, window, mobility.other())?)
     }
 
     /// Highest first, broken gigs before whole ones.
@@ -89,10 +107,15 @@ impl Core<'_> {
     }
 
     /// Takes an aligned block of 2^`order` (at least 9).
-    pub(crate) fn take_large(&mut self, order: u8, window: &Window) -> Option<usize> {
+    pub(crate) fn take_large(
+        &mut self,
+        order: u8,
+        window: &Window,
+        mobility: Mobility,
+    ) -> Option<usize> {
         let index = self.find_large(order, window)?;
         let chunk = index >> CHUNK_SHIFT;
-        self.mark_whole(chunk, chunk + (1 << (order - LINE_ORDER)), false);
+        self.mark_whole(chunk, chunk + (1 << (order - LINE_ORDER)), false, mobility);
         self.free_frames -= 1 << order;
         Some(index)
     }
@@ -102,12 +125,26 @@ impl Core<'_> {
         (window.first..window.after).map(|chunk| self.count(chunk) as u64).sum()
     }
 
-    /// The chunk with the most free frames of those that are neither entirely free nor entirely
+    /// For whom the chunks of the window are. O(chunks).
+    pub(crate) fn count_owners(&self, window: Window) -> BlockOwners {
+        let mut owners = BlockOwners::default();
+        for chunk in window.first..window.after {
+            match (self.count(chunk), self.mobility(chunk)) {
+                (CHUNK, _) => owners.free += 1,
+                (_, Mobility::Unmovable) => owners.unmovable += 1,
+                (_, Mobility::Movable) => owners.movable += 1,
+            }
+        }
+        owners
+    }
+
+    /// The chunk with the most free frames of those for which `of` holds and that are neither entirely free nor entirely
     /// taken, and have no holes; with its number of taken frames.
-    pub(crate) fn emptiest_chunk(&self) -> Option<(usize, u64)> {
+    pub(crate) fn emptiest_chunk(&self, of: impl Fn(usize) -> bool) -> Option<(usize, u64)> {
         let chunks = 0..self.end() >> CHUNK_SHIFT;
-        let broken = chunks
-            .filter(|&chunk| (1..CHUNK).contains(&self.count(chunk)) && !self.is_holey(chunk));
+        let broken = chunks.filter(|&chunk| {
+            (1..CHUNK).contains(&self.count(chunk)) && !self.is_holey(chunk) && of(chunk)
+        });
         let chunk = broken.max_by_key(|&chunk| self.count(chunk))?;
         Some((chunk << CHUNK_SHIFT, (CHUNK - self.count(chunk)) as u64))
     }

@@ -75,3 +75,14 @@ impl BlockCounts {
         self.blocks.iter().enumerate().map(|(order, count)| count << order).sum()
     }
 }
+
+/// 2 MiB blocks by whom their frames are for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BlockOwners {
+    /// Entirely free.
+    pub free: u64,
+    /// For frames that cannot be moved; blocks without managed memory count here.
+    pub unmovable: u64,
+    /// For frames that can be moved.
+    pub movable: u64,
+}

@@ -87,6 +87,10 @@ impl<'m> FrameTable<'m> {
         Self { base, directory, started }
     }
 
+    pub(crate) fn directory(&self) -> Directory<'m> {
+        self.directory
+    }
+
     /// Is there a table at all?
     #[inline]
     pub fn is_present(&self) -> bool {

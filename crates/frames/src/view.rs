@@ -1,13 +1,15 @@
 //! What an allocator shows of itself.
 
 use lock_api::RawMutex;
-use pagoda_addr::{FrameRange, Order, PhysMap};
+use pagoda_addr::{Frame, FrameRange, Order, PhysMap};
 use pagoda_sync::Cpus;
 
 use crate::allocator::frame_at;
 use crate::search::Window;
 use crate::shim::Ordering;
-use crate::{BlockCounts, FrameAllocator, Stats, Zone, ZoneStats};
+use crate::{
+    Allocation, BlockCounts, BlockOwners, FrameAllocator, Mobility, Stats, Zone, ZoneStats,
+};
 
 impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     /// How many frames are where.
@@ -57,8 +59,47 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     /// O(chunks).
     pub fn nearly_free_block(&self) -> Option<(FrameRange, u64)> {
         let core = self.core.lock();
-        let (index, used) = core.emptiest_chunk()?;
+        let (index, used) = core.emptiest_chunk(|_| true)?;
         let range = FrameRange::new(frame_at(&core, index), Order::LARGE.count())?;
         Some((range, used))
+    }
+
+    /// As [`nearly_free_block`](Self::nearly_free_block), among the blocks whose frames were given to
+    /// [`Mobility::Movable`] requests: the one to empty next. What stands in it is told by
+    /// [`obstacles`](Self::obstacles).
+    pub fn block_to_empty(&self) -> Option<(FrameRange, u64)> {
+        let core = self.core.lock();
+        let movable = |chunk| core.mobility(chunk) == Mobility::Movable;
+        let (index, used) = core.emptiest_chunk(movable)?;
+        let range = FrameRange::new(frame_at(&core, index), Order::LARGE.count())?;
+        Some((range, used))
+    }
+
+    /// Names the allocations that touch `block`, lowest first: whoever moves them elsewhere and frees
+    /// them gains the block. Needs the frame table; without one nothing is named. What others
+    /// allocate or free meanwhile may or may not be seen. O(frames).
+    pub fn obstacles(&self, block: FrameRange, mut each: impl FnMut(Allocation)) {
+        let mut next = block.start();
+        let mut found = self.table.find(next);
+        while next.number() < block.end_number() {
+            let after = found.map_or(next.number() + 1, |one| one.range.end_number());
+            if let Some(one) = found {
+                each(one);
+            }
+            let Some(frame) = Frame::new(after) else { return };
+            next = frame;
+            found = self.table.begins(next);
+        }
+    }
+
+    /// How many 2 MiB blocks are entirely free, and how many belong to unmovable and to movable
+    /// frames. O(chunks).
+    pub fn owners_of_blocks(&self, zone: Option<Zone>) -> BlockOwners {
+        let core = self.core.lock();
+        let window = match zone {
+            Some(zone) => self.zones[zone as usize],
+            None => Window::new(0, core.end()),
+        };
+        core.count_owners(window)
     }
 }

@@ -12,9 +12,9 @@ use lock_api::RawMutex;
 use pagoda_addr::{Frame, FrameRange, PhysMap};
 use pagoda_sync::Cpus;
 
-use crate::magazine::{BATCH, Magazine};
+use crate::magazine::{BATCH, Magazine, Shelf};
 use crate::shim::Ordering::Relaxed;
-use crate::{AllocError, Class, Corruption, FrameAllocator, Kind, OwnedFrames, ZeroStats};
+use crate::{AllocError, Corruption, FrameAllocator, Mobility, OwnedFrames, Request, ZeroStats};
 
 /// Batches that must be free above the reserve before any are kept zeroed.
 const PLENTY: u64 = 16;
@@ -22,11 +22,14 @@ const PLENTY: u64 = 16;
 impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     /// One frame full of zeroes.
     #[inline]
-    pub(crate) fn alloc_clean(&self, kind: Kind, class: Class) -> Result<OwnedFrames, AllocError> {
+    pub(crate) fn alloc_clean(&self, request: &Request) -> Result<OwnedFrames, AllocError> {
+        let Request { kind, class, mobility, .. } = *request;
         let pin = self.cpus.pin();
-        if let Some(magazine) = self.magazine(&pin) {
-            if magazine.wanted.load(Relaxed) == 0 {
-                if let Some(frame) = magazine.pop_clean().or_else(|| self.load_clean(magazine)) {
+        if let Some(stock) = self.stock(&pin) {
+            let magazine = stock.of(mobility);
+            if stock.wanted.load(Relaxed) == 0 {
+                let pool = self.caches.pool(mobility);
+                if let Some(frame) = magazine.pop_clean().or_else(|| load_clean(magazine, pool)) {
                     magazine.served.store(magazine.served.load(Relaxed) + 1, Relaxed);
                     return self.hand_out(frame, kind);
                 }
@@ -34,16 +37,9 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
             magazine.missed.store(magazine.missed.load(Relaxed) + 1, Relaxed);
         }
         drop(pin);
-        let owned = self.alloc_single(kind, class)?;
+        let owned = self.alloc_single(kind, class, mobility)?;
         self.zero(owned.range());
         Ok(owned)
-    }
-
-    #[cold]
-    fn load_clean(&self, magazine: &Magazine) -> Option<u64> {
-        let batch = self.caches.pool.take()?;
-        magazine.load_clean(&batch);
-        magazine.pop_clean()
     }
 
     pub(crate) fn zero(&self, range: FrameRange) {
@@ -59,10 +55,24 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     /// # Errors
     /// [`Corruption`]: a frame in the stock was tampered with.
     pub fn fill_zeroed(&self) -> Result<bool, Corruption> {
-        let pool = &self.caches.pool;
-        if !pool.has_room() {
-            return Ok(false);
+        // For those who waited for zeroes more often.
+        let [unmovable, movable] = Mobility::ALL.map(|mobility| self.missed(mobility));
+        let first = if movable > unmovable { Mobility::Movable } else { Mobility::Unmovable };
+        let wanted = |mobility| mobility == first || self.missed(mobility) > 0;
+        let with_room =
+            |&mobility: &Mobility| wanted(mobility) && self.caches.pool(mobility).has_room();
+        match [first, first.other()].into_iter().find(with_room) {
+            Some(mobility) => self.fill_pool(mobility),
+            None => Ok(false),
         }
+    }
+
+    fn missed(&self, mobility: Mobility) -> u64 {
+        self.caches.stocks.iter().map(|stock| stock.of(mobility).missed.load(Relaxed)).sum()
+    }
+
+    fn fill_pool(&self, mobility: Mobility) -> Result<bool, Corruption> {
+        let pool = self.caches.pool(mobility);
         let mut batch = [0; BATCH];
         let mut count = 0;
         {
@@ -72,7 +82,7 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
                 return Ok(false);
             }
             pool.announce();
-            let claimed = self.claim_lowest(&mut core, BATCH, |frame| {
+            let claimed = self.claim_lowest(&mut core, BATCH, mobility, |frame| {
                 batch[count] = frame;
                 count += 1;
             });
@@ -94,12 +104,20 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
 
     /// How well the pool of zeroed frames serves.
     pub fn zero_stats(&self) -> ZeroStats {
-        let mut stats = ZeroStats { pooled: self.caches.pool.count(), ..ZeroStats::default() };
-        for magazine in self.caches.magazines {
+        let pooled = Mobility::ALL.map(|mobility| self.caches.pool(mobility).count());
+        let mut stats = ZeroStats { pooled: pooled.iter().sum(), ..ZeroStats::default() };
+        for magazine in self.caches.stocks.iter().flat_map(|stock| stock.both()) {
             stats.pooled += magazine.clean_count();
             stats.served += magazine.served.load(Relaxed);
             stats.missed += magazine.missed.load(Relaxed);
         }
         stats
     }
+}
+
+#[cold]
+fn load_clean<R: RawMutex>(magazine: &Magazine, pool: &Shelf<'_, R>) -> Option<u64> {
+    let batch = pool.take()?;
+    magazine.load_clean(&batch);
+    magazine.pop_clean()
 }

@@ -30,7 +30,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum What {
     /// Frame allocators
-    Frames,
+    Frames {
+        /// Only this part: fill, pairs, blocks, recovered or threads
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// Kernel heaps
     Heap,
     /// The reference kernel beside Linux: what `cargo xtask bench linux` has measured
@@ -45,7 +49,7 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     let (name, rows) = match cli.what {
         What::Linux { from } => return linux(&cli.out, &from),
-        What::Frames => ("frames", frames::rows(cli.quick)),
+        What::Frames { only } => ("frames", frames::rows(cli.quick, only.as_deref())),
         What::Heap => ("heap", heap::rows(cli.quick)),
     };
     print!("{}", report::markdown(&rows));

@@ -171,12 +171,12 @@ impl<C: Cpus, M, R: lock_api::RawMutex> FrameAllocator<'_, C, M, R> {
 
     /// Has this CPU anything in its magazine?
     pub(crate) fn has_stock(&self) -> bool {
-        self.caches.magazines[self.cpus.pin().cpu().index()].count() > 0
+        self.caches.stocks[self.cpus.pin().cpu().index()].count() > 0
     }
 
     /// Was this CPU asked to drain?
     pub(crate) fn is_asked(&self) -> bool {
-        self.caches.magazines[self.cpus.pin().cpu().index()]
+        self.caches.stocks[self.cpus.pin().cpu().index()]
             .wanted
             .load(crate::shim::Ordering::Relaxed)
             > 0

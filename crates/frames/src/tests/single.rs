@@ -393,7 +393,7 @@ fn bad_setups_are_refused() {
         )
     };
     assert_eq!(made.map(|_| ()).unwrap_err(), SetupError::Storage(layout));
-    assert_eq!(required(&[], 1).map(|layout| layout.size() < 7168), Ok(true));
+    assert_eq!(required(&[], 1).map(|layout| layout.size() < 12288), Ok(true));
 }
 
 struct NoMap;
@@ -427,11 +427,77 @@ fn four_tib_with_a_hole_start_at_once_and_end_as_they_began() {
 #[test]
 #[cfg_attr(miri, ignore)] // too slow there
 fn metadata_stays_below_36_kib_per_gib() {
-    // Besides the parts of each CPU, which are below 7 KiB.
+    // Besides the parts of each CPU, which are below 12 KiB.
     let bytes = |gib, cpus| required(&[frames(0, gib * GIB)], cpus).unwrap().size() as u64;
     for gib in [1, 16, 4096] {
         assert!(bytes(gib, 0) <= gib * 36 * 1024, "{} for {gib} GiB", bytes(gib, 0));
-        assert!(bytes(gib, 8) - bytes(gib, 0) <= 8 * 7168);
+        assert!(bytes(gib, 8) - bytes(gib, 0) <= 8 * 12288);
     }
     assert!(required(&[frames(0, 4096)], 0).unwrap().size() <= 36 * 1024);
+}
+
+#[test]
+#[cfg_attr(miri, ignore)] // too slow there
+fn movable_and_unmovable_frames_stand_in_different_blocks() {
+    for with_table in [false, true] {
+        let mut ground = Ground::new(&[(GIB, 64 * 512)], with_table);
+        let allocator = ground.allocator(0, 1);
+        let (mut fixed, mut moving) = (Vec::new(), Vec::new());
+        let mut seed = 1u32;
+        for _ in 0..60_000 {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let fix = seed >> 29 == 0;
+            let (list, most) = if fix { (&mut fixed, 2000) } else { (&mut moving, 20_000) };
+            if list.len() < most {
+                let mobility = if fix { Mobility::Unmovable } else { Mobility::Movable };
+                list.push(allocator.alloc(Request::frame().mobility(mobility)).unwrap());
+            } else {
+                let which = (seed >> 3) as usize % list.len();
+                allocator.free(list.swap_remove(which)).unwrap();
+            }
+        }
+        allocator.audit();
+        let blocks = |list: &[OwnedFrames]| {
+            let blocks = list.iter().map(|owned| owned.start().number() >> 9);
+            blocks.collect::<std::collections::BTreeSet<_>>()
+        };
+        assert!(blocks(&fixed).is_disjoint(&blocks(&moving)));
+        assert!(blocks(&fixed).len() <= 5, "{} blocks", blocks(&fixed).len());
+        // Emptying the block that is named first makes a 2 MiB block, if all in it can be moved.
+        while let Some((block, used)) = allocator.block_to_empty().filter(|_| with_table) {
+            let mut named = 0;
+            allocator.obstacles(block, |one| named += one.range.count());
+            assert!(named <= used, "{named} of {used}");
+            let before = allocator.owners_of_blocks(None).free;
+            moving = moving
+                .into_iter()
+                .filter_map(|owned| {
+                    let inside = block.contains(owned.start());
+                    if inside { allocator.free(owned).map(|()| None).unwrap() } else { Some(owned) }
+                })
+                .collect();
+            allocator.drain_cpu().unwrap();
+            let _ = allocator.alloc(order(18)).unwrap_err(); // empties the shelves
+            assert!(allocator.owners_of_blocks(None).free > before);
+        }
+        for owned in fixed.into_iter().chain(moving) {
+            allocator.free(owned).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_last_frame_can_be_had_for_either_use() {
+    for mobility in Mobility::ALL {
+        let mut ground = Ground::new(&[(GIB, 3 * 512)], true);
+        let allocator = ground.allocator(0, 1);
+        let request = |index| {
+            let other = if index == 0 { Mobility::Unmovable } else { Mobility::Movable };
+            Request::frame().mobility(if index < 2 { other } else { mobility })
+        };
+        let all: Vec<_> = (0..3 * 512).map(|i| allocator.alloc(request(i)).unwrap()).collect();
+        assert_eq!(allocator.alloc(request(5)), Err(AllocError::NoMemory));
+        all.into_iter().for_each(|owned| allocator.free(owned).unwrap());
+        allocator.audit();
+    }
 }
