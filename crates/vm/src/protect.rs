@@ -35,10 +35,16 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         inner.regions.reserve(&[window])?;
         let mut batch = self.table.batch();
         let mut result = Ok(());
+        let mut now_writable: Option<Window> = None;
         for entry in inner.regions.within(window) {
+            let region = &entry.value;
             let part = (entry.start.max(window.0), entry.end.min(window.1));
             if entry.value.prot != prot && result.is_ok() {
-                result = self.protect_leaves(&entry.value, part, prot, &mut batch);
+                result = self.protect_leaves(region, part, prot, &mut batch);
+            }
+            let locked = !region.is_shared() && region.flags.contains(MapFlags::LOCKED);
+            if locked && prot.contains(Prot::WRITE) && !region.prot.contains(Prot::WRITE) {
+                now_writable = Some((now_writable.map_or(part.0, |before| before.0), part.1));
             }
         }
         batch.finish();
@@ -50,12 +56,31 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             differs
         });
         inner.count_in(window);
+        if let Some(part) = now_writable {
+            self.populate_locked(inner, part);
+        }
         Ok(())
+    }
+
+    /// Locked memory that is new, or may be written from now on, gets its pages at once, as on
+    /// Linux: the first access shall not wait for one. What cannot be had will be when it is touched.
+    #[cold]
+    pub(crate) fn populate_locked(&self, inner: &mut Inner<P>, part: Window) {
+        for page in part.0..part.1 {
+            let Some(entry) = inner.regions.covering(page) else { return };
+            let region = &entry.value;
+            let write = region.prot.contains(Prot::WRITE);
+            let access = if write { Access::Write } else { Access::Read };
+            let locked = region.flags.contains(MapFlags::LOCKED);
+            if locked && self.fault_in(inner, page, access).is_err() {
+                return;
+            }
+        }
     }
 
     /// Keeps the range in memory from now on, or not any more. Every present page is kept while
     /// there is no reclaim, so this makes pages present and counts them. Where the range has a
-    /// hole, the part before the hole is done and [`VmError::NotMapped`] returned, as on Linux.
+    /// hole, the part before the hole is only marked and [`VmError::NotMapped`] returned, as on Linux.
     pub fn set_locked(&self, addr: VirtAddr, len: u64, locked: bool) -> Result<(), VmError> {
         let len = len.checked_add(addr.page_offset()).ok_or(VmError::Invalid)?;
         let (window, beyond) = self.clamped(addr, len).ok_or(VmError::Invalid)?;
@@ -67,6 +92,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         let end = inner.regions.run(window).ok_or(VmError::NotMapped)?;
         let run = (window.0, end);
         self.mark(inner, run, MapFlags::LOCKED, locked)?;
+        if end < window.1 || beyond {
+            return Err(VmError::NotMapped);
+        }
         if locked {
             for page in run.0..run.1 {
                 let prot = inner.regions.covering(page).map(|entry| entry.value.prot);
@@ -80,7 +108,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
                 }
             }
         }
-        if end < window.1 || beyond { Err(VmError::NotMapped) } else { Ok(()) }
+        Ok(())
     }
 
     /// Limits and commit for private memory that becomes writable.

@@ -157,6 +157,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             Some(end) if entry.end == old_end && old_len != 0 => {
                 inner.regions.resize(start, (from, end));
                 inner.stats.promise(region, new_len - old_len, true);
+                if region.flags.contains(MapFlags::LOCKED) {
+                    self.populate_locked(inner, (old_end, end));
+                }
                 Ok(true)
             }
             _ => Ok(false),
@@ -184,7 +187,12 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             inner.regions.carve(from);
         }
         inner.stats.promise(&moved, to.1 - to.0, true);
+        let locked = moved.flags.contains(MapFlags::LOCKED);
         inner.regions.insert(to, moved);
+        let new = (to.0 + (from.1 - from.0), to.1);
+        if locked && new.0 < new.1 {
+            self.populate_locked(inner, new);
+        }
         Ok(address(to.0))
     }
 

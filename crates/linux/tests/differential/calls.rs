@@ -49,7 +49,13 @@ fn addr(random: &mut Random) -> u64 {
     match random.below(100) {
         0..93 => page,
         93..96 => page + random.pick(&[1, 2048]),
-        _ => random.pick(&[PAGE.wrapping_neg() * 2, TOP, TOP - PAGE, TOP - 2 * PAGE, 1 << 63]),
+        _ => random.pick(&[
+            PAGE.wrapping_neg().wrapping_mul(2),
+            TOP,
+            TOP - PAGE,
+            TOP - 2 * PAGE,
+            1 << 63,
+        ]),
     }
 }
 
@@ -105,33 +111,28 @@ fn any(random: &mut Random) -> Call {
 /// Does the call stay in the window (or fail on both sides), and is it comparable?
 fn fits(call: Call) -> bool {
     let inside = |addr: u64| (BASE..BASE + PAGES * PAGE).contains(&addr);
+    let here = |addr: u64| inside(addr) || addr >= TOP;
     // Long enough to leave the window, and perhaps not refused for it.
     let long = |addr: u64, len: u64| len > 64 * PAGE && addr.wrapping_add(len) <= TOP;
     match call {
         Call::Map { addr, len, flags, .. } => {
             let typed = matches!(flags & 0x23, 0x22 | 0x21 | 2);
-            // *wrong-twice*
-            !(flags & 0x10_0000 != 0 && !typed)
-                && !long(addr, len)
-                && (inside(addr) || addr >= TOP)
+            let wrong_twice = flags & 0x10_0000 != 0 && !typed;
+            here(addr) && !wrong_twice && !long(addr, len)
         }
         Call::Unmap { addr, len } | Call::Protect { addr, len, .. } => {
-            !long(addr, len) && (inside(addr) || addr >= TOP)
+            here(addr) && !long(addr, len)
         }
         Call::Advise { addr, len, .. } => {
-            (len <= 64 * PAGE || addr.checked_add(len).is_none()) && (inside(addr) || addr >= TOP)
+            here(addr) && (len <= 64 * PAGE || addr.checked_add(len).is_none())
         }
-        Call::Lock { addr, .. } | Call::Mincore { addr, .. } => inside(addr) || addr >= TOP,
+        Call::Lock { addr, .. } | Call::Mincore { addr, .. } => here(addr),
         Call::Remap { addr, old, new, flags, to } => {
-            let same = old.div_ceil(PAGE) == new.div_ceil(PAGE);
-            // *moves-many*
-            !(flags & 2 != 0 && flags != 7 && (same || old > TOP))
-                // *anywhere*
-                && !matches!(flags, 1 | 5)
-                && !(flags & 2 != 0 && !inside(to))
-                && !(new > 64 * PAGE && new < TOP)
-                && !long(addr, old)
-                && (inside(addr) || addr >= TOP)
+            let fixed = flags & 2 != 0;
+            let anywhere = matches!(flags, 1 | 5) || (fixed && !inside(to));
+            let half_done = fixed && old > 64 * PAGE;
+            let grows_far = new > 64 * PAGE && new < TOP;
+            here(addr) && !anywhere && !half_done && !grows_far && !long(addr, old)
         }
         Call::Write { .. } | Call::Read { .. } => true,
     }
