@@ -32,20 +32,20 @@ pub(crate) fn entries<M: PhysMap>(map: &M, table: Frame) -> &[AtomicU64; ENTRIES
 }
 
 /// The first index from `from` up to (not including) `to` whose word is not zero; else `to`.
-/// Eight words at a time: little more than one instruction for each.
+/// Sixteen words at a time: little more than one instruction for each.
 #[inline(never)]
 pub(crate) fn next_nonzero(entries: &[AtomicU64; ENTRIES], from: usize, to: usize) -> usize {
     let load = |entry: &AtomicU64| entry.load(Ordering::Relaxed);
     let Some(rest) = entries.get(from..to) else { return to };
     let mut at = from;
-    let mut eights = rest.chunks_exact(8);
-    for eight in &mut eights {
-        if eight.iter().fold(0, |all, entry| all | load(entry)) != 0 {
-            return at + eight.iter().position(|entry| load(entry) != 0).unwrap_or(0);
+    let mut groups = rest.chunks_exact(16);
+    for group in &mut groups {
+        if group.iter().fold(0, |all, entry| all | load(entry)) != 0 {
+            return at + group.iter().position(|entry| load(entry) != 0).unwrap_or(0);
         }
-        at += 8;
+        at += 16;
     }
-    let tail = eights.remainder();
+    let tail = groups.remainder();
     at + tail.iter().position(|entry| load(entry) != 0).unwrap_or(tail.len())
 }
 

@@ -156,6 +156,9 @@ impl<P: VmPlatform> Regions<P> {
     pub(crate) fn within(&self, window: Window) -> impl Iterator<Item = &Entry<Region<P>>> {
         let mut next = window.0;
         core::iter::from_fn(move || {
+            if next >= window.1 {
+                return None;
+            }
             let entry = self.tree.find(next).filter(|entry| entry.start < window.1)?;
             next = entry.end;
             Some(entry)
@@ -221,11 +224,11 @@ impl<P: VmPlatform> Regions<P> {
     /// Removes everything from `window`. Reserved before.
     pub(crate) fn carve(&mut self, window: Window) {
         let (low, high) = window;
-        if low >= high {
-            return;
-        }
-        while let Some(entry) = self.tree.find(low).filter(|entry| entry.start < high) {
+        let mut next = low;
+        while next < high {
+            let Some(entry) = self.tree.find(low).filter(|entry| entry.start < high) else { break };
             let (start, end) = (entry.start, entry.end);
+            next = end;
             if start >= low && end <= high {
                 self.tree.remove(start);
             } else if start >= low {
@@ -286,7 +289,10 @@ impl<P: VmPlatform> Regions<P> {
     pub(crate) fn change(&mut self, window: Window, change: impl Fn(&mut Region<P>) -> bool) {
         let (low, high) = window;
         let mut next = low;
-        while let Some(entry) = self.tree.find(next).filter(|entry| entry.start < high) {
+        while next < high {
+            let Some(entry) = self.tree.find(next).filter(|entry| entry.start < high) else {
+                break;
+            };
             let (start, end) = (entry.start, entry.end);
             next = end;
             let mut altered = entry.value.clone();
@@ -310,7 +316,7 @@ impl<P: VmPlatform> Regions<P> {
         }
         // All the edges in the window, its own included.
         let mut edge = low;
-        loop {
+        while edge < high {
             self.merge_at(edge);
             match self.tree.find(edge).filter(|entry| entry.end <= high) {
                 Some(entry) => edge = entry.end,
