@@ -59,6 +59,8 @@ pub struct FrameAllocator<'m, C, M, R> {
     /// Where each zone is.
     pub(crate) zones: [Window; Zone::ALL.len()],
     pub(crate) reserve: AtomicU64,
+    pub(crate) low: AtomicU64,
+    pub(crate) high: AtomicU64,
     /// Not 0: freed frames are filled with a pattern.
     pub(crate) poison: AtomicU32,
     pub(crate) cpus: C,
@@ -98,6 +100,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             table,
             zones,
             reserve,
+            low: AtomicU64::new(0),
+            high: AtomicU64::new(0),
             poison: AtomicU32::new(0),
             cpus,
             map,
@@ -131,17 +135,23 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     ///
     /// # Errors
     /// [`AllocError`]; nothing has changed then.
-    #[inline]
+    // Always inline: the request then never exists in memory, where it would cost more than the rest.
+    #[inline(always)]
     pub fn alloc(&self, request: Request) -> Result<OwnedFrames, AllocError> {
-        let owned = if request.is_single() {
-            if request.zeroed {
-                return self.alloc_clean(&request);
-            }
-            self.alloc_single(request.kind, request.class, request.mobility)?
-        } else if let Some(order) = request.large() {
-            self.alloc_large(order, &request)?
-        } else {
-            self.alloc_shared(&request)?
+        if request.is_single() && !request.zeroed {
+            return self.alloc_single(request.kind, request.class, request.mobility);
+        }
+        if request.is_single() {
+            return self.alloc_clean(request.kind, request.class, request.mobility);
+        }
+        self.alloc_several(request)
+    }
+
+    #[inline(never)]
+    fn alloc_several(&self, request: Request) -> Result<OwnedFrames, AllocError> {
+        let owned = match request.large() {
+            Some(order) => self.alloc_large(order, &request)?,
+            None => self.alloc_shared(&request)?,
         };
         if request.zeroed {
             self.zero(owned.range());
@@ -275,7 +285,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     ///
     /// # Errors
     /// As [`free_range`](Self::free_range); the frames stay as they are then.
-    #[inline]
+    #[inline(always)]
     pub fn free(&self, owned: OwnedFrames) -> Result<(), FreeError> {
         let range = owned.into_range();
         if range.count() == 1 { self.free_single(range.start()) } else { self.free_range(range) }

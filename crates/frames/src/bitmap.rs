@@ -89,7 +89,7 @@ pub(crate) const fn level(order: u8, mobility: Mobility) -> usize {
         }
 }
 
-/// The row of the summary that belongs to a `has` line other than that of entirely free chunks.
+/// The row of the summary for a `has` line of broken chunks.
 #[inline]
 pub(crate) const fn row(level: usize) -> usize {
     if level < LINE_ORDER as usize { level } else { level + ROWS - LEVELS }

@@ -145,7 +145,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
 
     /// One frame. Budget when the stack has one: about fifteen plain instructions, and as many
     /// again for the table's entry.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn alloc_single(
         &self,
         kind: Kind,
@@ -163,7 +163,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         self.alloc_single_slow(&pin, kind, class, mobility)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn hand_out(&self, frame: u64, kind: Kind) -> Result<OwnedFrames, AllocError> {
         let traits = FrameTable::traits(kind, 0);
         self.table.own_cached(frame, traits).map_err(AllocError::Corrupt)?;
@@ -263,7 +263,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     }
 
     /// Takes one frame back.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn free_single(&self, frame: Frame) -> Result<(), FreeError> {
         let pin = self.cpus.pin();
         let Some(stock) = self.stock(&pin) else {

@@ -32,7 +32,7 @@
 //! Speed: single frames come from and go to a magazine of the CPU's own, by a rule that keeps free
 //! memory in one piece (`caches.rs`).
 //!
-//! Left out: NUMA nodes, hot-added memory and ranges taken off line, reclaim callbacks (the host retries), a
+//! Left out: NUMA nodes, hot-added memory and ranges taken off line, reclaim callbacks (the host asks for the pressure), a
 //! lock-free core (it has one lock, taken once for 64 single frames).
 #![no_std]
 #![deny(unsafe_code)]
@@ -60,6 +60,7 @@ mod stats;
 mod table;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod text;
 mod view;
 mod zeroed;
 
@@ -68,8 +69,11 @@ pub use allocator::{FrameAllocator, Setup, required};
 pub use error::{AllocError, Blame, Corruption, FreeError, SetupError, TableError};
 pub use owned::OwnedFrames;
 pub use request::{Class, Kind, Mobility, Request};
-pub use stats::{BlockCounts, BlockOwners, Stats, ZeroStats, Zone, ZoneStats};
+pub use stats::{
+    BlockCounts, BlockOwners, Pressure, Stats, Watermarks, ZeroStats, Zone, ZoneStats,
+};
 pub use table::{FrameInfo, FrameTable};
+pub use text::{Snapshot, ZoneSnapshot};
 
 /// The README's example is a test.
 #[doc = include_str!("../README.md")]

@@ -131,6 +131,7 @@ impl Core<'_> {
         for chunk in window.first..window.after {
             match (self.count(chunk), self.mobility(chunk)) {
                 (CHUNK, _) => owners.free += 1,
+                (0, _) if self.is_holey(chunk) => (),
                 (_, Mobility::Unmovable) => owners.unmovable += 1,
                 (_, Mobility::Movable) => owners.movable += 1,
             }
@@ -147,6 +148,30 @@ impl Core<'_> {
         });
         let chunk = broken.max_by_key(|&chunk| self.count(chunk))?;
         Some((chunk << CHUNK_SHIFT, (CHUNK - self.count(chunk)) as u64))
+    }
+
+    /// Free blocks by order in chunks for `mobility`; entirely free chunks are movable. O(chunks).
+    pub(crate) fn count_blocks_of(
+        &self,
+        window: Window,
+        mobility: Mobility,
+        counts: &mut [u64; ORDERS],
+    ) {
+        if mobility == Mobility::Movable {
+            self.count_blocks(window, counts);
+            let mut others = [0; ORDERS];
+            self.count_blocks_of(window, Mobility::Unmovable, &mut others);
+            counts.iter_mut().zip(others).for_each(|(count, other)| *count -= other);
+            return;
+        }
+        let mut small = [0; 10];
+        for chunk in (window.first..window.after).filter(|&chunk| self.mobility(chunk) == mobility)
+        {
+            if (1..CHUNK).contains(&self.count(chunk)) {
+                self.line(chunk).count_blocks(&mut small);
+            }
+        }
+        counts.iter_mut().zip(small).for_each(|(count, small)| *count += small);
     }
 
     /// Free blocks by order in the window, the largest possible blocks. O(chunks).

@@ -76,13 +76,42 @@ impl BlockCounts {
     }
 }
 
-/// 2 MiB blocks by whom their frames are for.
+/// 2 MiB blocks by whom their frames are for. Not counted: those that lie partly outside the managed
+/// memory and have no free frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct BlockOwners {
     /// Entirely free.
     pub free: u64,
-    /// For frames that cannot be moved; blocks without managed memory count here.
+    /// For frames that cannot be moved.
     pub unmovable: u64,
     /// For frames that can be moved.
     pub movable: u64,
+}
+
+/// Levels of free memory, in frames. `min <= low <= high`, else the larger one counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Watermarks {
+    /// The reserve: ordinary requests are refused here.
+    pub min: u64,
+    /// Below this the host should reclaim.
+    pub low: u64,
+    /// And go on until this is free.
+    pub high: u64,
+}
+
+/// How short memory is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pressure {
+    /// At least the low mark is free.
+    None,
+    /// Below the low mark.
+    Low {
+        /// Frames missing to the high mark.
+        wanted: u64,
+    },
+    /// At or below the lowest mark: ordinary requests are refused.
+    Critical {
+        /// Frames missing to the high mark.
+        wanted: u64,
+    },
 }

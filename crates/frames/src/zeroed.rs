@@ -14,16 +14,21 @@ use pagoda_sync::Cpus;
 
 use crate::magazine::{BATCH, Magazine, Shelf};
 use crate::shim::Ordering::Relaxed;
-use crate::{AllocError, Corruption, FrameAllocator, Mobility, OwnedFrames, Request, ZeroStats};
+use crate::{
+    AllocError, Class, Corruption, FrameAllocator, Kind, Mobility, OwnedFrames, ZeroStats,
+};
 
 /// Batches that must be free above the reserve before any are kept zeroed.
 const PLENTY: u64 = 16;
 
 impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     /// One frame full of zeroes.
-    #[inline]
-    pub(crate) fn alloc_clean(&self, request: &Request) -> Result<OwnedFrames, AllocError> {
-        let Request { kind, class, mobility, .. } = *request;
+    pub(crate) fn alloc_clean(
+        &self,
+        kind: Kind,
+        class: Class,
+        mobility: Mobility,
+    ) -> Result<OwnedFrames, AllocError> {
         let pin = self.cpus.pin();
         if let Some(stock) = self.stock(&pin) {
             let magazine = stock.of(mobility);

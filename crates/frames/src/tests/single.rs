@@ -501,3 +501,37 @@ fn the_last_frame_can_be_had_for_either_use() {
         allocator.audit();
     }
 }
+
+#[test]
+fn linux_would_say_it_so() {
+    let mut ground = Ground::new(&[(0x10, 0x1ff0), (GIB, 1024)], false);
+    let allocator = ground.allocator(0, 1);
+    allocator.set_watermarks(Watermarks { min: 100, low: 200, high: 300 });
+    assert_eq!(allocator.pressure(), Pressure::None);
+    let page = allocator.alloc(order(1)).unwrap();
+    let snapshot = allocator.snapshot();
+    let free: u64 = snapshot.zones.iter().map(|zone| zone.free_frames()).sum();
+    assert_eq!(free, allocator.stats().free);
+    let mut text = std::string::String::new();
+    snapshot.buddyinfo(&mut text).unwrap();
+    assert_eq!(
+        text,
+        "Node 0, zone      DMA      0      0      0      0      1      1      1      1      1      1      3 \n\
+         Node 0, zone    DMA32      0      1      1      1      1      1      1      1      1      1      4 \n"
+    );
+    text.clear();
+    snapshot.pagetypeinfo(&mut text).unwrap();
+    assert!(text.contains("Node    0, zone    DMA32, type    Unmovable      0      1"), "{text}");
+    assert!(text.contains("Node 0, zone    DMA32            1            9 "), "{text}");
+    text.clear();
+    snapshot.zoneinfo(&mut text).unwrap();
+    assert!(text.contains("Node 0, zone      DMA\n  pages free     4080\n"), "{text}");
+    assert!(text.contains("        spanned  259072\n        present  5120\n"), "{text}");
+    allocator.free(page).unwrap();
+    let all = allocator.alloc_at(frames(0x10, 0x1ff0), Kind(0)).unwrap();
+    let some = allocator.alloc(Request::count(850)).unwrap();
+    assert_eq!(allocator.pressure(), Pressure::Low { wanted: 126 });
+    let rest = allocator.alloc_at(frames(some.range().end_number().min(GIB + 900), 80), Kind(0));
+    assert_eq!(allocator.pressure(), Pressure::Critical { wanted: 206 });
+    [all, some, rest.unwrap()].into_iter().for_each(|owned| allocator.free(owned).unwrap());
+}
