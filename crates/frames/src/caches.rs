@@ -44,9 +44,9 @@ use pagoda_addr::{Frame, FrameRange, PhysMap};
 use pagoda_sync::{CachePadded, Cpus, Pinned};
 
 use crate::bitmap::{Core, mobility_of};
-use crate::magazine::{BATCH, Shelf, Stock};
+use crate::magazine::{ASKED, BATCH, Shelf, Stock, UNUSED};
 use crate::places::CHUNK_SHIFT;
-use crate::shim::{AtomicU64, Ordering::*};
+use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
 use crate::table::FrameTable;
 use crate::{
     AllocError, Blame, Class, Corruption, FrameAllocator, FreeError, Kind, Mobility, OwnedFrames,
@@ -59,6 +59,8 @@ const PATIENCE: usize = if cfg!(any(loom, miri)) { 1 } else { 2000 };
 /// What all CPUs share besides the core.
 pub(crate) struct Caches<'m, R> {
     pub(crate) stocks: &'m [CachePadded<Stock>],
+    /// One more than the highest CPU that ever had any stock: most machines have fewer than planned.
+    known: AtomicU32,
     depots: [Shelf<'m, R>; 2],
     /// Zeroed frames.
     pools: [Shelf<'m, R>; 2],
@@ -83,12 +85,19 @@ impl<'m, R: RawMutex> Caches<'m, R> {
         let base = ends.take_while(|&end| end <= highest).last().unwrap_or(0);
         Self {
             stocks,
+            known: AtomicU32::new(0),
             depots: shelves(depots),
             pools: shelves(pools),
             hints: CachePadded([AtomicU64::new(0), AtomicU64::new(0)]),
             movable,
             base,
         }
+    }
+
+    /// The stocks that were ever used.
+    pub(crate) fn used(&self) -> impl Iterator<Item = &'m Stock> {
+        let known = self.known.load(Relaxed) as usize;
+        self.stocks.iter().take(known).map(|padded| &padded.0)
     }
 
     fn shelves(&self) -> impl Iterator<Item = &Shelf<'m, R>> {
@@ -118,7 +127,7 @@ impl<'m, R: RawMutex> Caches<'m, R> {
 
     /// Frames in all magazines and on the shelves.
     pub(crate) fn count(&self) -> u64 {
-        let kept: u64 = self.stocks.iter().map(|stock| stock.count()).sum();
+        let kept: u64 = self.used().map(Stock::count).sum();
         kept + self.shelves().map(Shelf::count).sum::<u64>()
     }
 
@@ -356,6 +365,9 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     }
 
     fn drain(&self, stock: &Stock) -> Result<(), Corruption> {
+        if stock.wanted.load(Relaxed) == UNUSED {
+            self.caches.known.fetch_max(stock.place + 1, Relaxed);
+        }
         let mut found = Ok(());
         for magazine in stock.both().iter().filter(|magazine| magazine.count() > 0) {
             let mut core = self.core.lock();
@@ -395,14 +407,14 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
                 found = found.and(self.bring_back(&mut core, frame));
             }
         }
-        let others = || {
-            let all = self.caches.stocks.iter().map(|padded| &padded.0);
-            all.filter(|&other| own.is_none_or(|own| !core::ptr::eq(own, other)))
-        };
-        others().filter(|other| other.count() > 0).for_each(|other| other.wanted.store(1, Release));
+        let others =
+            || self.caches.used().filter(|&other| own.is_none_or(|own| !core::ptr::eq(own, other)));
+        others()
+            .filter(|other| other.count() > 0)
+            .for_each(|other| other.wanted.store(ASKED, Release));
         let mut patience = PATIENCE;
         for other in others() {
-            while patience > 0 && other.wanted.load(Acquire) != 0 {
+            while patience > 0 && other.wanted.load(Acquire) == ASKED {
                 patience -= 1;
                 spin_loop();
             }

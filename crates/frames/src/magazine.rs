@@ -21,16 +21,25 @@ pub(crate) const BATCH: usize = if cfg!(loom) { 2 } else { 64 };
 /// Frames on a full stack: a burst of 256 stays on its CPU.
 pub(crate) const STACK: usize = if cfg!(loom) { 4 } else { 320 };
 
+/// A value of [`Stock::wanted`]: drain, please.
+pub(crate) const ASKED: u32 = 1;
+/// A value of [`Stock::wanted`]: the CPU never had any stock.
+pub(crate) const UNUSED: u32 = 2;
+
 /// What one CPU keeps for itself: frames for unmovable and for movable use, apart.
 pub(crate) struct Stock {
-    /// Somebody else needs the frames: see `honour`.
+    /// Not 0: somebody else needs the frames ([`ASKED`]), or this is the first use ([`UNUSED`]): see
+    /// `honour`.
     pub(crate) wanted: AtomicU32,
+    /// The CPU.
+    pub(crate) place: u32,
     magazines: [Magazine; 2],
 }
 
 impl Stock {
-    pub(crate) fn new() -> Self {
-        Self { wanted: AtomicU32::new(0), magazines: [Magazine::new(), Magazine::new()] }
+    pub(crate) fn new(place: usize) -> Self {
+        let wanted = AtomicU32::new(UNUSED);
+        Self { wanted, place: place as u32, magazines: [Magazine::new(), Magazine::new()] }
     }
 
     #[inline]

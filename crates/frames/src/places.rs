@@ -202,7 +202,7 @@ impl<'m> Places<'m> {
         }
         let chunks = plan.gigs * GIG_CHUNKS;
         let mut cut = Cut(storage);
-        let stocks = fill(cut.take(cpus), |_| CachePadded(Stock::new()));
+        let stocks = fill(cut.take(cpus), |place| CachePadded(Stock::new(place)));
         let lines = cut.take::<Line>(chunks);
         let has = fill(cut.take(plan.gigs), |_| [Line::EMPTY; LEVELS]);
         let started = fill(cut.take(chunks / 64), |_| AtomicU64::new(0));

@@ -73,7 +73,7 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     }
 
     fn missed(&self, mobility: Mobility) -> u64 {
-        self.caches.stocks.iter().map(|stock| stock.of(mobility).missed.load(Relaxed)).sum()
+        self.caches.used().map(|stock| stock.of(mobility).missed.load(Relaxed)).sum()
     }
 
     fn fill_pool(&self, mobility: Mobility) -> Result<bool, Corruption> {
@@ -111,7 +111,7 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     pub fn zero_stats(&self) -> ZeroStats {
         let pooled = Mobility::ALL.map(|mobility| self.caches.pool(mobility).count());
         let mut stats = ZeroStats { pooled: pooled.iter().sum(), ..ZeroStats::default() };
-        for magazine in self.caches.stocks.iter().flat_map(|stock| stock.both()) {
+        for magazine in self.caches.used().flat_map(|stock| stock.both()) {
             stats.pooled += magazine.clean_count();
             stats.served += magazine.served.load(Relaxed);
             stats.missed += magazine.missed.load(Relaxed);

@@ -179,7 +179,7 @@ impl<C: Cpus, M, R: lock_api::RawMutex> FrameAllocator<'_, C, M, R> {
         self.caches.stocks[self.cpus.pin().cpu().index()]
             .wanted
             .load(crate::shim::Ordering::Relaxed)
-            > 0
+            == crate::magazine::ASKED
     }
 
     pub(crate) fn audit(&self) {
