@@ -64,29 +64,27 @@ pub(crate) const ALIGN_MASK: [u16; 256] = {
     masks
 };
 
-/// Steps of size in which the two tables below count.
+/// Steps of size in which the table below counts: in its first part, and in its second.
 const FINE: usize = 8;
 const COARSE: usize = 64;
+/// What is added to a size in coarse steps, so that the second part follows the first.
+const SECOND: usize = SMALL_MAX / FINE - SMALL_MAX / COARSE;
 
-/// The class of each small size. Longer than needed, by what the compiler thinks that rounding up to
-/// an alignment may add.
-const BY_SIZE: [u8; (SMALL_MAX + GRANULE) / FINE] = by_size(FINE);
-/// The class of each size above.
-const BY_SIZE_COARSE: [u8; CLASS_MAX / COARSE + 1] = by_size(COARSE);
-
-const fn by_size<const N: usize>(step: usize) -> [u8; N] {
-    let mut table = [0; N];
-    let mut class = 0;
-    let mut index = 0;
-    while index < N {
-        while index * step > SIZES[class] as usize {
+/// The class of each size. As long as a byte can count, so that no bound is checked.
+const BY_SIZE: [u8; 256] = {
+    let mut table = [CLASSES as u8 - 1; 256];
+    let (mut class, mut index) = (0, 0);
+    while index <= SECOND + CLASS_MAX / COARSE {
+        let small = index <= SMALL_MAX / FINE;
+        let size = if small { index * FINE } else { (index - SECOND) * COARSE };
+        while size > SIZES[class] as usize {
             class += 1;
         }
         table[index] = class as u8;
         index += 1;
     }
     table
-}
+};
 
 /// How a request is served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,20 +97,21 @@ pub(crate) enum Place {
     Run(Order),
 }
 
-/// The class of `layout`, if a class serves it. Budget: ten instructions.
+/// The class of `layout`, if a class serves it. Budget: twelve instructions, and no branch that
+/// depends on the size, which nobody could predict.
 ///
 /// Up to an alignment of 64, every multiple of the alignment has a next class that promises it.
 #[inline]
 pub(crate) fn class_of(layout: Layout) -> Option<u8> {
-    let (size, mask) = (layout.size(), layout.align() - 1);
-    if mask < GRANULE && size <= SMALL_MAX {
-        let mask = mask | (FINE - 1);
-        return Some(BY_SIZE[((size.max(1) + mask) & !mask) / FINE]);
+    let mask = (layout.align() - 1) | (FINE - 1);
+    // A layout's size is at most half of what a word holds: no overflow.
+    let size = (layout.size().max(1) + mask) & !mask;
+    if mask >= GRANULE || size > CLASS_MAX {
+        return None;
     }
-    if mask < GRANULE && size <= CLASS_MAX {
-        return Some(BY_SIZE_COARSE[size.div_ceil(COARSE)]);
-    }
-    None
+    let (fine, coarse) = (size / FINE, (size + COARSE - 1) / COARSE + SECOND);
+    let index = if size <= SMALL_MAX { fine } else { coarse };
+    Some(BY_SIZE[index & 255])
 }
 
 /// How `layout` is served; none when it is too large for any heap.

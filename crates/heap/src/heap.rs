@@ -261,7 +261,10 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// This CPU's magazines.
     #[inline]
     pub(crate) fn area<'p>(&self, pin: &'p Pinned<'_, C>) -> Option<&'p Area> {
-        let area = self.areas.get(pin.cpu().index())?.load(Ordering::Relaxed);
+        let cpu = pin.cpu().index();
+        debug_assert!(cpu < MAX_CPUS);
+        // SAFETY: there is an entry for each number that a `CpuId` can be.
+        let area = unsafe { self.areas.get_unchecked(cpu) }.load(Ordering::Relaxed);
         // SAFETY: *magazine-own*: this CPU made the area, and only it (or somebody who has stopped
         // it) gives the area back.
         unsafe { area.as_ref() }

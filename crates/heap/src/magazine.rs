@@ -38,10 +38,21 @@ pub(crate) const fn capacity(class: usize) -> usize {
     if count > SLOTS_MOST { SLOTS_MOST } else { count }
 }
 
-/// Blocks of `class` that move at once.
+/// Blocks of `class` that move at once: half a magazine.
+#[inline]
 pub(crate) const fn batch(class: usize) -> usize {
-    capacity(class) / 2
+    BATCHES[class] as usize
 }
+
+/// Divided once and for all.
+const BATCHES: [u8; CLASSES] = {
+    let (mut batches, mut class) = ([0; CLASSES], 0);
+    while class < CLASSES {
+        batches[class] = (capacity(class) / 2) as u8;
+        class += 1;
+    }
+    batches
+};
 
 const SLOTS: usize = {
     let (mut sum, mut class) = (0, 0);

@@ -262,9 +262,12 @@ impl Pool {
     }
 
     fn seal(address: usize, link: &Link, next: usize, prev: usize) {
-        link.next.set(next);
-        link.prev.set(prev);
-        link.sum.set(next.rotate_left(17) ^ prev.rotate_left(31) ^ MAGIC ^ address);
+        let sum = next.rotate_left(17) ^ prev.rotate_left(31) ^ MAGIC ^ address;
+        let sealed = Link { next: Cell::new(next), prev: Cell::new(prev), sum: Cell::new(sum) };
+        // Written as a whole and not cell by cell: setting a cell reads it, and fresh pages, or what
+        // an owner left, need not be initialised.
+        // SAFETY: a link consists of cells; *pool-locked*.
+        unsafe { core::ptr::from_ref(link).cast_mut().write(sealed) };
     }
 
     /// The links of the free block at `address`, if nobody wrote over them.

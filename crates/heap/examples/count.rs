@@ -1,0 +1,138 @@
+//! Work to be counted in instructions, one function for each kind, a million times:
+//!
+//! ```text
+//! cargo build --release -p pagoda-heap --example count
+//! valgrind --tool=callgrind --toggle-collect='*::sized' target/release/examples/count sized
+//! ```
+//! Kinds: `sized` (a `kalloc` and a `kfree_sized` of 64 bytes), `unsized` (with plain `kfree`), `pin`
+//! (two pins and nothing else), `churn` (10,000 live blocks, log-uniform; one is replaced), `uniform`.
+#![allow(unsafe_code)] // frees blocks
+
+use std::alloc::Layout;
+use std::cell::Cell;
+use std::hint::black_box;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use pagoda_heap::{Heap, Misuse, MisuseKind, OutOfPages, PageSource, PageTags, Report};
+use pagoda_sync::{CpuId, Cpus, RawSpin};
+
+#[allow(dead_code)]
+#[path = "../src/testing.rs"]
+mod testing;
+
+type TestHeap<'a> = Heap<&'a testing::Arena, KernelCpus, RawSpin>;
+
+std::thread_local! {
+    static SELF: Cell<(usize, u32)> = const { Cell::new((usize::MAX, 0)) };
+}
+
+/// A pin that costs what it costs in a kernel: a count up and down in the CPU's own data.
+struct KernelCpus;
+
+// SAFETY: every thread has a number of its own; the example starts a handful.
+unsafe impl Cpus for KernelCpus {
+    fn limit(&self) -> usize {
+        64
+    }
+    #[inline]
+    fn enter(&self) -> CpuId {
+        SELF.with(|cell| {
+            let (mut id, depth) = cell.get();
+            if id == usize::MAX {
+                static NEXT: AtomicUsize = AtomicUsize::new(0);
+                id = NEXT.fetch_add(1, Relaxed);
+            }
+            cell.set((id, depth + 1));
+            CpuId::new(id).unwrap_or(CpuId::BOOT)
+        })
+    }
+    #[inline]
+    unsafe fn leave(&self) {
+        SELF.with(|cell| cell.set((cell.get().0, cell.get().1 - 1)));
+    }
+}
+
+const TIMES: usize = 1_000_000;
+const SIZE: Layout = Layout::new::<[u64; 8]>();
+
+#[inline(never)]
+fn sized(heap: &TestHeap<'_>) {
+    for _ in 0..TIMES {
+        let block = black_box(heap.kalloc(SIZE).unwrap());
+        // SAFETY: live.
+        unsafe { heap.kfree_sized(block, SIZE) }.unwrap();
+    }
+}
+
+#[inline(never)]
+fn unsized_(heap: &TestHeap<'_>) {
+    for _ in 0..TIMES {
+        let block = black_box(heap.kalloc(SIZE).unwrap());
+        // SAFETY: live.
+        unsafe { heap.kfree(block) }.unwrap();
+    }
+}
+
+#[inline(never)]
+fn pin() {
+    for _ in 0..TIMES {
+        black_box(KernelCpus.pin().cpu());
+        black_box(KernelCpus.pin().cpu());
+    }
+}
+
+/// Which block, and how many bytes.
+type Plan = Vec<(u16, u16)>;
+
+fn plan(uniform: bool) -> Plan {
+    let mut state = 7_u64;
+    let mut below = move |limit: u64| {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        (u128::from(state.wrapping_mul(0x2545_f491_4f6c_dd1d)) * u128::from(limit) >> 64) as u64
+    };
+    let size = |below: &mut dyn FnMut(u64) -> u64| match uniform {
+        true => 8 + below(8185),
+        false => {
+            let octave = 3 + below(10);
+            (1 << octave) + below(1 << octave)
+        }
+    };
+    (0..TIMES).map(|_| (below(10_000) as u16, size(&mut below) as u16)).collect()
+}
+
+fn of(size: u16) -> Layout {
+    Layout::from_size_align(usize::from(size), 8).unwrap()
+}
+
+fn start<'h>(heap: &TestHeap<'h>, plan: &Plan) -> Vec<(NonNull<u8>, u16)> {
+    plan.iter().take(10_000).map(|&(_, size)| (heap.kalloc(of(size)).unwrap(), size)).collect()
+}
+
+#[inline(never)]
+fn churn(heap: &TestHeap<'_>, live: &mut [(NonNull<u8>, u16)], plan: &Plan) {
+    for &(which, size) in plan {
+        let slot = &mut live[usize::from(which)];
+        // SAFETY: live, and replaced at once.
+        unsafe { heap.kfree_sized(slot.0, of(slot.1)) }.unwrap();
+        *slot = (heap.kalloc(of(size)).unwrap(), size);
+    }
+}
+
+fn main() {
+    let arena = testing::Arena::new(16 << 10);
+    let heap: TestHeap<'_> = Heap::new(&arena, KernelCpus);
+    match std::env::args().nth(1).as_deref() {
+        Some("sized") => sized(&heap),
+        Some("unsized") => unsized_(&heap),
+        Some("pin") => pin(),
+        Some(kind @ ("churn" | "uniform")) => {
+            let plan = plan(kind == "uniform");
+            let mut live = start(&heap, &plan);
+            churn(&heap, &mut live, &plan);
+        }
+        _ => println!("sized | unsized | pin | churn | uniform"),
+    }
+}
