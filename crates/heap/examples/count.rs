@@ -91,7 +91,7 @@ fn plan(uniform: bool) -> Plan {
         state ^= state >> 12;
         state ^= state << 25;
         state ^= state >> 27;
-        (u128::from(state.wrapping_mul(0x2545_f491_4f6c_dd1d)) * u128::from(limit) >> 64) as u64
+        ((u128::from(state.wrapping_mul(0x2545_f491_4f6c_dd1d)) * u128::from(limit)) >> 64) as u64
     };
     let size = |below: &mut dyn FnMut(u64) -> u64| match uniform {
         true => 8 + below(8185),

@@ -109,7 +109,7 @@ pub(crate) fn class_of(layout: Layout) -> Option<u8> {
     if mask >= GRANULE || size > CLASS_MAX {
         return None;
     }
-    let (fine, coarse) = (size / FINE, (size + COARSE - 1) / COARSE + SECOND);
+    let (fine, coarse) = (size / FINE, size.div_ceil(COARSE) + SECOND);
     let index = if size <= SMALL_MAX { fine } else { coarse };
     Some(BY_SIZE[index & 255])
 }

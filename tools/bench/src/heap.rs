@@ -207,12 +207,13 @@ impl Work for Churn {
     fn contestant<'a, A: GlobalAlloc>(&self, name: &str, heap: &'a A) -> Contestant<'a> {
         let mut live = Live::new(heap, 10_000, self.0, 7);
         Contestant::new(name, move || {
-            const TURNS: u64 = 20_000;
-            for _ in 0..TURNS {
+            // Many more turns than blocks: else what is measured is how the caches forget one heap
+            // while the others have their turn, which costs everybody the same.
+            for _ in 0..PLAN {
                 live.turn();
             }
             // An operation is an allocation or a free.
-            2 * TURNS
+            2 * PLAN as u64
         })
     }
 
@@ -239,6 +240,8 @@ fn tails(quick: bool) -> Vec<Row> {
 
 fn tail<A: GlobalAlloc>(name: &str, heap: &A, turns: usize) -> Figure {
     let mut live = Live::new(heap, 10_000, Sizes::LogUniform, 7);
+    // Every heap is slow while it grows, and once.
+    (0..PLAN).for_each(|_| live.turn());
     let mut samples = Vec::with_capacity(turns);
     for _ in 0..turns {
         // SAFETY: reads a counter.
