@@ -364,6 +364,15 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         self.drain(stock)
     }
 
+    /// Empties every CPU's stock into the core.
+    ///
+    /// # Safety
+    /// No other CPU is in a call of this allocator, nor enters one, until this returns.
+    #[allow(unsafe_code)] // a promise about the other CPUs
+    pub unsafe fn drain_stopped(&self) -> Result<(), Corruption> {
+        self.caches.stocks.iter().try_for_each(|stock| self.drain(stock))
+    }
+
     fn drain(&self, stock: &Stock) -> Result<(), Corruption> {
         if stock.wanted.load(Relaxed) == UNUSED {
             self.caches.known.fetch_max(stock.place + 1, Relaxed);

@@ -200,6 +200,26 @@ pub trait Machine:
         CpuId::BOOT
     }
 
+    /// CPUs that run threads; constant once [`start`](crate::start) is called. Their numbers are
+    /// those below.
+    fn cpu_count(&self) -> usize {
+        1
+    }
+
+    /// Makes another CPU trap out of its program, or leave
+    /// [`wait_for_interrupt`](Self::wait_for_interrupt), soon.
+    fn kick(&self, cpu: CpuId) {
+        let _ = cpu;
+    }
+
+    /// Lets every other CPU call `work(argument)`, once.
+    fn run_others(&self, work: extern "C" fn(usize), argument: usize) {
+        let _ = (work, argument);
+    }
+
+    /// Waits until every other CPU has come back from that call.
+    fn join_others(&self) {}
+
     /// The memory totals behind `/proc/meminfo` and `sysinfo`.
     fn memory(&self) -> MemoryTotals {
         MemoryTotals::default()

@@ -72,7 +72,7 @@ pub fn start<M: Machine>(
     machine: &'static M,
     config: BootConfig,
 ) -> Result<ExitStatus, StartError> {
-    let sched = try_arc(Sched::new(machine)).map_err(|_| StartError::OutOfMemory)?;
+    let sched = Sched::new(machine).and_then(try_arc).map_err(|_| StartError::OutOfMemory)?;
     let console = SpinMutex::new(None);
     let host = try_arc(CoreHost { machine, sched, console });
     let host = host.map_err(|_| StartError::OutOfMemory)?;
@@ -257,11 +257,13 @@ fn first_files<M: Machine>(kernel: &Arc<Kernel<M>>) -> Result<Files, StartError>
 
 /// The boot context while there are threads: waits for something to do when no thread can run.
 fn idle<M: Machine>(kernel: &Arc<Kernel<M>>) {
+    kernel.sched.start_others();
     while kernel.sched.run_ready() != 0 {
         kernel.machine.wake_at(kernel.next_event());
         kernel.machine.wait_for_interrupt();
         kernel.poll();
     }
+    kernel.sched.join_others();
 }
 
 #[cfg(test)]

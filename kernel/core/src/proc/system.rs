@@ -173,7 +173,8 @@ fn total_usage<M: Machine>(kernel: &Kernel<M>) -> (Usage, u64) {
 }
 
 fn idle_ns<M: Machine>(kernel: &Kernel<M>, used: &Usage) -> u64 {
-    kernel.machine.monotonic_ns().saturating_sub(used.user + used.system)
+    let passed = kernel.machine.monotonic_ns() * kernel.machine.cpu_count() as u64;
+    passed.saturating_sub(used.user + used.system)
 }
 
 fn memory<M: Machine>(kernel: &Kernel<M>, out: &mut dyn Write) -> fmt::Result {
@@ -233,10 +234,14 @@ fn stat<M: Machine>(kernel: &Kernel<M>, out: &mut dyn Write) -> fmt::Result {
     let (used, _) = total_usage(kernel);
     let idle = idle_ns(kernel, &used) / TICK;
     let (user, system) = (used.user / TICK, used.system / TICK);
-    for name in ["cpu ", "cpu0"] {
-        writeln!(out, "{name} {user} 0 {system} {idle} 0 0 0 0 0 0")?;
-    }
+    writeln!(out, "cpu  {user} 0 {system} {idle} 0 0 0 0 0 0")?;
     let machine = kernel.machine;
+    let cpus = machine.cpu_count() as u64;
+    for cpu in 0..cpus {
+        // Not kept by CPU: an equal share each.
+        let [user, system, idle] = [user, system, idle].map(|ticks| ticks / cpus);
+        writeln!(out, "cpu{cpu} {user} 0 {system} {idle} 0 0 0 0 0 0")?;
+    }
     let booted = machine.realtime_ns().saturating_sub(machine.monotonic_ns()) / SECOND;
     let (_, runnable) = kernel.sched.counts();
     let made = kernel.tables.lock().made;

@@ -13,6 +13,8 @@
 //! Invariant *one-list*: `Ready` slots and only they are on the run queue; `Parking` and `Blocked`
 //! slots and only they are on a wait list; `count(Ready) + count(others) = live`.
 //!
+//! One run queue serves all CPUs; a slot's *affinity* says which of them may take it.
+//!
 //! Left out: priorities, run queues per CPU, a deadline heap (expiry scans all slots, but only when
 //! the earliest deadline has passed).
 
@@ -116,6 +118,8 @@ pub(crate) struct SlotId(u32);
 #[derive(Debug)]
 struct Slot<T> {
     payload: Option<T>,
+    /// The CPUs that it may run on, a bit each.
+    affinity: u64,
     state: State,
     next: u32,
     prev: u32,
@@ -131,6 +135,11 @@ struct List {
 
 impl List {
     const EMPTY: Self = Self { head: NIL, tail: NIL };
+}
+
+/// The bit that stands for a CPU. Those from 63 on share the last one.
+pub(crate) fn bit(cpu: usize) -> u64 {
+    1 << cpu.min(63)
 }
 
 /// No memory for another slot.
@@ -172,10 +181,11 @@ impl<T> Slots<T> {
         self.ready
     }
 
-    /// A slot for `payload`, not yet runnable.
-    pub(crate) fn admit(&mut self, payload: T) -> Result<SlotId, NoSlot> {
+    /// A slot for `payload`, not yet runnable, on the CPUs of `affinity`.
+    pub(crate) fn admit(&mut self, payload: T, affinity: u64) -> Result<SlotId, NoSlot> {
         let slot = Slot {
             payload: Some(payload),
+            affinity,
             state: State::New,
             next: NIL,
             prev: NIL,
@@ -228,12 +238,34 @@ impl<T> Slots<T> {
         Self::push(&mut self.slots, &mut self.run, id.0);
     }
 
-    /// Takes the next slot from the run queue: it runs now.
-    pub(crate) fn next_ready(&mut self) -> Option<SlotId> {
-        if self.run.head == NIL {
-            return None;
+    /// The CPUs that a slot may run on, a bit each.
+    pub(crate) fn affinity(&self, id: SlotId) -> u64 {
+        self.slots.get(id.0 as usize).map_or(0, |slot| slot.affinity)
+    }
+
+    /// From its next turn on, the slot runs on these CPUs only.
+    pub(crate) fn set_affinity(&mut self, id: SlotId, affinity: u64) {
+        if let Some(slot) = self.slots.get_mut(id.0 as usize) {
+            slot.affinity = affinity;
         }
-        let id = SlotId(self.run.head);
+    }
+
+    /// The first slot on the run queue that may run on `cpu`.
+    pub(crate) fn first_ready(&self, cpu: usize) -> Option<SlotId> {
+        let mut at = self.run.head;
+        while at != NIL {
+            let slot = &self.slots[at as usize];
+            if slot.affinity & bit(cpu) != 0 {
+                return Some(SlotId(at));
+            }
+            at = slot.next;
+        }
+        None
+    }
+
+    /// Takes the next slot for `cpu` from the run queue: it runs now.
+    pub(crate) fn next_ready(&mut self, cpu: usize) -> Option<SlotId> {
+        let id = self.first_ready(cpu)?;
         self.unlink(id);
         self.slots[id.0 as usize].state = State::Running;
         Some(id)

@@ -12,9 +12,9 @@ fn wait(channel: Channel, deadline: u64) -> Wait {
 #[test]
 fn a_wake_between_park_and_commit_is_not_lost() {
     let mut slots = Slots::new();
-    let id = slots.admit(()).unwrap();
+    let id = slots.admit((), !0).unwrap();
     slots.make_ready(id);
-    assert_eq!(slots.next_ready(), Some(id));
+    assert_eq!(slots.next_ready(0), Some(id));
     slots.park(id, wait(Channel::AnyFile, u64::MAX));
     assert_eq!(slots.wake(Channel::AnyFile, !0, 9), 1);
     assert!(!slots.commit(id));
@@ -27,9 +27,9 @@ fn requeued_waiters_are_woken_on_their_new_channel_only() {
     let mut slots = Slots::new();
     let (from, to) = (Channel::Futex(1, 2), Channel::Futex(1, 6));
     for _ in 0..3 {
-        let id = slots.admit(()).unwrap();
+        let id = slots.admit((), !0).unwrap();
         slots.make_ready(id);
-        slots.next_ready();
+        slots.next_ready(0);
         slots.park(id, wait(from, u64::MAX));
         assert!(slots.commit(id));
     }
@@ -76,12 +76,12 @@ proptest! {
         for step in steps {
             match step {
                 Step::Admit => {
-                    let id = slots.admit(()).unwrap();
+                    let id = slots.admit((), !0).unwrap();
                     slots.make_ready(id);
                     run.push_back(id);
                 }
                 Step::Run if current.is_none() => {
-                    current = slots.next_ready();
+                    current = slots.next_ready(0);
                     prop_assert_eq!(current, run.pop_front());
                 }
                 Step::Yield => if let Some(id) = current.take() {

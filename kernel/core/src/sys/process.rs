@@ -261,20 +261,21 @@ impl<M: Machine> Cx<'_, M> {
     }
 
     pub(crate) fn sys_sched_getaffinity(&mut self, a: [u64; 6]) -> Result<u64> {
-        self.some_thread(a[0])?;
+        let thread = self.some_thread(a[0])?;
         if a[1] < 8 || !a[1].is_multiple_of(8) {
             return Err(Errno::EINVAL);
         }
-        self.write_u64(a[2], 1)?;
+        self.write_u64(a[2], self.kernel.sched.affinity(&thread))?;
         Ok(8)
     }
 
     pub(crate) fn sys_sched_setaffinity(&mut self, a: [u64; 6]) -> Result<u64> {
-        self.some_thread(a[0])?;
+        let thread = self.some_thread(a[0])?;
         let mut mask = [0; 8];
         let len = a[1].min(8) as usize;
         self.read_bytes(a[2], mask.get_mut(..len).unwrap_or_default())?;
-        if mask[0] & 1 == 0 { Err(Errno::EINVAL) } else { Ok(0) }
+        let done = self.kernel.sched.set_affinity(&thread, u64::from_le_bytes(mask));
+        if done { Ok(0) } else { Err(Errno::EINVAL) }
     }
 
     pub(crate) fn sys_sched_getparam(&mut self, a: [u64; 6]) -> Result<u64> {

@@ -175,6 +175,7 @@ higher_half:
 # ---------------------------------------------------------------------------------------------
 .section .bss.boot, "aw", @nobits
 .balign 4096
+.global boot_tables
 boot_tables:
     .skip 7 * 4096
 .global boot_stack_guard

@@ -20,7 +20,7 @@ const READABLE: PhysRange = PhysRange::clamped(PhysAddr::ZERO, 4 << 30);
 /// Regions that fit into the map: machines with hundreds of entries have been seen, not thousands.
 const REGIONS: usize = 1024;
 /// The page at which further CPUs will start.
-const TRAMPOLINE: PhysRange = PhysRange::clamped(PhysAddr::new(0x8000), 4096);
+pub(crate) const TRAMPOLINE: PhysRange = PhysRange::clamped(PhysAddr::new(0x8000), 4096);
 /// What Multiboot 2 leaves in `eax`.
 const MULTIBOOT2_MAGIC: u32 = 0x36d7_6289;
 
@@ -29,6 +29,11 @@ pub(crate) struct LoaderMemory;
 
 static LOADER_MEMORY: LoaderMemory = LoaderMemory;
 static REGION_STORAGE: SpinMutex<[Region; REGIONS]> = SpinMutex::new([Region::EMPTY; REGIONS]);
+
+/// The low 4 GiB, as long as `boot.s`'s tables are in use.
+pub(crate) fn memory() -> &'static LoaderMemory {
+    &LOADER_MEMORY
+}
 
 impl BootMemory for LoaderMemory {
     fn bytes(&self, start: PhysAddr, len: u64) -> Option<&[u8]> {

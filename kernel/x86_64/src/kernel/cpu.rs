@@ -55,6 +55,18 @@ pub(crate) fn init() -> &'static Features {
     }
 }
 
+/// Switches on what the boot CPU has, on another one.
+pub(crate) fn init_other() {
+    if let Some(found) = features() {
+        enable(found);
+    }
+}
+
+/// The number of the executing CPU's interrupt controller, as it was at power-on.
+pub(crate) fn apic_id() -> u8 {
+    (core::arch::x86_64::__cpuid(1).ebx >> 24) as u8
+}
+
 fn find(cpuid: &CpuId<CpuIdReaderNative>) -> Features {
     let basic = cpuid.get_feature_info();
     let basic = basic.as_ref();

@@ -71,6 +71,14 @@ pub(crate) fn init() {
     }
 }
 
+/// Switches on, on another CPU, what the boot CPU decided on.
+pub(crate) fn init_other() {
+    if features() != 0 {
+        // SAFETY: what the boot CPU's XCR0 holds; CPUs of one machine have the same features.
+        unsafe { XCr0::write(XCr0Flags::from_bits_truncate(features())) };
+    }
+}
+
 #[repr(C, align(64))]
 struct Area([u8; LEGACY_BYTES]);
 

@@ -20,26 +20,23 @@ use pagoda_bootmap::{EarlyAllocator, MemoryMap};
 use pagoda_frames::{AllocError, Blame, Class, FrameAllocator, Kind, Mobility, Request};
 use pagoda_heap::{CHUNK_ORDER, Heap, OutOfPages, PageSource, PageTags};
 use pagoda_paging::{FlushRange, Platform, Released, SpaceTlb};
-use pagoda_sync::{CpuId, Ranked, RawSpin, rank};
+use pagoda_sync::{Ranked, ServingSpin, rank};
 use pagoda_vm::VmPlatform;
-use x86_64::instructions::tlb;
 use x86_64::registers::control::{Cr3, Cr4, Cr4Flags};
 
 use super::kernel_map::KernelTable;
 use super::layout::{DIRECT_MAP, HEAP_MEMORY};
 use super::once::Once;
 use super::percpu::{KernelCpus, KernelRanks};
+use super::shootdown::{self, Serve};
 use super::stacks::KernelRanges;
 
 /// The raw lock of rank `RANK`.
-pub(crate) type Lock<const RANK: u8> = Ranked<RawSpin, KernelRanks, RANK>;
+pub(crate) type Lock<const RANK: u8> = Ranked<ServingSpin<Serve>, KernelRanks, RANK>;
 /// The kernel's frame allocator.
 pub(crate) type Frames = FrameAllocator<'static, KernelCpus, DirectMap, Lock<{ rank::FRAMES }>>;
 /// The kernel's heap.
 pub(crate) type KernelHeap = Heap<HeapPages, KernelCpus, Lock<{ rank::HEAP }>>;
-
-/// From this many pages on, forgetting everything is cheaper than page by page.
-const FLUSH_ALL_PAGES: u64 = 64;
 
 /// What a frame is used for: the byte that the frame table keeps.
 pub(crate) mod kind {
@@ -136,12 +133,28 @@ impl Kernel {
     pub(crate) fn take(&self, request: Request) -> Result<FrameRange, AllocError> {
         let frames = self.frames.get().ok_or(AllocError::NoMemory)?;
         let owned = match frames.alloc(request) {
-            Err(error) if error.blame() == Blame::Exhaustion && heap().shrink() > 0 => {
+            Err(error) if error.blame() == Blame::Exhaustion && self.bring_home() => {
                 frames.alloc(request)?
             }
             answer => answer?,
         };
         Ok(owned.into_range())
+    }
+
+    /// Brings home what all CPUs only keep for later. Says whether that can have helped.
+    #[cold]
+    pub(crate) fn bring_home(&self) -> bool {
+        // SAFETY: *one-in-kernel*: the other CPUs run programs, idle, or wait for the big lock;
+        // handlers neither allocate nor free.
+        unsafe { heap().drain_stopped() };
+        let given = heap().shrink();
+        let Some(frames) = self.frames.get() else { return false };
+        let cached = frames.stats().cached;
+        // SAFETY: as above.
+        if let Err(error) = unsafe { frames.drain_stopped() } {
+            panic!("frames: {error}");
+        }
+        given > 0 || cached > 0
     }
 
     /// Gives frames back. A free that the allocator refuses is somebody's bug: the evidence ends
@@ -166,8 +179,8 @@ impl Kernel {
     }
 }
 
-// SAFETY: tables come zeroed from allocators that own all RAM. There is one CPU: `flush` makes it
-// forget before it returns, if it is in the space's set.
+// SAFETY: tables come zeroed from allocators that own all RAM. `flush` makes every CPU in the
+// space's set forget before it returns; a CPU that left the set loaded another root before that.
 unsafe impl Platform for Kernel {
     type Lock = Lock<{ rank::PAGE_TABLE }>;
 
@@ -195,15 +208,7 @@ unsafe impl Platform for Kernel {
 
     #[inline]
     fn flush(&self, space: &SpaceTlb, what: FlushRange<'_>) {
-        if !space.cpus().contains(CpuId::BOOT) {
-            return; // whoever left the space loaded another root, and thereby forgot it
-        }
-        if what.everything || what.pages() > FLUSH_ALL_PAGES {
-            return flush_all(what.global);
-        }
-        for page in what.spans.iter().flat_map(|span| span.iter()) {
-            tlb::flush(x86_64::VirtAddr::new_truncate(page.start().as_u64()));
-        }
+        shootdown::flush(space, what);
     }
 }
 

@@ -3,13 +3,19 @@
 //! Handlers run with interrupts off, on the stack of whoever was interrupted: user mode or idle
 //! (*kernel-quiet*). They touch devices and their rings, and never allocate.
 //!
-//! Left out: the local APIC and the I/O APIC, which a second CPU will need.
+//! The CPUs' own controllers ([`lapic`](super::lapic)) send ticks and messages; where there is one,
+//! the timer's line here stays closed. The other lines come to the boot CPU.
+//!
+//! Left out: the I/O APIC, and lines that go to other CPUs.
 #![allow(unsafe_code)] // I/O ports
 
+use pagoda_sync::CpuId;
 use x86_64::instructions::port::Port;
 
-use super::trap::FIRST_IRQ;
-use super::{serial, time};
+use core::sync::atomic::Ordering;
+
+use super::trap::{self, FIRST_IRQ};
+use super::{lapic, percpu, serial, shootdown, time};
 
 const COMMAND: [u16; 2] = [0x20, 0xa0];
 const DATA: [u16; 2] = [0x21, 0xa1];
@@ -62,14 +68,39 @@ fn spurious(line: u64) -> bool {
     !in_service
 }
 
+/// The timer's line is not served any more.
+pub(crate) fn close_timer() {
+    out(DATA[0], input(DATA[0]) | 1 << TIMER);
+}
+
+/// Serves a message or tick of the CPU's own controller.
+fn serve_own(vector: u8) {
+    let area = percpu::this();
+    match vector {
+        trap::TICK => {
+            time::tick(area.cpu());
+            area.kicked.store(true, Ordering::Relaxed);
+        }
+        trap::KICK => area.kicked.store(true, Ordering::Relaxed),
+        trap::FLUSH => shootdown::serve(),
+        trap::SPURIOUS => return, // is not waiting to hear of its end
+        _ => {}
+    }
+    lapic::end_of_interrupt();
+}
+
 /// Serves the interrupt that came in by `vector`.
 pub(crate) fn serve(vector: u64) {
+    match u8::try_from(vector) {
+        Ok(own @ trap::TICK..) => return serve_own(own),
+        _ => percpu::this().kicked.store(true, Ordering::Relaxed),
+    }
     let line = vector.wrapping_sub(u64::from(FIRST_IRQ));
     if spurious(line) {
         return;
     }
     match line {
-        TIMER => time::tick(),
+        TIMER => time::tick(CpuId::BOOT),
         SERIAL_2 | SERIAL_1_3 => serial::interrupt(),
         _ => {}
     }

@@ -11,6 +11,7 @@ use pagoda_kernel_core::machine::{
 };
 use pagoda_kva::Kind;
 use pagoda_paging::{PageTable, X86_64};
+use pagoda_sync::CpuId;
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr3;
 use x86_64::structures::paging::PhysFrame;
@@ -19,7 +20,7 @@ use super::context::Context;
 use super::fpu::Fpu;
 use super::host::{KERNEL, Kernel, heap};
 use super::stacks::Stack;
-use super::{cpu, fpu, percpu, random, serial, stacks, time, user};
+use super::{big_lock, cpu, fpu, lapic, percpu, random, serial, smp, stacks, time, user};
 
 const FRAME: u64 = pagoda_addr::PAGE_SIZE;
 
@@ -95,10 +96,48 @@ impl Machine for Kernel {
 
     fn wait_for_interrupt(&self) {
         percpu::assert_unpinned();
-        // `sti` takes effect after the next instruction: an interrupt that is already waiting ends
-        // the `hlt`, so none is lost in between.
-        interrupts::enable_and_hlt();
-        interrupts::disable();
+        let area = percpu::this();
+        // The boot CPU ticks for everybody. The others are told when there is something to do.
+        let ticks = area.cpu() == CpuId::BOOT || !lapic::present();
+        if !ticks {
+            lapic::stop_ticks();
+            heap().drain();
+        }
+        area.kicked.store(false, Ordering::Relaxed);
+        big_lock::release();
+        loop {
+            // `sti` takes effect after the next instruction: an interrupt that is already waiting
+            // ends the `hlt`, so none is lost in between.
+            interrupts::enable_and_hlt();
+            interrupts::disable();
+            if area.kicked.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        big_lock::acquire();
+        if !ticks {
+            lapic::start_ticks();
+        }
+    }
+
+    fn cpu(&self) -> CpuId {
+        percpu::id()
+    }
+
+    fn cpu_count(&self) -> usize {
+        percpu::started()
+    }
+
+    fn kick(&self, cpu: CpuId) {
+        smp::kick(cpu);
+    }
+
+    fn run_others(&self, work: extern "C" fn(usize), argument: usize) {
+        smp::run_others(work, argument);
+    }
+
+    fn join_others(&self) {
+        smp::join();
     }
 
     #[inline]
@@ -239,7 +278,10 @@ fn io_mem(out: &mut dyn fmt::Write) -> fmt::Result {
 
 fn cpu_info(out: &mut dyn fmt::Write) -> fmt::Result {
     let Some(cpu) = cpu::features() else { return Ok(()) };
-    writeln!(out, "processor\t: 0\nmodel name\t: {}", cpu.brand())?;
-    writeln!(out, "cpu MHz\t\t: {}.000", time::tsc_hz() / 1_000_000)?;
-    writeln!(out, "address sizes\t: {} bits physical, 48 bits virtual\n", cpu.phys_bits)
+    for number in 0..percpu::started() {
+        writeln!(out, "processor\t: {number}\nmodel name\t: {}", cpu.brand())?;
+        writeln!(out, "cpu MHz\t\t: {}.000", time::tsc_hz() / 1_000_000)?;
+        writeln!(out, "address sizes\t: {} bits physical, 48 bits virtual\n", cpu.phys_bits)?;
+    }
+    Ok(())
 }

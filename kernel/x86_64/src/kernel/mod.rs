@@ -9,6 +9,8 @@
 //! | [`tables`], [`percpu`], [`cpu`], [`fpu`] | descriptor tables, what a CPU calls its own, its features |
 //! | [`trap`] (`trap.s`), [`backtrace`], [`probe`], [`guard`] | exceptions, and how they are reported |
 //! | [`time`], [`irq`] | clocks, ticks, interrupts |
+//! | [`acpi`], [`lapic`], [`smp`] (`smp.s`) | further CPUs: found, started, stopped |
+//! | [`big_lock`], [`shootdown`] | one CPU in the kernel at a time; all CPUs forget together |
 //! | [`storeys`] with [`boot_info`], [`kernel_map`], [`host`] | storeys 1 to 3 are built |
 //! | [`stacks`], [`context`], [`user`] (`user.s`) | threads, and the border to programs |
 //! | [`machine`] | all of that as the portable half knows it |
@@ -25,8 +27,10 @@
 //! instructions around `swapgs` where that is not so cannot fault, run with interrupts off, and are
 //! only ever interrupted by an NMI or a machine check, whose entry does not rely on it.
 //!
-//! Left out: starting other CPUs, ACPI, the local APIC. The structures count CPUs; one is started.
+//! *one-in-kernel*: one CPU at a time runs kernel code, whoever holds the [`big_lock`].
+pub(crate) mod acpi;
 pub(crate) mod backtrace;
+pub(crate) mod big_lock;
 pub(crate) mod boot;
 pub(crate) mod boot_info;
 pub(crate) mod console;
@@ -38,6 +42,7 @@ pub(crate) mod guard;
 pub(crate) mod host;
 pub(crate) mod irq;
 pub(crate) mod kernel_map;
+pub(crate) mod lapic;
 pub(crate) mod layout;
 pub(crate) mod ledger;
 pub(crate) mod machine;
@@ -48,6 +53,8 @@ pub(crate) mod probe;
 pub(crate) mod random;
 pub(crate) mod selftest;
 pub(crate) mod serial;
+pub(crate) mod shootdown;
+pub(crate) mod smp;
 pub(crate) mod stacks;
 pub(crate) mod storeys;
 pub(crate) mod tables;
@@ -85,6 +92,8 @@ extern "C" fn entry(magic: u32, info: u32) -> ! {
     if clock.is_none() {
         log::warn!("no timer: the clock is a guess");
     }
+    lapic::init();
+    smp::start();
     time::start_ticks();
     serial::listen();
     run(&handover)

@@ -7,7 +7,7 @@ use x86_64::instructions::interrupts;
 
 use super::console::say;
 use super::exit::{Exit, exit};
-use super::{backtrace, console};
+use super::{backtrace, console, smp};
 
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
@@ -18,6 +18,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         exit(Exit::Panic); // the report itself panicked: better short than never
     }
     console::urgent();
+    smp::stop_others();
     match info.location() {
         Some(place) => say!("kernel panic: {} (at {place})", info.message()),
         None => say!("kernel panic: {}", info.message()),

@@ -4,15 +4,19 @@
 //! [`this`]. Fields are atomics only so that the area may be a static: they are read and written by
 //! the CPU that owns them with plain loads and stores.
 //!
-//! One CPU is started, so there is one area. A second one needs its own, reached in the same way.
+//! The boot CPU's is a static; those of the others are made before they are started and live for
+//! good. Each area also holds the CPU's descriptor table of segments: an exception that arrives
+//! while GS is a program's finds the area by asking the CPU where that table is.
 #![allow(unsafe_code)] // the GS base and the unsafe trait `Cpus`
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 
 use pagoda_kernel_core::machine::UserRegs;
-use pagoda_sync::{CpuId, Cpus, RankTracker};
+use pagoda_sync::{CpuId, Cpus, MAX_CPUS, RankTracker};
 use x86_64::registers::model_specific::{GsBase, KernelGsBase};
 use x86_64::structures::tss::TaskStateSegment;
 
@@ -41,35 +45,124 @@ pub(crate) struct Area {
     ranks: AtomicU32,
     /// The CPU's number.
     id: AtomicU32,
+    /// The number of its interrupt controller.
+    pub(crate) apic_id: AtomicU8,
+    /// Has it started?
+    pub(crate) online: AtomicBool,
+    /// Somebody wants something of it: it does not go on idling.
+    pub(crate) kicked: AtomicBool,
+    /// The request for a flush that it has not served yet (see `shootdown`).
+    pub(crate) flush_ticket: AtomicU64,
+    /// Where its stacks for exceptions end; only while it starts.
+    pub(crate) own_stacks: [AtomicU64; 3],
+    /// Segments (see `tables`).
+    pub(crate) gdt: UnsafeCell<[u64; GDT_ENTRIES]>,
     /// The task state segment: stacks for traps.
     pub(crate) tss: UnsafeCell<TaskStateSegment>,
 }
 
-// SAFETY: all fields but the TSS are atomics; the TSS is written while the CPU is being set up and
-// by `enter_user` on the owning CPU, and read by that CPU's hardware.
+// SAFETY: all fields but the TSS and the segments are atomics; these two are written while the CPU
+// is being set up and by `enter_user` on the owning CPU, and read by that CPU's hardware.
 unsafe impl Sync for Area {}
 
-/// The boot CPU's.
-pub(crate) static BOOT: Area = Area {
-    this: AtomicPtr::new(core::ptr::null_mut()),
-    kernel_rsp: AtomicU64::new(0),
-    user_regs: AtomicPtr::new(core::ptr::null_mut()),
-    scratch: AtomicU64::new(0),
-    vector: AtomicU64::new(0),
-    code: AtomicU64::new(0),
-    cr2: AtomicU64::new(0),
-    fsgsbase: AtomicBool::new(false),
-    pins: AtomicU32::new(0),
-    ranks: AtomicU32::new(0),
-    id: AtomicU32::new(0),
-    tss: UnsafeCell::new(TaskStateSegment::new()),
-};
+/// Entries of a table of segments.
+pub(crate) const GDT_ENTRIES: usize = 9;
 
-/// Makes [`BOOT`] the executing CPU's area.
-pub(crate) fn init() {
-    BOOT.this.store((&raw const BOOT).cast_mut(), Ordering::Relaxed);
-    GsBase::write(x86_64::VirtAddr::from_ptr(&raw const BOOT));
+impl Area {
+    /// The area of CPU `id`, not in use yet.
+    pub(crate) const fn new(id: u32, apic_id: u8) -> Self {
+        Self {
+            this: AtomicPtr::new(core::ptr::null_mut()),
+            kernel_rsp: AtomicU64::new(0),
+            user_regs: AtomicPtr::new(core::ptr::null_mut()),
+            scratch: AtomicU64::new(0),
+            vector: AtomicU64::new(0),
+            code: AtomicU64::new(0),
+            cr2: AtomicU64::new(0),
+            fsgsbase: AtomicBool::new(false),
+            pins: AtomicU32::new(0),
+            ranks: AtomicU32::new(0),
+            id: AtomicU32::new(id),
+            apic_id: AtomicU8::new(apic_id),
+            online: AtomicBool::new(false),
+            kicked: AtomicBool::new(false),
+            flush_ticket: AtomicU64::new(0),
+            own_stacks: [const { AtomicU64::new(0) }; 3],
+            gdt: UnsafeCell::new([0; GDT_ENTRIES]),
+            tss: UnsafeCell::new(TaskStateSegment::new()),
+        }
+    }
+
+    /// Which CPU's it is.
+    pub(crate) fn cpu(&self) -> CpuId {
+        CpuId::new(self.id.load(Ordering::Relaxed) as usize).unwrap_or_default()
+    }
+}
+
+/// The boot CPU's.
+static BOOT: Area = Area::new(0, 0);
+/// All areas that are in use, by CPU.
+static AREAS: [AtomicPtr<Area>; MAX_CPUS] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
+/// CPUs that there may be, at most; set before anybody asks.
+static LIMIT: AtomicUsize = AtomicUsize::new(1);
+/// CPUs that have started.
+static STARTED: AtomicUsize = AtomicUsize::new(1);
+
+/// The boot CPU's area.
+pub(crate) fn boot() -> &'static Area {
+    &BOOT
+}
+
+/// Makes `area` the executing CPU's.
+pub(crate) fn init(area: &'static Area) {
+    let pointer = core::ptr::from_ref(area);
+    area.this.store(pointer.cast_mut(), Ordering::Relaxed);
+    GsBase::write(x86_64::VirtAddr::from_ptr(pointer));
     KernelGsBase::write(x86_64::VirtAddr::zero()); // a program's, until it says otherwise
+}
+
+/// Says how many CPUs there may be. Once, before there is an allocator.
+pub(crate) fn set_limit(cpus: usize) {
+    LIMIT.store(cpus.clamp(1, MAX_CPUS), Ordering::Relaxed);
+}
+
+/// How many CPUs there may be.
+pub(crate) fn limit() -> usize {
+    LIMIT.load(Ordering::Relaxed)
+}
+
+/// A further CPU has started; they start in the order of their numbers.
+pub(crate) fn publish(area: &'static Area) {
+    AREAS[area.cpu().index()].store(core::ptr::from_ref(area).cast_mut(), Ordering::Release);
+    STARTED.store(area.cpu().index() + 1, Ordering::Release);
+}
+
+/// CPUs that have started.
+pub(crate) fn started() -> usize {
+    STARTED.load(Ordering::Acquire)
+}
+
+/// The area of a CPU that has started.
+pub(crate) fn of(cpu: CpuId) -> Option<&'static Area> {
+    if cpu == CpuId::BOOT {
+        return Some(&BOOT);
+    }
+    let area = AREAS[cpu.index()].load(Ordering::Acquire);
+    // SAFETY: null, or what `publish` stored: an area that lives for good.
+    unsafe { area.as_ref() }
+}
+
+/// The areas of all CPUs that have started but this one's.
+pub(crate) fn others() -> impl Iterator<Item = &'static Area> {
+    let me = id();
+    (0..started()).filter_map(CpuId::new).filter(move |&cpu| cpu != me).filter_map(of)
+}
+
+/// The executing CPU.
+#[inline]
+pub(crate) fn id() -> CpuId {
+    this().cpu()
 }
 
 /// The executing CPU's area. Two instructions.
@@ -77,7 +170,7 @@ pub(crate) fn init() {
 pub(crate) fn this() -> &'static Area {
     let area: *const Area;
     // SAFETY: *kernel-gs*: the GS base is the address of this CPU's area, whose first field holds
-    // the same address. Areas are statics.
+    // the same address. Areas live for good.
     unsafe {
         asm!("mov {}, gs:[0]", out(reg) area, options(nostack, preserves_flags, readonly));
         &*area
@@ -94,14 +187,14 @@ pub(crate) struct KernelCpus;
 unsafe impl Cpus for KernelCpus {
     #[inline]
     fn limit(&self) -> usize {
-        1
+        limit()
     }
 
     #[inline]
     fn enter(&self) -> CpuId {
         let area = this();
         area.pins.store(area.pins.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        CpuId::BOOT
+        area.cpu()
     }
 
     #[inline]

@@ -23,7 +23,7 @@ use super::host::{DirectMap, KERNEL, heap};
 use super::kernel_map::{self, KernelTable, Leaves, READ_WRITE};
 use super::percpu::KernelCpus;
 use super::stacks::Stack;
-use super::{console, cpu, layout};
+use super::{console, cpu, layout, percpu, smp};
 
 /// Why the tower could not be built.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +124,7 @@ pub(crate) fn build(magic: u32, info: PhysAddr) -> Result<Handover, BuildError> 
     if let Some(features) = cpu::features() {
         info!("pagoda {} on {features}", env!("CARGO_PKG_VERSION"));
     }
+    smp::count(&loaded);
     storey1(&loaded)?;
     let handover = Handover {
         command_line: keep(loaded.command_line())?,
@@ -363,7 +364,7 @@ fn storey2_frames() -> Result<(), BuildError> {
     let mut ranges = RangeList::new(places)?;
     ranges.fill((0..).map_while(ram))?;
     let table_bytes = back_frame_table(table, ranges.get())?;
-    let cpus = 1;
+    let cpus = percpu::limit();
     // For all RAM, in one piece or in many: what is left when all this is carved needs less.
     let needed = pagoda_frames::required(ranges.get(), cpus)?;
     let slack = (places * 64 + 4096) as u64;

@@ -17,14 +17,14 @@ use core::cell::UnsafeCell;
 
 use pagoda_addr::{VirtAddr, VirtRange};
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
-use x86_64::instructions::tables::load_tss;
-use x86_64::structures::gdt::{
-    Descriptor, DescriptorFlags, GlobalDescriptorTable, SegmentSelector,
-};
+use x86_64::instructions::tables::{lgdt, load_tss};
+use x86_64::structures::DescriptorTablePointer;
+use x86_64::structures::gdt::{Descriptor, DescriptorFlags, SegmentSelector};
 use x86_64::structures::idt::InterruptDescriptorTable;
 use x86_64::{PrivilegeLevel, VirtAddr as RawVirtAddr};
 
 use super::once::Once;
+use super::percpu::{Area, GDT_ENTRIES};
 use super::{percpu, trap};
 
 /// Kernel code.
@@ -33,6 +33,8 @@ pub(crate) const KERNEL_CODE: u16 = 0x10;
 pub(crate) const KERNEL_DATA: u16 = 0x18;
 /// What `sysret` counts from: user data is 8 above, user code 16, privilege 3.
 pub(crate) const SYSRET_BASE: u16 = 0x23;
+/// The task state segment.
+const TASK: u16 = 0x38;
 /// User data, as a program sees it.
 pub(crate) const USER_DATA: u16 = 0x2b;
 /// User code, as a program sees it.
@@ -56,10 +58,9 @@ unsafe impl Sync for Stack {}
 
 static OWN_STACKS: [Stack; 3] = [const { Stack(UnsafeCell::new([0; OWN_STACK_BYTES])) }; 3];
 
-static GDT: Once<GlobalDescriptorTable<10>> = Once::new();
 static IDT: Once<InterruptDescriptorTable> = Once::new();
 
-/// The stacks that no other code ever runs on.
+/// The boot CPU's stacks that no other code ever runs on.
 pub(crate) fn own_stacks() -> impl Iterator<Item = VirtRange> {
     OWN_STACKS
         .iter()
@@ -68,29 +69,57 @@ pub(crate) fn own_stacks() -> impl Iterator<Item = VirtRange> {
 
 /// Loads all tables on the boot CPU, and makes its own area its own.
 pub(crate) fn init() {
-    percpu::init();
-    let area = percpu::this();
+    let mut tops = [0; 3];
+    for (top, stack) in tops.iter_mut().zip(own_stacks()) {
+        *top = stack.end().as_u64();
+    }
+    load(percpu::boot(), tops);
+    // Gates lead to the code segment that is loaded now.
+    let mut idt = InterruptDescriptorTable::new();
+    fill(&mut idt);
+    if let Ok(idt) = IDT.set(idt) {
+        idt.load();
+    }
+}
 
+/// Makes `area` the executing CPU's own, and loads all tables there. `tops` are the ends of the
+/// stacks of [`OwnStack`], in its order.
+pub(crate) fn load(area: &'static Area, tops: [u64; 3]) {
+    percpu::init(area);
     // SAFETY: the area's TSS is not loaded yet and no other reference to it exists. All its fields
     // may lie at any multiple of four; whole fields are assigned, none is borrowed.
     let tss = unsafe { &mut *area.tss.get() };
-    let mut tops = [RawVirtAddr::zero(); 7];
-    for (top, stack) in tops.iter_mut().zip(own_stacks()) {
-        *top = RawVirtAddr::new(stack.end().as_u64());
+    let mut stacks = [RawVirtAddr::zero(); 7];
+    for (place, top) in stacks.iter_mut().zip(tops) {
+        *place = RawVirtAddr::new(top);
     }
-    tss.interrupt_stack_table = tops;
+    tss.interrupt_stack_table = stacks;
 
-    let mut gdt = GlobalDescriptorTable::<10>::empty();
-    gdt.append(Descriptor::UserSegment(0)); // 0x08: unused
-    gdt.append(Descriptor::UserSegment(DescriptorFlags::KERNEL_CODE64.bits())); // 0x10
-    gdt.append(Descriptor::UserSegment(DescriptorFlags::KERNEL_DATA.bits())); // 0x18
-    gdt.append(Descriptor::UserSegment(0)); // 0x20: no 32-bit user code
-    gdt.append(Descriptor::UserSegment(DescriptorFlags::USER_DATA.bits())); // 0x28
-    gdt.append(Descriptor::UserSegment(DescriptorFlags::USER_CODE64.bits())); // 0x30
-    // SAFETY: the TSS is in a static.
-    let tss = gdt.append(unsafe { Descriptor::tss_segment_unchecked(area.tss.get()) }); // 0x38
-    if let Ok(gdt) = GDT.set(gdt) {
-        gdt.load();
+    // SAFETY: the TSS lives as long as the area, for good.
+    let (low, high) = match unsafe { Descriptor::tss_segment_unchecked(area.tss.get()) } {
+        Descriptor::SystemSegment(low, high) => (low, high),
+        Descriptor::UserSegment(low) => (low, 0),
+    };
+    let gdt: [u64; GDT_ENTRIES] = [
+        0,
+        0,                                     // 0x08: unused
+        DescriptorFlags::KERNEL_CODE64.bits(), // 0x10
+        DescriptorFlags::KERNEL_DATA.bits(),   // 0x18
+        0,                                     // 0x20: no 32-bit user code
+        DescriptorFlags::USER_DATA.bits(),     // 0x28
+        DescriptorFlags::USER_CODE64.bits(),   // 0x30
+        low,                                   // 0x38: the task
+        high,
+    ];
+    let pointer = DescriptorTablePointer {
+        limit: (size_of_val(&gdt) - 1) as u16,
+        base: RawVirtAddr::from_ptr(area.gdt.get()),
+    };
+    // SAFETY: the table is not loaded yet and no reference to it exists; from now on only the CPU
+    // writes it (the task's busy bit). It lives for good and holds what `user.rs` relies on.
+    unsafe {
+        *area.gdt.get() = gdt;
+        lgdt(&pointer);
     }
     let kernel = |selector: u16| SegmentSelector::new(selector / 8, PrivilegeLevel::Ring0);
     // SAFETY: the selectors name the code, data and task segments just loaded; null is allowed for
@@ -100,12 +129,9 @@ pub(crate) fn init() {
         SS::set_reg(kernel(KERNEL_DATA));
         DS::set_reg(SegmentSelector::NULL);
         ES::set_reg(SegmentSelector::NULL);
-        load_tss(tss);
+        load_tss(kernel(TASK));
     }
-
-    let mut idt = InterruptDescriptorTable::new();
-    fill(&mut idt);
-    if let Ok(idt) = IDT.set(idt) {
+    if let Some(idt) = IDT.get() {
         idt.load();
     }
 }
@@ -146,7 +172,7 @@ fn fill(idt: &mut InterruptDescriptorTable) {
     gate!(idt.cp_protection_exception, 21);
     gate!(idt.vmm_communication_exception, 29);
     gate!(idt.security_exception, 30);
-    for vector in trap::FIRST_IRQ..trap::FIRST_IRQ + trap::IRQS {
+    for vector in trap::FIRST_IRQ..trap::VECTORS {
         gate!(idt[vector], vector);
     }
 }

@@ -11,7 +11,10 @@
 use core::arch::x86_64::_rdtsc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use pagoda_sync::CpuId;
 use x86_64::instructions::port::Port;
+
+use super::{irq, lapic};
 
 /// Ticks of channel 0 in a second.
 const TICK_HZ: u64 = 250;
@@ -65,8 +68,12 @@ pub(crate) fn init() -> Option<u64> {
     measured
 }
 
-/// Starts the ticks.
+/// Starts the boot CPU's ticks: by its own controller, or by channel 0 where there is none.
 pub(crate) fn start_ticks() {
+    if lapic::present() {
+        irq::close_timer();
+        return lapic::start_ticks();
+    }
     let [low, high, ..] = (TIMER_HZ / TICK_HZ).to_le_bytes();
     out(0x43, 0x34); // channel 0, both bytes, rate generator
     out(0x40, low);
@@ -114,9 +121,11 @@ pub(crate) fn realtime_ns() -> u64 {
     BOOT_REALTIME.load(Ordering::Relaxed).saturating_add(since_boot_ns())
 }
 
-/// Serves the timer's interrupt.
-pub(crate) fn tick() {
-    TICKS.fetch_add(1, Ordering::Relaxed);
+/// Serves the timer's interrupt. The boot CPU's is the one that counts.
+pub(crate) fn tick(cpu: CpuId) {
+    if cpu == CpuId::BOOT {
+        TICKS.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Timer interrupts so far.

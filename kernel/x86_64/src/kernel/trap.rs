@@ -15,12 +15,20 @@ use pagoda_kernel_core::machine::UserRegs;
 use super::console::say;
 use super::exit::{Exit, exit};
 use super::percpu::{self, Area};
-use super::{backtrace, console, guard, irq, user};
+use super::{backtrace, console, guard, irq, smp, user};
 
-/// The vector of the first of the 16 interrupt lines; exceptions end below it.
+/// The vector of the first of the old controllers' 16 lines; exceptions end below it.
 pub(crate) const FIRST_IRQ: u8 = 32;
-/// Interrupt lines.
-pub(crate) const IRQS: u8 = 16;
+/// The timer of the CPU's own controller.
+pub(crate) const TICK: u8 = 48;
+/// Another CPU wants this one to look into its queues.
+pub(crate) const KICK: u8 = 49;
+/// Another CPU wants this one to forget translations.
+pub(crate) const FLUSH: u8 = 50;
+/// What the CPU's own controller sends when a request has vanished.
+pub(crate) const SPURIOUS: u8 = 63;
+/// Vectors that have gates end here.
+pub(crate) const VECTORS: u8 = 64;
 
 const DOUBLE_FAULT: u64 = 8;
 const NMI: u64 = 2;
@@ -31,7 +39,7 @@ global_asm!(
     include_str!("user.s"),
     EXCEPTION = sym exception,
     INTERRUPT = sym interrupt,
-    BOOT_AREA = sym percpu::BOOT,
+    GDT = const offset_of!(Area, gdt),
     SCRATCH = const offset_of!(Area, scratch),
     KERNEL_RSP = const offset_of!(Area, kernel_rsp),
     USER_REGS = const offset_of!(Area, user_regs),
@@ -70,7 +78,7 @@ unsafe extern "C" {
     static trap_stubs: u8;
 }
 
-/// The address of the stub for `vector` (below 48).
+/// The address of the stub for `vector` (below [`VECTORS`]).
 pub(crate) fn stub(vector: u8) -> u64 {
     &raw const trap_stubs as u64 + 16 * u64::from(vector)
 }
@@ -133,6 +141,9 @@ pub(crate) fn name(vector: u64) -> &'static str {
 
 /// An exception while the kernel ran. Called by `trap.s`.
 extern "C" fn exception(frame: &Frame, cr2: u64) {
+    if frame.vector == NMI {
+        smp::stop_if_told();
+    }
     console::urgent();
     if frame.vector == NMI {
         say!("NMI: the kernel is here, and goes on:");
@@ -140,6 +151,7 @@ extern "C" fn exception(frame: &Frame, cr2: u64) {
         console::calm();
         return;
     }
+    smp::stop_others();
     let fault = VirtAddr::new(cr2);
     let on_stack = frame.vector == DOUBLE_FAULT || frame.vector == PAGE_FAULT;
     match guard::owner(fault).filter(|_| on_stack) {
@@ -164,6 +176,7 @@ extern "C" fn exception(frame: &Frame, cr2: u64) {
             );
         }
     }
+    say!("on {:?}", percpu::id());
     report(frame);
     exit(Exit::Panic)
 }

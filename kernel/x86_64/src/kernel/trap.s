@@ -19,7 +19,7 @@
 .global trap_stubs
 .type trap_stubs, @function
 trap_stubs:
-.irp vector, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,32,33,34,35,36,37,38,39,40,41,42,43,44,45,46,47
+.irp vector, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,32,33,34,35,36,37,38,39,40,41,42,43,44,45,46,47,48,49,50,51,52,53,54,55,56,57,58,59,60,61,62,63
     .balign 16
     .if \vector == 8 || \vector == 10 || \vector == 11 || \vector == 12 || \vector == 13 || \vector == 14 || \vector == 17 || \vector == 21 || \vector == 29 || \vector == 30
     .else
@@ -130,7 +130,11 @@ from_kernel:
     rdmsr
     mov ebx, eax
     mov r12d, edx
-    lea rax, [rip + {BOOT_AREA}]
+    sub rsp, 16
+    sgdt [rsp]                          # the table of segments stands in the CPU's area
+    mov rax, [rsp + 2]
+    add rsp, 16
+    sub rax, {GDT}
     mov rdx, rax
     shr rdx, 32
     wrmsr

@@ -20,8 +20,8 @@ use x86_64::registers::model_specific::{Efer, FsBase, KernelGsBase, LStar, Msr, 
 use x86_64::registers::rflags::RFlags;
 
 use super::layout::USER_END;
-use super::trap::{FIRST_IRQ, IRQS};
-use super::{console, exit, irq, percpu, tables, trap};
+use super::trap::{FIRST_IRQ, VECTORS};
+use super::{big_lock, console, exit, irq, percpu, smp, tables, trap};
 
 /// What the system call entry leaves in place of a vector.
 pub(crate) const SYSCALL: u64 = 0x100;
@@ -79,27 +79,34 @@ pub(crate) fn init() {
     );
 }
 
-/// Runs the program whose registers these are until it traps. See the trait `Machine`.
+/// Runs the program whose registers these are until it traps. See the trait `Machine`. The big lock
+/// is free meanwhile.
 ///
-/// Every trap of every program comes through here: about 40 instructions besides `enter_user`.
+/// Interrupts are served before the big lock is taken: its holder may be waiting for an answer, and
+/// as long as one interrupt is not ended no other one comes in. After a request to forget
+/// translations the program goes on at once.
+///
+/// Every trap of every program comes through here: about 50 instructions besides `enter_user`.
 #[inline]
 pub(crate) fn run(regs: &mut UserRegs) -> Trap {
-    // A program lives in the lower half: one test for the address and both bases.
-    if (regs.rip | regs.fs_base | regs.gs_base) >> LOWER_HALF_BITS != 0 && !bases_canonical(regs) {
-        return Trap::Exception { vector: GENERAL_PROTECTION, code: 0 };
-    }
-    regs.rflags = regs.rflags & PROGRAMS_FLAGS | USER_FLAGS;
-    let differs = (regs.rcx ^ regs.rip) | (regs.r11 ^ regs.rflags) | (regs.rflags & NEEDS_IRET);
-    let by_sysret = differs == 0 && regs.rip < USER_END;
-    load_bases(regs);
     percpu::assert_unpinned();
-    // SAFETY: the address is canonical and the flags are a program's, so leaving cannot fault; by
-    // `sysret` only with an address in the lower half. `regs` is exclusively borrowed until the
-    // trap entries have filled it and come back here. The active page table maps the kernel like
-    // all others do. Interrupts are off.
-    unsafe { enter_user(regs, u32::from(by_sysret)) };
+    big_lock::release();
     let area = percpu::this();
-    let vector = area.vector.load(Ordering::Relaxed);
+    let vector = loop {
+        if !enter(regs) {
+            big_lock::acquire();
+            return Trap::Exception { vector: GENERAL_PROTECTION, code: 0 };
+        }
+        let vector = area.vector.load(Ordering::Relaxed);
+        if (FIRST_IRQ.into()..VECTORS.into()).contains(&vector) {
+            irq::serve(vector);
+            if vector == u64::from(trap::FLUSH) {
+                continue;
+            }
+        }
+        break vector;
+    };
+    big_lock::acquire();
     if vector == SYSCALL {
         return Trap::Syscall;
     }
@@ -115,7 +122,27 @@ pub(crate) fn run(regs: &mut UserRegs) -> Trap {
     classify(vector, code)
 }
 
-/// May the address and the bases be loaded? Rarely asked: see [`run`].
+/// Enters user mode once, and comes back when the program has trapped. False, and nothing was
+/// entered, when that itself would fault.
+#[inline]
+fn enter(regs: &mut UserRegs) -> bool {
+    // A program lives in the lower half: one test for the address and both bases.
+    if (regs.rip | regs.fs_base | regs.gs_base) >> LOWER_HALF_BITS != 0 && !bases_canonical(regs) {
+        return false;
+    }
+    regs.rflags = regs.rflags & PROGRAMS_FLAGS | USER_FLAGS;
+    let differs = (regs.rcx ^ regs.rip) | (regs.r11 ^ regs.rflags) | (regs.rflags & NEEDS_IRET);
+    let by_sysret = differs == 0 && regs.rip < USER_END;
+    load_bases(regs);
+    // SAFETY: the address is canonical and the flags are a program's, so leaving cannot fault; by
+    // `sysret` only with an address in the lower half. `regs` is exclusively borrowed until the
+    // trap entries have filled it and come back here. The active page table maps the kernel like
+    // all others do. Interrupts are off.
+    unsafe { enter_user(regs, u32::from(by_sysret)) };
+    true
+}
+
+/// May the address and the bases be loaded? Rarely asked: see [`enter`].
 #[cold]
 fn bases_canonical(regs: &UserRegs) -> bool {
     [regs.rip, regs.fs_base, regs.gs_base].iter().all(|&at| VirtAddr::new(at).is_canonical(48))
@@ -144,6 +171,7 @@ fn load_bases_by_msr(regs: &UserRegs) {
 fn classify(vector: u64, code: u64) -> Trap {
     match vector {
         NMI => {
+            smp::stop_if_told();
             log::warn!("NMI while a program ran");
             Trap::Interrupt
         }
@@ -153,12 +181,9 @@ fn classify(vector: u64, code: u64) -> Trap {
             exit::exit(exit::Exit::Panic)
         }
         _ => match u8::try_from(vector) {
-            Ok(line) if (FIRST_IRQ..FIRST_IRQ + IRQS).contains(&line) => {
-                irq::serve(vector);
-                Trap::Interrupt
-            }
+            Ok(FIRST_IRQ..VECTORS) => Trap::Interrupt,
             Ok(vector) => Trap::Exception { vector, code },
-            Err(_) => unreachable!("the stubs push vectors below 48"),
+            Err(_) => unreachable!("the stubs push vectors below 64"),
         },
     }
 }
