@@ -17,6 +17,10 @@
 //!                   basket ------------------------ full ---------------------------> core
 //! ```
 //!
+//! Unmovable and movable frames have a P, a stack, a basket and a depot each; a bit per chunk says to
+//! which a freed frame belongs. A request for the one does not look into the stock of the other, but
+//! into the core, which gives chunks of its own or, at last, frames of the other's.
+//!
 //! "Below" is by the order in which zones are used: distance from the start of the best zone,
 //! wrapping around, so that lower zones come after all of it.
 //!
