@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release -p pagoda-heap --example count
-//! valgrind --tool=callgrind --toggle-collect='*::sized' target/release/examples/count sized
+//! valgrind --tool=callgrind --toggle-collect='count::sized*' target/release/examples/count sized
 //! ```
 //! Kinds: `sized` (a `kalloc` and a `kfree_sized` of 64 bytes), `unsized` (with plain `kfree`), `pin`
 //! (two pins and nothing else), `churn` (10,000 live blocks, log-uniform; one is replaced), `uniform`.

@@ -11,7 +11,7 @@ use crate::classes::{Place, SIZES, SLAB_CLASSES, Tag};
 use crate::depot::{self, array_bytes};
 use crate::heap::{State, own};
 use crate::inspect::{Found, What};
-use crate::magazine::{Batch, Refused, batch as batch_of};
+use crate::magazine::{Batch, Refused, UNIT, batch as batch_of};
 use crate::pool::{CHUNK, Chunk, GRANULE};
 use crate::{Heap, Misuse, MisuseKind, PageSource, Report};
 
@@ -77,7 +77,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             let magazine = self.magazine(&pin, class)?;
             match magazine.push(own(ptr)) {
                 Err(Refused::Full) => {
-                    magazine.take_oldest(batch_of(at), &mut blocks);
+                    magazine.take_oldest(batch_of(at).min(UNIT), &mut blocks);
                     magazine.push(own(ptr))
                 }
                 other => other,

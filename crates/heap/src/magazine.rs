@@ -21,6 +21,9 @@ use crate::sync::{AtomicPtr, Ordering};
 
 /// The most blocks that move at once.
 pub(crate) const BATCH: usize = 32;
+/// The most blocks that go to or come from their slabs at once: each touches a header and a bitmap
+/// that no cache may hold, and whoever is unlucky pays for all of them.
+pub(crate) const UNIT: usize = 8;
 /// The most blocks in a magazine: two batches.
 const SLOTS_MOST: usize = 2 * BATCH;
 /// Bytes that a magazine of small blocks may hold.

@@ -13,7 +13,7 @@ use pagoda_sync::Cpus;
 
 use crate::classes::{Place, SIZES, SLAB_CLASSES, Tag, place};
 use crate::heap::State;
-use crate::magazine::{BATCH, Batch, batch as batch_of};
+use crate::magazine::{Batch, UNIT, batch as batch_of};
 use crate::pool::{CHUNK, CHUNK_ORDER, GRANULE};
 use crate::slab::{Slab, capacity, span_for};
 use crate::{Heap, HeapError, Misuse, MisuseKind, PageSource, Report};
@@ -156,7 +156,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             }
             return blocks.len() != 0;
         }
-        for _ in 0..batch_of(class).min(BATCH) {
+        for _ in 0..batch_of(class).min(UNIT) {
             match state.shelves[class].take() {
                 Some(object) => blocks.push(object.as_ptr()),
                 None if blocks.len() != 0 => break,
