@@ -23,7 +23,7 @@ pub struct Run {
     /// How the kernel is booted
     #[arg(long, value_enum, default_value = "multiboot1")]
     boot: Boot,
-    /// CPUs of the machine (the kernel uses one of them so far)
+    /// CPUs of the machine
     #[arg(long, default_value_t = 1)]
     smp: u32,
     /// CPU model, in QEMU's words
