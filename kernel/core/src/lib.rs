@@ -9,13 +9,13 @@
 //!
 //! # Rules
 //!
-//! Kernel mode is never pre-empted, and one CPU at a time runs it; a thread gives the CPU away only in the scheduler, and holds no
-//! lock then. All state stands behind locks in one value; there is no hidden static. Every
+//! Kernel mode is never pre-empted, and one CPU at a time runs it; a thread gives the CPU away only
+//! in the scheduler, and holds no lock then. All state stands behind locks in one value; there is no hidden static. Every
 //! allocation that a system call can reach may fail, and then the call answers `ENOMEM`. User
 //! memory is only ever copied through the address space.
 //!
-//! Left out: more than one CPU in the kernel at a time, dynamic linking, `ptrace`, sockets, timers other than
-//! `ITIMER_REAL`, namespaces, credentials beyond user and group numbers.
+//! Left out: more than one CPU in the kernel at a time, dynamic linking, `ptrace`, sockets, timers
+//! other than `ITIMER_REAL`, namespaces, credentials beyond user and group numbers.
 #![no_std]
 #![deny(unsafe_code)]
 
