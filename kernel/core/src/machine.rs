@@ -200,7 +200,7 @@ pub trait Machine:
         CpuId::BOOT
     }
 
-    /// CPUs that run threads; constant once [`start`](crate::start) is called. Their numbers are
+    /// CPUs that run threads; constant once [`start`](fn@crate::start) is called. Their numbers are
     /// those below.
     fn cpu_count(&self) -> usize {
         1
