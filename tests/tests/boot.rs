@@ -1,20 +1,24 @@
 //! The machine boots by every way and size, and ends with every frame returned.
 
-use pagoda_tests::{run, xtask_run};
+use pagoda_tests::{in_guest, on_linux, run, same_as_linux, xtask_run};
 
-fn tour(boot: &str, memory: &str) {
-    let (boot, memory) = (format!("--boot={boot}"), format!("--memory={memory}"));
-    let said = run(&mut xtask_run(&[&boot, &memory]), b"");
+/// The tour passes on this machine, and its log says all of `words`.
+fn tour_on(options: &[&str], words: &[&str]) {
+    let said = run(&mut xtask_run(options), b"");
     assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
-    for word in ["every frame", "storey"] {
+    for word in ["every frame returned", "storey 4", ", 0 did not hold"].iter().chain(words) {
         assert!(said.out.contains(word), "no word {word:?} in:\n{}", said.out);
     }
 }
 
+fn tour(boot: &str, memory: &str) {
+    tour_on(&[&format!("--boot={boot}"), &format!("--memory={memory}")], &[]);
+}
+
 #[test]
 #[ignore = "boots a machine"]
-fn the_tour_passes_by_multiboot1_in_32_mib() {
-    tour("multiboot1", "32M");
+fn the_tour_passes_by_multiboot1_in_16_mib() {
+    tour("multiboot1", "16M");
 }
 
 #[test]
@@ -31,8 +35,8 @@ fn the_tour_passes_by_multiboot1_in_4_gib() {
 
 #[test]
 #[ignore = "boots a machine"]
-fn the_tour_passes_by_multiboot2_in_32_mib() {
-    tour("multiboot2", "32M");
+fn the_tour_passes_by_multiboot2_in_16_mib() {
+    tour("multiboot2", "16M");
 }
 
 #[test]
@@ -45,4 +49,53 @@ fn the_tour_passes_by_multiboot2_in_256_mib() {
 #[ignore = "boots a machine"]
 fn the_tour_passes_by_multiboot2_in_4_gib() {
     tour("multiboot2", "4G");
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn the_tour_passes_by_pvh_on_a_pc() {
+    tour_on(&["--boot=pvh", "--smp=2"], &["by PVH", "2 CPUs, of 2", "by the timer's channel 2"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn the_tour_passes_by_pvh_on_a_machine_without_a_pcs_past() {
+    let words = ["by PVH", "4 CPUs, of 4", "by the timer's channel 0"];
+    tour_on(&["--machine=microvm", "--smp=4"], &words);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn no_old_timer_no_old_interrupt_controller_and_no_clock_chip_are_needed() {
+    let options = ["--machine=microvm,pit=off,pic=off,rtc=off", "--smp=2"];
+    tour_on(&options, &["by the CPU's own timer", "it is 1970", "2 CPUs, of 2"]);
+    same_as_linux(&options, &["/bin/busybox", "sh", "-c", "cat; echo late >&2; exit 7"], b"in\n");
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn acpis_timer_measures_the_clock_where_the_old_one_is_missing() {
+    tour_on(&["--machine=pc,pit=off"], &["by ACPI's timer"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn the_old_interrupt_controller_serves_where_acpi_names_no_other() {
+    let options = ["--machine=pc,acpi=off"];
+    tour_on(&options, &["1 CPUs, of 1"]);
+    same_as_linux(&options, &["/bin/busybox", "sh", "-c", "cat; sleep 0.1; exit 7"], b"in\n");
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn one_serial_line_is_enough() {
+    for machine in ["pc", "microvm"] {
+        let machine = format!("--machine={machine}");
+        let program = ["/bin/busybox", "sh", "-c", "echo one; echo two >&2; exit 7"];
+        let (found, linux) =
+            (in_guest(&["--one-line", &machine], &program, b""), on_linux(&program, b""));
+        assert_eq!(found.status, linux.status, "{}", found.err);
+        // Standard error has no line of its own.
+        assert_eq!(found.out, linux.out + &linux.err, "{}", found.err);
+    }
 }

@@ -66,7 +66,36 @@ pub fn kernel() -> Result<PathBuf> {
     let built = target().join("x86_64-unknown-none/release/pagoda-kernel");
     let mut image = fs::read(&built).with_context(|| format!("no {}", built.display()))?;
     ksyms::fill(&mut image)?;
-    write_if_changed(&path, &image)
+    write_if_changed(&path, &image)?;
+    without_multiboot(&mut image)?;
+    write_if_changed(&pvh(&path), &image)?;
+    Ok(path)
+}
+
+/// Beside `kernel`, the same image for a boot by PVH.
+pub fn pvh(kernel: &Path) -> PathBuf {
+    kernel.with_extension("pvh")
+}
+
+/// Takes the Multiboot 1 header out of an image. QEMU looks for that one first: as long as it is
+/// there, the note for PVH is never read.
+fn without_multiboot(image: &mut [u8]) -> Result<()> {
+    const MAGIC: u32 = 0x1bad_b002;
+    /// The header lies within so many bytes.
+    const SEARCHED: usize = 8192;
+    let end = image.len().min(SEARCHED);
+    let words = |header: &[u8]| -> Option<[u32; 3]> {
+        let word = |at| Some(u32::from_le_bytes(*header.get(at..)?.first_chunk()?));
+        Some([word(0)?, word(4)?, word(8)?])
+    };
+    let place = (0..end).step_by(4).find(|&at| {
+        words(&image[at..]).is_some_and(|[magic, flags, sum]| {
+            magic == MAGIC && magic.wrapping_add(flags).wrapping_add(sum) == 0
+        })
+    });
+    let place = place.context("the kernel has no Multiboot 1 header")?;
+    image[place..place + 4].fill(0);
+    Ok(())
 }
 
 /// Builds our own programs; returns their paths.
@@ -247,4 +276,24 @@ fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<PathBuf> {
         fs::rename(&fresh, path)?;
     }
     Ok(path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_multiboot_header_is_taken_out() {
+        let word = |value: u32| value.to_le_bytes();
+        let mut image = vec![7; 256];
+        image[64..68].copy_from_slice(&word(0x1bad_b002)); // a chance likeness: no right sum
+        image[128..132].copy_from_slice(&word(0x1bad_b002));
+        image[132..136].copy_from_slice(&word(3));
+        image[136..140].copy_from_slice(&word(0u32.wrapping_sub(0x1bad_b002 + 3)));
+        let before = image.clone();
+        without_multiboot(&mut image).unwrap();
+        let differ: Vec<usize> = (0..256).filter(|&at| image[at] != before[at]).collect();
+        assert_eq!(differ, [128, 129, 130, 131]);
+        assert!(without_multiboot(&mut image).is_err());
+    }
 }

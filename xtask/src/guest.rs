@@ -5,6 +5,9 @@
 //! belongs to a program), COM3 is the program's standard error. Only for a person's terminal COM1
 //! is QEMU's own standard input and output, so that QEMU puts the terminal into raw mode.
 //!
+//! The machine `microvm` has one serial line by itself; the others are added to it as devices. With
+//! `one_line` the machine has COM1 alone, on any board, and a debug console in place of COM2.
+//!
 //! Pipes and not sockets: QEMU writes byte by byte, which a pipe gathers and a socket keeps as one
 //! packet each, few of which fit. A program's output is five times as fast.
 
@@ -29,6 +32,20 @@ pub enum Boot {
     Multiboot1,
     /// A GRUB image
     Multiboot2,
+    /// QEMU's own loader, by the note that Xen, Firecracker and Cloud Hypervisor look for
+    Pvh,
+}
+
+impl Boot {
+    /// How a machine of this kind is booted when nobody says.
+    pub fn natural(machine: &str) -> Self {
+        if is_microvm(machine) { Self::Pvh } else { Self::Multiboot1 }
+    }
+}
+
+/// Is it QEMU's machine without a PC's past?
+fn is_microvm(machine: &str) -> bool {
+    machine.split(',').next() == Some("microvm")
 }
 
 /// Where the serial lines lead.
@@ -46,6 +63,10 @@ pub enum Lines {
 pub struct Guest {
     /// How the kernel gets in.
     pub boot: Boot,
+    /// The board, in QEMU's words.
+    pub machine: String,
+    /// Only COM1 and a debug console, in place of three lines.
+    pub one_line: bool,
     /// Size of memory in QEMU's words (`256M`).
     pub memory: String,
     /// Number of CPUs.
@@ -94,7 +115,8 @@ impl Guest {
         let mut lines = SerialLines::new()?;
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-display", "none", "-monitor", "none", "-nodefaults", "-no-reboot"]);
-        command.args(["-accel", "tcg", "-cpu", &self.cpu, "-m", &self.memory]);
+        command.args(["-machine", &self.machine, "-accel", "tcg", "-cpu", &self.cpu]);
+        command.args(["-m", &self.memory]);
         command.args(["-smp", &self.smp.to_string()]);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         self.boot_arguments(&mut command)?;
@@ -106,9 +128,7 @@ impl Guest {
         }
         lines.chardev(&mut command, "com2");
         lines.chardev(&mut command, "com3");
-        for line in ["com1", "com2", "com3"] {
-            command.args(["-serial", &format!("chardev:{line}")]);
-        }
+        self.line_arguments(&mut command);
         if self.gdb {
             command.args(["-s", "-S"]);
             eprintln!("waiting; type: gdb {} -ex 'target remote :1234'", self.kernel.display());
@@ -116,6 +136,19 @@ impl Guest {
         let child = command.spawn().context("qemu-system-x86_64 does not start")?;
         let mut running = Running(child);
         self.attend(&mut lines, &mut running)
+    }
+
+    fn line_arguments(&self, command: &mut Command) {
+        command.args(["-serial", "chardev:com1"]);
+        if self.one_line {
+            command.args(["-device", "isa-debugcon,iobase=0xe9,chardev=com2"]);
+        } else if is_microvm(&self.machine) {
+            for (index, line) in [(1, "com2"), (2, "com3")] {
+                command.args(["-device", &format!("isa-serial,index={index},chardev={line}")]);
+            }
+        } else {
+            command.args(["-serial", "chardev:com2", "-serial", "chardev:com3"]);
+        }
     }
 
     fn boot_arguments(&self, command: &mut Command) -> Result<()> {
@@ -127,6 +160,11 @@ impl Guest {
                 let name = self.initramfs.file_name().context("the initramfs has a name")?;
                 command.current_dir(dir).arg("-kernel").arg(&self.kernel);
                 command.arg("-initrd").arg(format!("{} initramfs", name.to_string_lossy()));
+                command.arg("-append").arg(&self.command_line);
+            }
+            Boot::Pvh => {
+                command.arg("-kernel").arg(build::pvh(&self.kernel));
+                command.arg("-initrd").arg(&self.initramfs);
                 command.arg("-append").arg(&self.command_line);
             }
             Boot::Multiboot2 => {

@@ -20,9 +20,15 @@ pub struct Run {
     /// Memory of the machine, in QEMU's words
     #[arg(long, default_value = "256M")]
     memory: String,
-    /// How the kernel is booted
-    #[arg(long, value_enum, default_value = "multiboot1")]
-    boot: Boot,
+    /// The board, in QEMU's words: pc, q35, microvm, with options
+    #[arg(long, default_value = "pc")]
+    machine: String,
+    /// How the kernel is booted (default: multiboot1; on microvm pvh)
+    #[arg(long, value_enum)]
+    boot: Option<Boot>,
+    /// A machine with one serial line and a debug console, in place of three serial lines
+    #[arg(long)]
+    one_line: bool,
     /// CPUs of the machine
     #[arg(long, default_value_t = 1)]
     smp: u32,
@@ -94,7 +100,9 @@ impl Run {
         let default_limit = if lines == Lines::Terminal { 0 } else { 600 };
         let limit = self.timeout.unwrap_or(if self.gdb { 0 } else { default_limit });
         let guest = Guest {
-            boot: self.boot,
+            boot: self.boot.unwrap_or(Boot::natural(&self.machine)),
+            machine: self.machine.clone(),
+            one_line: self.one_line,
             memory: self.memory.clone(),
             smp: self.smp,
             cpu: self.cpu.clone(),

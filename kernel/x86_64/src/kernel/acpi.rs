@@ -1,14 +1,16 @@
-//! Which processors are there? ACPI's table of interrupt controllers (MADT).
+//! Which processors and interrupt controllers are there? ACPI's table of them (MADT), and from the
+//! fixed table (FADT) where a timer counts.
 //!
 //! Read while the low 4 GiB are still shown as the boot code mapped them: firmware puts its tables
 //! where the final map may show nothing. Every byte is fetched through [`BootMemory`], lengths and
 //! checksums are checked, and damage means "one processor", never a fault.
 //!
-//! Our own reader and not the crate `acpi`: one table is asked for, before there is an allocator;
+//! Our own reader and not the crate `acpi`: two tables are asked for, before there is an allocator;
 //! the crate wants a handler that maps and unmaps physical memory, and brings an interpreter for
 //! the byte code in other tables.
 //!
-//! Left out: x2APIC entries (more than 255 processors), interrupt source overrides, the I/O APIC.
+//! Left out: x2APIC entries (more than 255 processors), where NMIs come in, a timer that is not
+//! read by an I/O port.
 
 use pagoda_addr::PhysAddr;
 use pagoda_bootmap::{BootMemory, find_rsdp, is_rsdp};
@@ -20,26 +22,65 @@ use super::once::Once;
 pub(crate) const MAX: usize = 64;
 /// Bytes that every table begins with.
 const HEADER: usize = 36;
+// Entries of the table of interrupt controllers.
+const PROCESSOR: u8 = 0;
+const IO_APIC: u8 = 1;
+const LINE_MOVED: u8 = 2;
+const LAPIC_ADDRESS: u8 = 5;
 /// No table of interest is longer.
 const LONGEST: u32 = 64 << 10;
 
-/// What the table says.
+/// A shared interrupt controller.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IoApic {
+    /// Where it shows its registers.
+    pub(crate) registers: PhysAddr,
+    /// The number of its first input among all controllers' inputs.
+    pub(crate) first_input: u32,
+}
+
+/// Where one of the 16 lines of old comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Input {
+    /// Its number among all controllers' inputs.
+    pub(crate) number: u32,
+    pub(crate) active_low: bool,
+    pub(crate) level: bool,
+}
+
+/// What the tables say.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Processors {
     /// Where the local APICs show their registers.
     pub(crate) lapic: PhysAddr,
+    /// The shared controller that has the 16 lines of old.
+    pub(crate) io_apic: Option<IoApic>,
+    /// Where those lines come in.
+    pub(crate) lines: [Input; 16],
     ids: [u8; MAX],
     count: usize,
 }
 
 static PROCESSORS: Once<Processors> = Once::new();
+static PM_TIMER: Once<u16> = Once::new();
 
 /// What was found; none without ACPI.
 pub(crate) fn processors() -> Option<&'static Processors> {
     PROCESSORS.get()
 }
 
+/// The I/O port of the power management timer, if there is one.
+pub(crate) fn pm_timer() -> Option<u16> {
+    PM_TIMER.get().copied()
+}
+
 impl Processors {
+    fn new(lapic: PhysAddr) -> Self {
+        let line = |number| Input { number, active_low: false, level: false };
+        let lines = core::array::from_fn(|number| line(number as u32));
+        Self { lapic, io_apic: None, lines, ids: [0; MAX], count: 0 }
+    }
+
     /// The numbers that the processors' APICs go by, the booting one's first.
     pub(crate) fn ids(&self) -> &[u8] {
         self.ids.get(..self.count).unwrap_or_default()
@@ -53,6 +94,36 @@ impl Processors {
             *place = id;
             self.count += 1;
         }
+    }
+
+    /// One entry of the table: the first byte says what it is, the second how long.
+    fn entry(&mut self, entry: &[u8]) -> Option<()> {
+        const ENABLED: u32 = 1;
+        match *entry.first()? {
+            PROCESSOR if u32_at(entry, 4)? & ENABLED != 0 => {
+                // 255 addresses all processors at once: not a number of one of them.
+                self.add(*entry.get(3).filter(|id| **id != 255)?);
+            }
+            IO_APIC => {
+                let registers = PhysAddr::new(u32_at(entry, 4)?.into());
+                let first_input = u32_at(entry, 8)?;
+                if self.io_apic.is_none_or(|known| first_input < known.first_input) {
+                    self.io_apic = Some(IoApic { registers, first_input });
+                }
+            }
+            LINE_MOVED => {
+                let flags = *entry.get(8)?;
+                let moved = Input {
+                    number: u32_at(entry, 4)?,
+                    active_low: flags & 3 == 3,
+                    level: flags >> 2 & 3 == 3,
+                };
+                *self.lines.get_mut(usize::from(*entry.get(3)?))? = moved;
+            }
+            LAPIC_ADDRESS => self.lapic = PhysAddr::new(u64_at(entry, 4)?),
+            _ => {}
+        }
+        Some(())
     }
 }
 
@@ -92,37 +163,33 @@ fn find(loaded: &Loaded, signature: &[u8; 4]) -> Option<&'static [u8]> {
     addresses.find_map(|at| table(at).filter(|table| table.starts_with(signature)))
 }
 
-/// Reads the table. `boot` is the number of the APIC of the executing CPU.
+/// Reads the tables. `boot` is the number of the APIC of the executing CPU.
 pub(crate) fn read(loaded: &Loaded, boot: u8) {
+    // Each is read once: a second answer would be the same.
     if let Some(found) = find(loaded, b"APIC").and_then(|madt| parse(madt, boot)) {
-        // Read once: a second answer would be the same.
         let _ = PROCESSORS.set(found);
+    }
+    if let Some(port) = find(loaded, b"FACP").and_then(timer_port) {
+        let _ = PM_TIMER.set(port);
     }
 }
 
+/// The timer's port: a word of the first version of the table, which later ones still have.
+fn timer_port(fadt: &[u8]) -> Option<u16> {
+    u16::try_from(u32_at(fadt, 76)?).ok().filter(|port| *port != 0)
+}
+
 fn parse(madt: &[u8], boot: u8) -> Option<Processors> {
-    const PROCESSOR: u8 = 0;
-    const LAPIC_ADDRESS: u8 = 5;
-    const ENABLED: u32 = 1;
-    let lapic = PhysAddr::new(u32_at(madt, HEADER)?.into());
-    let mut found = Processors { lapic, ids: [0; MAX], count: 0 };
+    let mut found = Processors::new(PhysAddr::new(u32_at(madt, HEADER)?.into()));
     found.add(boot);
     let mut rest = madt.get(HEADER + 8..)?;
-    while let [kind, length, ..] = *rest {
+    while let [_, length, ..] = *rest {
         let Some((entry, after)) = rest.split_at_checked(usize::from(length)) else { break };
         if length < 2 {
             break;
         }
-        match kind {
-            PROCESSOR if u32_at(entry, 4).is_some_and(|flags| flags & ENABLED != 0) => {
-                // 255 addresses all processors at once: not a number of one of them.
-                if let Some(&id) = entry.get(3).filter(|id| **id != 255) {
-                    found.add(id);
-                }
-            }
-            LAPIC_ADDRESS => found.lapic = PhysAddr::new(u64_at(entry, 4)?),
-            _ => {}
-        }
+        // An entry that is too short for what it says it is tells nothing.
+        let _ = found.entry(entry);
         rest = after;
     }
     Some(found)

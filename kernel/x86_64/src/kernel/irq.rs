@@ -3,10 +3,11 @@
 //! Handlers run with interrupts off, on the stack of whoever was interrupted: user mode or idle
 //! (*kernel-quiet*). They touch devices and their rings, and never allocate.
 //!
-//! The CPUs' own controllers ([`lapic`](super::lapic)) send ticks and messages; where there is one,
-//! the timer's line here stays closed. The other lines come to the boot CPU.
+//! The CPUs' own controllers ([`lapic`]) send ticks and messages; where there is one,
+//! the timer's line here stays closed. The other lines come to the boot CPU: by the shared
+//! controller ([`ioapic`]) where there is one, and then these two are closed.
 //!
-//! Left out: the I/O APIC, and lines that go to other CPUs.
+//! Left out: lines that go to other CPUs.
 #![allow(unsafe_code)] // I/O ports
 
 use pagoda_sync::CpuId;
@@ -15,17 +16,19 @@ use x86_64::instructions::port::Port;
 use core::sync::atomic::Ordering;
 
 use super::trap::{self, FIRST_IRQ};
-use super::{lapic, percpu, serial, shootdown, time};
+use super::{ioapic, lapic, percpu, serial, shootdown, time};
 
 const COMMAND: [u16; 2] = [0x20, 0xa0];
 const DATA: [u16; 2] = [0x21, 0xa1];
 const END_OF_INTERRUPT: u8 = 0x20;
 const READ_IN_SERVICE: u8 = 0x0b;
 
-const TIMER: u64 = 0;
-const CASCADE: u64 = 2;
-const SERIAL_2: u64 = 3;
-const SERIAL_1_3: u64 = 4;
+const TIMER: u8 = 0;
+const CASCADE: u8 = 2;
+const SERIAL_2: u8 = 3;
+const SERIAL_1_3: u8 = 4;
+/// The serial lines' interrupts: COM2; COM1 and COM3.
+pub(crate) const SERIAL_LINES: [u8; 2] = [SERIAL_2, SERIAL_1_3];
 
 fn out(port: u16, value: u8) {
     // SAFETY: only called with the controllers' ports; they select which interrupts arrive, all of
@@ -43,7 +46,7 @@ pub(crate) fn init() {
     for (controller, first, wiring) in [(0, FIRST_IRQ, 1 << CASCADE), (1, FIRST_IRQ + 8, CASCADE)] {
         out(COMMAND[controller], 0x11); // begin: edges, cascaded, four words
         out(DATA[controller], first);
-        out(DATA[controller], wiring as u8);
+        out(DATA[controller], wiring);
         out(DATA[controller], 0x01); // 8086 mode, explicit end of interrupt
     }
     let open: u16 = 1 << TIMER | 1 << CASCADE | 1 << SERIAL_2 | 1 << SERIAL_1_3;
@@ -54,7 +57,7 @@ pub(crate) fn init() {
 
 /// A line's last request may vanish before it is asked for; the controller then reports its lowest
 /// line, without having it in service.
-fn spurious(line: u64) -> bool {
+fn spurious(line: u8) -> bool {
     let controller = match line {
         7 => 0,
         15 => 1,
@@ -66,6 +69,12 @@ fn spurious(line: u64) -> bool {
         out(COMMAND[0], END_OF_INTERRUPT); // the first controller did see the second one
     }
     !in_service
+}
+
+/// No line comes in by these controllers any more.
+pub(crate) fn close() {
+    out(DATA[0], 0xff);
+    out(DATA[1], 0xff);
 }
 
 /// The timer's line is not served any more.
@@ -91,21 +100,30 @@ fn serve_own(vector: u8) {
 
 /// Serves the interrupt that came in by `vector`.
 pub(crate) fn serve(vector: u64) {
-    match u8::try_from(vector) {
+    let line = match u8::try_from(vector) {
         Ok(own @ trap::TICK..) => return serve_own(own),
-        _ => percpu::this().kicked.store(true, Ordering::Relaxed),
+        Ok(vector) => vector.wrapping_sub(FIRST_IRQ),
+        Err(_) => unreachable!("the stubs push vectors below 64"),
+    };
+    percpu::this().kicked.store(true, Ordering::Relaxed);
+    if ioapic::in_use() {
+        serve_line(line);
+        return lapic::end_of_interrupt();
     }
-    let line = vector.wrapping_sub(u64::from(FIRST_IRQ));
     if spurious(line) {
         return;
     }
+    serve_line(line);
+    if line >= 8 {
+        out(COMMAND[1], END_OF_INTERRUPT);
+    }
+    out(COMMAND[0], END_OF_INTERRUPT);
+}
+
+fn serve_line(line: u8) {
     match line {
         TIMER => time::tick(CpuId::BOOT),
         SERIAL_2 | SERIAL_1_3 => serial::interrupt(),
         _ => {}
     }
-    if line >= 8 {
-        out(COMMAND[1], END_OF_INTERRUPT);
-    }
-    out(COMMAND[0], END_OF_INTERRUPT);
 }

@@ -2,12 +2,13 @@
 //!
 //! The registers lie in one page of device memory, at the same address on every CPU, each of which
 //! sees its own. The timer is measured once against the time-stamp counter; all CPUs' timers count
-//! the same bus.
+//! the same bus. Under a hypervisor that lets it count nanoseconds, and where nothing else has
+//! told, it is the other way round.
 //!
-//! The serial lines still come in by the old controllers ([`irq`](super::irq)), through the boot
-//! CPU's input 0 ("virtual wire").
+//! The serial lines come in by the shared controller ([`ioapic`](super::ioapic)) or, without one, by
+//! the old ones ([`irq`](super::irq)), through the boot CPU's input 0 ("virtual wire").
 //!
-//! Left out: x2APIC mode, deadline mode, the I/O APIC, errors that the controller reports.
+//! Left out: x2APIC mode, deadline mode, errors that the controller reports.
 #![allow(unsafe_code)] // device registers
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -125,8 +126,42 @@ pub(crate) fn id() -> u8 {
     (read(ID) >> 24) as u8
 }
 
+/// Lets nothing in that does not come as a message.
+pub(crate) fn close_inputs() {
+    write(INPUT_0, MASKED);
+}
+
+/// Does the timer count nanoseconds? So it does under QEMU's own emulation and under KVM, whatever
+/// the machine below them does.
+fn counts_nanoseconds() -> bool {
+    let hypervisor = raw_cpuid::CpuId::new().get_hypervisor_info();
+    matches!(
+        hypervisor.map(|info| info.identify()),
+        Some(raw_cpuid::Hypervisor::QEMU | raw_cpuid::Hypervisor::KVM)
+    )
+}
+
+/// Measures the time-stamp counter by ten milliseconds of the timer.
+fn measure_clock() {
+    const COUNTS: u32 = 10_000_000 / 16;
+    write(TIMER_DIVIDE, DIVIDE_BY_16);
+    write(TIMER_START, u32::MAX);
+    let (before, start) = (read(TIMER_NOW), time::tsc());
+    let mut passed = 0;
+    while passed < COUNTS {
+        passed = before.wrapping_sub(read(TIMER_NOW));
+    }
+    let counts = time::tsc().wrapping_sub(start);
+    write(TIMER_START, 0);
+    let hz = counts.saturating_mul(1_000_000_000 / 16) / u64::from(passed);
+    time::count_at(hz, "the CPU's own timer");
+}
+
 /// Lets the timer run for ten milliseconds of the time-stamp counter.
 fn measure() {
+    if !time::is_known() && counts_nanoseconds() {
+        measure_clock();
+    }
     write(TIMER_DIVIDE, DIVIDE_BY_16);
     write(TIMER_START, u32::MAX);
     let (before, start) = (read(TIMER_NOW), time::since_boot_ns());

@@ -8,7 +8,7 @@
 //! | [`serial`], [`console`], [`exit`] | three serial lines, the log, the end |
 //! | [`tables`], [`percpu`], [`cpu`], [`fpu`] | descriptor tables, what a CPU calls its own, its features |
 //! | [`trap`] (`trap.s`), [`backtrace`], [`probe`], [`guard`] | exceptions, and how they are reported |
-//! | [`time`], [`irq`] | clocks, ticks, interrupts |
+//! | [`time`], [`irq`], [`ioapic`] | clocks, ticks, interrupts |
 //! | [`acpi`], [`lapic`], [`smp`] (`smp.s`) | further CPUs: found, started, stopped |
 //! | [`big_lock`], [`shootdown`] | one CPU in the kernel at a time; all CPUs forget together |
 //! | [`storeys`] with [`boot_info`], [`kernel_map`], [`host`] | storeys 1 to 3 are built |
@@ -40,6 +40,7 @@ pub(crate) mod exit;
 pub(crate) mod fpu;
 pub(crate) mod guard;
 pub(crate) mod host;
+pub(crate) mod ioapic;
 pub(crate) mod irq;
 pub(crate) mod kernel_map;
 pub(crate) mod lapic;
@@ -83,16 +84,16 @@ extern "C" fn entry(magic: u32, info: u32) -> ! {
     cpu::init();
     fpu::init();
     user::init();
-    let clock = time::init();
+    time::init();
     irq::init();
     let handover = match storeys::build(magic, PhysAddr::new(info.into())) {
         Ok(handover) => handover,
         Err(error) => panic!("the tower cannot be built: {error}"),
     };
-    if clock.is_none() {
-        log::warn!("no timer: the clock is a guess");
+    if lapic::init() {
+        ioapic::init();
     }
-    lapic::init();
+    time::report();
     smp::start();
     time::start_ticks();
     serial::listen();

@@ -5,6 +5,11 @@
 //! interrupt is switched off and the rest waits in the device (and then at the other end) until
 //! somebody has read: nothing is dropped here.
 //!
+//! A machine may have fewer lines. What is said on the control line then goes to the debug console,
+//! a port of QEMU's (`isa-debugcon`) that only takes bytes, or else to COM1, and what is said on
+//! COM3 goes to COM1: nothing is lost, but COM1 is no longer a program's alone. What would come in
+//! by a line that is not there never comes.
+//!
 //! Whoever sends to a line before the kernel has set it up may lose bytes. So the first thing said
 //! on the control line is [`READY`]: from then on nothing is lost.
 //!
@@ -35,12 +40,19 @@ mod register {
     pub(super) const SCRATCH: u16 = 7;
 }
 
+/// The debug console, which reads as its own number.
+const DEBUG_CONSOLE: u16 = 0xe9;
+
 /// What the control line begins with.
 const READY: &[u8] = b"pagoda-ready\n";
 
 const RECEIVED: u8 = 1 << 0; // of the line status
 const TRANSMIT_EMPTY: u8 = 1 << 5; // of the line status
 const ON_RECEIVE: u8 = 1 << 0; // of interrupt enable
+
+fn debug_console() -> Port<u8> {
+    Port::new(DEBUG_CONSOLE)
+}
 
 /// One line: its base port and what it has received.
 struct Uart {
@@ -183,14 +195,38 @@ pub(crate) fn interrupt() {
     }
 }
 
-/// Writes all of `bytes`, waiting for the line. Without a device they are gone.
+/// Writes all of `bytes`, waiting for the line. Without any device they are gone.
 pub(crate) fn send(to: Line, bytes: &[u8]) {
+    if instead(to, bytes, send) {
+        return;
+    }
     line(to).lock().send(bytes);
+}
+
+/// Sends the bytes elsewhere if the line is not there. COM1 has no substitute.
+fn instead(to: Line, bytes: &[u8], send: fn(Line, &[u8])) -> bool {
+    // SAFETY: only `present` is read, which does not change after `init`.
+    if matches!(to, Line::Terminal) || unsafe { (*line(to).data_ptr()).present } {
+        return false;
+    }
+    // SAFETY: the port belongs to the debug console or to nobody.
+    if matches!(to, Line::Control) && unsafe { debug_console().read() } == DEBUG_CONSOLE as u8 {
+        for &byte in bytes {
+            // SAFETY: as above; it takes bytes and does not touch memory.
+            unsafe { debug_console().write(byte) };
+        }
+    } else {
+        send(Line::Terminal, bytes);
+    }
+    true
 }
 
 /// As [`send`], for reports from places where somebody may hold the line's lock for good: an NMI,
 /// a panic. Bytes of the two may then mix.
 pub(crate) fn send_anyway(to: Line, bytes: &[u8]) {
+    if instead(to, bytes, send_anyway) {
+        return;
+    }
     let lock = line(to);
     match lock.try_lock() {
         Some(uart) => uart.send(bytes),

@@ -75,6 +75,7 @@ pub(crate) fn count(loaded: &Loaded) {
     let boot = cpu::apic_id();
     percpu::boot().apic_id.store(boot, Ordering::Relaxed);
     acpi::read(loaded, boot);
+    time::init_by_acpi();
     let there = acpi::processors().map_or(1, |processors| processors.ids().len());
     let allowed = loaded
         .command_line()

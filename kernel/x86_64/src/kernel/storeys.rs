@@ -176,10 +176,12 @@ fn keep(bytes: &[u8]) -> Result<&'static [u8], BuildError> {
     Ok(unsafe { &*copy })
 }
 
-/// The first module with the word `name` in its command line.
+/// The first module with the word `name` in its command line. A loader that gives no module a
+/// command line (QEMU's, by PVH) means the first one.
 fn find_module(loaded: &Loaded, name: &[u8]) -> Option<PhysRange> {
     let named = |line: &[u8]| line.split(u8::is_ascii_whitespace).any(|word| word == name);
-    Some(loaded.modules().find(|module| named(module.command_line))?.range)
+    let nameless = loaded.modules().all(|module| module.command_line.is_empty());
+    Some(loaded.modules().find(|module| nameless || named(module.command_line))?.range)
 }
 
 impl Handover {

@@ -1,20 +1,30 @@
 //! What time is it, and when does the timer tick?
 //!
-//! The time-stamp counter is the clock, measured once against the programmable timer (8254), whose
-//! frequency is known. The timer's channel 0 then ticks for the scheduler. The clock chip says
-//! what day it is.
+//! The time-stamp counter is the clock. How fast it counts is measured once, against the first of
+//! these that is there:
+//!
+//! 1. channel 2 of the programmable timer (8254), which software starts and watches at the gate of
+//!    the speaker: every PC;
+//! 2. channel 0 of that timer, read while it counts: machines without a speaker (`microvm`);
+//! 3. the power management timer that ACPI names (3.58 MHz): PCs without the old timer;
+//! 4. the CPU's own timer ([`lapic`]), under a hypervisor that lets it count nanoseconds.
+//!
+//! With none of them the counter is taken to count nanoseconds, and the log says so. The CPU's own
+//! timer then ticks for the scheduler, or channel 0 where there is none. The clock chip says what day
+//! it is; without one the world began at boot.
 //!
 //! Left out: time-stamp counters that change their rate or differ between CPUs, deadlines instead
 //! of ticks, keeping the clock right against the outside.
 #![allow(unsafe_code)] // I/O ports and the time-stamp counter
 
 use core::arch::x86_64::_rdtsc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pagoda_sync::CpuId;
 use x86_64::instructions::port::Port;
 
-use super::{irq, lapic};
+use super::once::Once;
+use super::{acpi, irq, lapic};
 
 /// Ticks of channel 0 in a second.
 const TICK_HZ: u64 = 250;
@@ -24,6 +34,10 @@ const TIMER_HZ: u64 = 1_193_182;
 const MEASURE_COUNTS: u64 = TIMER_HZ / 100;
 /// Polls after which a timer is taken to be missing.
 const PATIENCE: u32 = 50_000_000;
+/// Polls after which a counter that has not changed is taken to be none.
+const STANDING: u32 = 10_000;
+/// What the power management timer counts in a second.
+const PM_TIMER_HZ: u64 = 3_579_545;
 const NANOS: u64 = 1_000_000_000;
 
 static BOOT_TSC: AtomicU64 = AtomicU64::new(0);
@@ -32,6 +46,9 @@ static NANOS_PER_COUNT: AtomicU64 = AtomicU64::new(0);
 /// Nanoseconds from 1970 to boot.
 static BOOT_REALTIME: AtomicU64 = AtomicU64::new(0);
 static TICKS: AtomicU64 = AtomicU64::new(0);
+/// By what the time-stamp counter was measured.
+static SOURCE: Once<&str> = Once::new();
+static NO_CLOCK: AtomicBool = AtomicBool::new(false);
 
 /// The time-stamp counter.
 #[inline]
@@ -56,16 +73,56 @@ pub(crate) fn begin() {
     BOOT_TSC.store(tsc(), Ordering::Relaxed);
 }
 
-/// Measures the time-stamp counter and reads the clock. Returns the counter's frequency in Hz, or
-/// none when there is no timer and the frequency is a guess.
-pub(crate) fn init() -> Option<u64> {
-    let measured = measure();
-    let hz = measured.unwrap_or(NANOS).max(1);
-    let scaled = (u128::from(NANOS) << 32) / u128::from(hz);
+/// Measures the time-stamp counter against what needs no tables, and reads the clock.
+pub(crate) fn init() {
+    NANOS_PER_COUNT.store(1 << 32, Ordering::Relaxed);
+    if let Some(hz) = by_speaker_gate() {
+        count_at(hz, "the timer's channel 2");
+    } else if let Some(hz) = by_channel_0() {
+        count_at(hz, "the timer's channel 0");
+    }
+    match clock_seconds() {
+        Some(now) => {
+            let boot = now.saturating_mul(NANOS).saturating_sub(since_boot_ns());
+            BOOT_REALTIME.store(boot, Ordering::Relaxed);
+        }
+        None => NO_CLOCK.store(true, Ordering::Relaxed),
+    }
+}
+
+/// Measures the counter by the timer that ACPI has named meanwhile, if nothing has yet.
+pub(crate) fn init_by_acpi() {
+    if !is_known()
+        && let Some(hz) = acpi::pm_timer().and_then(by_pm_timer)
+    {
+        count_at(hz, "ACPI's timer");
+    }
+}
+
+/// Is it known how fast the counter counts?
+pub(crate) fn is_known() -> bool {
+    SOURCE.get().is_some()
+}
+
+/// The counter counts this often in a second: `source` says so.
+pub(crate) fn count_at(hz: u64, source: &'static str) {
+    let scaled = (u128::from(NANOS) << 32) / u128::from(hz.max(1));
     NANOS_PER_COUNT.store(u64::try_from(scaled).unwrap_or(1 << 32), Ordering::Relaxed);
-    let now = clock_seconds().saturating_mul(NANOS);
-    BOOT_REALTIME.store(now.saturating_sub(since_boot_ns()), Ordering::Relaxed);
-    measured
+    // The first answer counts; nobody asks for a second one.
+    let _ = SOURCE.set(source);
+}
+
+/// Says what is known, and what had to be guessed.
+pub(crate) fn report() {
+    match SOURCE.get() {
+        Some(source) => {
+            log::info!("    clock: {} MHz, measured by {source}", tsc_hz() / 1_000_000);
+        }
+        None => log::warn!("no timer: the clock is a guess"),
+    }
+    if NO_CLOCK.load(Ordering::Relaxed) {
+        log::warn!("no clock chip: it is 1970");
+    }
 }
 
 /// Starts the boot CPU's ticks: by its own controller, or by channel 0 where there is none.
@@ -81,7 +138,7 @@ pub(crate) fn start_ticks() {
 }
 
 /// Lets channel 2 count down once and compares.
-fn measure() -> Option<u64> {
+fn by_speaker_gate() -> Option<u64> {
     let gate = input(0x61);
     out(0x61, gate & !0x02 | 0x01); // counting, speaker off
     let [low, high, ..] = MEASURE_COUNTS.to_le_bytes();
@@ -100,6 +157,43 @@ fn measure() -> Option<u64> {
     out(0x61, gate);
     // A timer that was done at once was none.
     (polls > 2).then(|| counts.saturating_mul(TIMER_HZ) / MEASURE_COUNTS)
+}
+
+/// Reads channel 0 while it counts down.
+fn by_channel_0() -> Option<u64> {
+    out(0x43, 0x30); // both bytes, one shot
+    out(0x40, 0xff);
+    out(0x40, 0xff);
+    let read = || {
+        out(0x43, 0x00); // hold what channel 0 has
+        u64::from(u16::from_le_bytes([input(0x40), input(0x40)]))
+    };
+    against(|| u64::from(u16::MAX) - read(), u64::from(u16::MAX), TIMER_HZ)
+}
+
+/// Reads ACPI's timer, of which 24 bits are sure to be there.
+fn by_pm_timer(port: u16) -> Option<u64> {
+    // SAFETY: ACPI says that this is a counter, which reading does not change.
+    let read = || u64::from(unsafe { Port::<u32>::new(port).read() });
+    against(read, (1 << 24) - 1, PM_TIMER_HZ)
+}
+
+/// Compares with a counter of rate `hz` that is read by `read`, in the bits of `mask`, for ten
+/// milliseconds.
+fn against(read: impl Fn() -> u64, mask: u64, hz: u64) -> Option<u64> {
+    let (first, start) = (read(), tsc());
+    let mut passed = 0;
+    let mut polls = 0;
+    while passed < hz / 100 {
+        passed = read().wrapping_sub(first) & mask;
+        polls += 1;
+        if polls == PATIENCE || (polls == STANDING && passed == 0) {
+            return None;
+        }
+    }
+    let counts = tsc().wrapping_sub(start);
+    // A counter that was done at once was none.
+    (polls > 2).then(|| (u128::from(counts) * u128::from(hz) / u128::from(passed)) as u64)
 }
 
 /// Counts of the time-stamp counter in a second; 0 until [`init`].
@@ -143,28 +237,27 @@ fn clock(register: u8) -> u8 {
 }
 
 /// Seconds, minutes, hours, day, month, year, century and the format, read while the chip is not
-/// changing them.
-fn clock_registers() -> [u8; 8] {
+/// changing them; none without a chip.
+fn clock_registers() -> Option<[u8; 8]> {
+    // A change takes two milliseconds; where there is no chip it never ends.
     let read = || {
-        while clock(0x0a) & 0x80 != 0 {
-            core::hint::spin_loop();
-        }
-        [0x00, 0x02, 0x04, 0x07, 0x08, 0x09, 0x32, 0x0b].map(clock)
+        let ready = (0..STANDING).any(|_| clock(0x0a) & 0x80 == 0);
+        ready.then(|| [0x00, 0x02, 0x04, 0x07, 0x08, 0x09, 0x32, 0x0b].map(clock))
     };
-    let mut last = read();
+    let mut last = read()?;
     for _ in 0..8 {
-        let again = read();
+        let again = read()?;
         if again == last {
             break;
         }
         last = again;
     }
-    last
+    Some(last)
 }
 
 /// Seconds from 1970 to now, by the clock chip, which is taken to run in universal time.
-fn clock_seconds() -> u64 {
-    let raw = clock_registers();
+fn clock_seconds() -> Option<u64> {
+    let raw = clock_registers()?;
     let format = raw[7];
     let binary = format & 0x04 != 0;
     let decode =
@@ -180,7 +273,7 @@ fn clock_seconds() -> u64 {
     };
     let year = century * 100 + decode(raw[5]);
     let days = days_from_1970(year, decode(raw[4]), decode(raw[3]));
-    ((days * 24 + hour) * 60 + decode(raw[1])) * 60 + decode(raw[0])
+    Some(((days * 24 + hour) * 60 + decode(raw[1])) * 60 + decode(raw[0]))
 }
 
 /// Days from 1 January 1970 to the given day of the Gregorian calendar, counting years from March
