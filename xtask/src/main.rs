@@ -5,7 +5,7 @@
 //! - [`guest`] starts QEMU and carries bytes in and out; [`run`] decides what runs in it.
 //! - [`check`] is format, lints, documentation and the direction of the dependencies.
 //! - [`linux`] measures our kernel beside Linux.
-//! - [`mod@test`] is everything that must hold.
+//! - [`mod@test`] is everything that must hold; [`torture`] looks for what does not, for longer.
 
 use std::process::ExitCode;
 
@@ -20,6 +20,7 @@ mod linux;
 mod run;
 mod setup;
 mod test;
+mod torture;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "One command for everything in Pagoda")]
@@ -34,6 +35,8 @@ enum Command {
     Run(run::Run),
     /// Everything that must hold: host tests, doc tests, boot tests
     Test(test::Test),
+    /// Processes and threads that map, fork, signal and die at random, with every byte checked
+    Torture(torture::Torture),
     /// Format, lints, documentation, direction of dependencies
     Check,
     /// Pagoda beside its peers, in one run: table, JSON, SVG in target/bench (frames, heap, linux)
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(run) => run.execute(),
         Command::Test(test) => test.execute(),
+        Command::Torture(torture) => torture.execute(),
         Command::Check => check::execute().map(|()| 0),
         Command::Bench { arguments } => bench(&arguments).map(|()| 0),
         Command::Setup => setup::everything().map(|()| 0),
