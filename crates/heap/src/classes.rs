@@ -162,14 +162,18 @@ pub(crate) enum Tag {
     Gone,
 }
 
-const CACHE: u8 = 0xa0;
-const RUN_ORDER: u8 = 0xc0;
-const RUN: u8 = 0xf0;
-const RUN_INSIDE: u8 = 0xf1;
-const GONE: u8 = 0xf2;
-const CHUNK_TAG: u8 = 0xf3;
-const POOL: u8 = 0xf4;
-const OWN: u8 = 0xf5;
+/// More than any tag is coded as: a class as itself and one, 0 nothing.
+pub(crate) const TAGS: usize = 128;
+const CHUNK_TAG: u8 = 1 + CLASSES as u8;
+const POOL: u8 = CHUNK_TAG + 1;
+const OWN: u8 = POOL + 1;
+const RUN: u8 = OWN + 1;
+const RUN_INSIDE: u8 = RUN + 1;
+const GONE: u8 = RUN_INSIDE + 1;
+const CACHE: u8 = GONE + 1;
+const RUN_ORDER: u8 = CACHE + Order::MAX.get() + 1;
+const END: u8 = RUN_ORDER + Order::MAX.get() + 1;
+const _: () = assert!(END as usize <= TAGS);
 
 impl Tag {
     pub(crate) const fn encode(self) -> u8 {
@@ -190,12 +194,12 @@ impl Tag {
     /// Bytes that the heap never writes mean "not the heap's".
     pub(crate) const fn decode(byte: u8) -> Self {
         match byte {
-            1..CACHE if (byte as usize) <= CLASSES => Self::Class(byte - 1),
+            1..CHUNK_TAG => Self::Class(byte - 1),
             CACHE..RUN_ORDER => match Order::new(byte - CACHE) {
                 Some(order) => Self::Cache(order),
                 None => Self::None,
             },
-            RUN_ORDER..RUN => match Order::new(byte - RUN_ORDER) {
+            RUN_ORDER..END => match Order::new(byte - RUN_ORDER) {
                 Some(order) => Self::RunOrder(order),
                 None => Self::None,
             },

@@ -1,7 +1,7 @@
 //! Magazines come and go: made when first missed, drained when idle or when memory is short.
 #![allow(unsafe_code)] // makes and ends areas
 
-use core::ptr::{NonNull, null_mut};
+use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 use lock_api::RawMutex;
@@ -9,7 +9,7 @@ use pagoda_addr::PAGE_SHIFT;
 use pagoda_sync::{Cpus, MAX_CPUS};
 
 use crate::classes::{CLASSES, SIZES};
-use crate::magazine::{AREA, Area, BATCH, Batch};
+use crate::magazine::{AREA, Area, BATCH, Batch, no_area, some_area};
 use crate::{Heap, PageSource, Report};
 
 impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
@@ -26,7 +26,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let spare = {
             let pin = self.cpus.pin();
             match self.areas.get(pin.cpu().index()) {
-                Some(slot) if slot.load(Ordering::Relaxed).is_null() => {
+                Some(slot) if some_area(slot.load(Ordering::Relaxed)).is_none() => {
                     // SAFETY: fresh records of this size.
                     let area = unsafe { Area::create(place, self.wanted.load(Ordering::Relaxed)) };
                     // SAFETY: as above; nobody else knows it yet.
@@ -72,8 +72,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 let mut blocks = Batch::new();
                 {
                     let pin = self.cpus.pin();
-                    let Some(magazine) = self.magazine(&pin, class) else { return };
-                    magazine.take_oldest(BATCH, &mut blocks);
+                    let Some(area) = self.area(&pin) else { return };
+                    area.of(class).take_oldest(BATCH, &mut blocks);
                 }
                 if blocks.len() == 0 {
                     break;
@@ -130,9 +130,9 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             let pin = self.cpus.pin();
             self.areas
                 .get(pin.cpu().index())
-                .map_or(null_mut(), |slot| slot.swap(null_mut(), Ordering::Relaxed))
+                .map_or(no_area(), |slot| slot.swap(no_area(), Ordering::Relaxed))
         };
-        if let Some(area) = NonNull::new(area) {
+        if let Some(area) = some_area(area) {
             self.close_area(area);
         }
         self.shrink_caches();
@@ -147,8 +147,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// No other CPU is in a call of this heap, nor enters one, until this returns.
     pub unsafe fn drain_stopped(&self) {
         for cpu in 0..MAX_CPUS {
-            let area = self.areas[cpu].swap(null_mut(), Ordering::Acquire);
-            if let Some(area) = NonNull::new(area) {
+            let area = self.areas[cpu].swap(no_area(), Ordering::Acquire);
+            if let Some(area) = some_area(area) {
                 self.close_area(area);
             }
         }
@@ -160,7 +160,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             loop {
                 let mut blocks = Batch::new();
                 // SAFETY: *magazine-own*: taken off its slot by the one who may.
-                unsafe { area.as_ref() }.magazines[class].take_oldest(BATCH, &mut blocks);
+                unsafe { area.as_ref() }.of(class as u8).take_oldest(BATCH, &mut blocks);
                 if blocks.len() == 0 {
                     break;
                 }

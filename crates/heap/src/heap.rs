@@ -9,10 +9,10 @@ use lock_api::RawMutex;
 use pagoda_sync::{Cpus, MAX_CPUS, Pinned};
 
 use crate::cache::CacheShelf;
-use crate::classes::{ALIGN_MASK, CLASSES, Place, SLAB_CLASSES, Tag, class_of, place};
+use crate::classes::{CLASSES, Place, SLAB_CLASSES, TAGS, Tag, class_of, place};
 use crate::debug::Quarantine;
 use crate::depot::Depot;
-use crate::magazine::{Area, Magazine};
+use crate::magazine::{Area, no_area, some_area};
 use crate::pool::Pool;
 use crate::shelf::Shelf;
 use crate::{HeapError, Misuse, MisuseKind, PageSource, PanicReport, Report};
@@ -26,7 +26,7 @@ pub struct Heap<S, C, R, P = PanicReport> {
     pub(crate) source: S,
     pub(crate) cpus: C,
     pub(crate) report: P,
-    /// Each CPU's magazines; null until it first misses them.
+    /// Each CPU's magazines; [`no_area`] until it first misses them.
     pub(crate) areas: [AtomicPtr<Area>; MAX_CPUS],
     /// How often all CPUs were asked to drain their magazines.
     pub(crate) wanted: AtomicUsize,
@@ -97,7 +97,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             source,
             cpus,
             report,
-            areas: [const { AtomicPtr::new(null_mut()) }; MAX_CPUS],
+            areas: [const { AtomicPtr::new(no_area()) }; MAX_CPUS],
             wanted: AtomicUsize::new(0),
             depots: [const { lock_api::Mutex::const_new(R::INIT, Depot::new()) }; CLASSES],
             in_depots: AtomicUsize::new(0),
@@ -148,9 +148,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     #[inline]
     pub unsafe fn kfree(&self, ptr: NonNull<u8>) -> Result<(), MisuseKind> {
         if let Some(tag) = self.source.tag(ptr.as_ptr() as usize) {
-            // A class is coded as itself and one, see `Tag::encode`.
-            let class = tag.load(Ordering::Relaxed).wrapping_sub(1);
-            if usize::from(class) < CLASSES && self.push(class, ptr) {
+            if self.push(usize::from(tag.load(Ordering::Relaxed)) % TAGS, ptr) {
                 return Ok(());
             }
         }
@@ -166,7 +164,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     #[inline]
     pub unsafe fn kfree_sized(&self, ptr: NonNull<u8>, layout: Layout) -> Result<(), MisuseKind> {
         if let Some(class) = class_of(layout) {
-            if self.push(class, ptr) {
+            if self.push(usize::from(Tag::Class(class).encode()), ptr) {
                 return Ok(());
             }
         }
@@ -238,36 +236,50 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     #[inline]
     pub(crate) fn pop(&self, class: u8) -> Option<NonNull<u8>> {
         let pin = self.cpus.pin();
-        self.magazine(&pin, class)?.pop()
-    }
-
-    /// A block into this CPU's magazine; false when it does not go in, for whatever reason.
-    #[inline]
-    fn push(&self, class: u8, ptr: NonNull<u8>) -> bool {
-        if ptr.as_ptr() as usize & usize::from(ALIGN_MASK[usize::from(class)]) != 0 {
-            return false;
+        match self.magazines(&pin).of(class).pop() {
+            Some(block) => Some(block),
+            None => {
+                unpin(pin);
+                None
+            }
         }
+    }
+
+    /// A block into this CPU's magazine for the class of the tag; false when it does not go in, for
+    /// whatever reason.
+    #[inline]
+    fn push(&self, tag: usize, ptr: NonNull<u8>) -> bool {
         let pin = self.cpus.pin();
-        self.magazine(&pin, class).is_some_and(|magazine| magazine.push(own(ptr)).is_ok())
+        match self.magazines(&pin).at(tag).push(own(ptr)) {
+            Ok(()) => true,
+            Err(_) => {
+                unpin(pin);
+                false
+            }
+        }
     }
 
-    /// This CPU's magazine for the class.
+    /// This CPU's magazines; closed ones when it has none.
     #[inline]
-    pub(crate) fn magazine<'p>(&self, pin: &'p Pinned<'_, C>, class: u8) -> Option<&'p Magazine> {
-        // SAFETY: a class is below the number of classes wherever one comes from.
-        Some(unsafe { self.area(pin)?.magazines.get_unchecked(usize::from(class)) })
+    fn magazines<'p>(&self, pin: &'p Pinned<'_, C>) -> &'p Area {
+        // SAFETY: *magazine-own*: this CPU made the area, and only it (or somebody who has stopped
+        // it) gives the area back; or it is the closed one, which is for good.
+        unsafe { &*self.area_slot(pin).load(Ordering::Relaxed) }
     }
 
-    /// This CPU's magazines.
     #[inline]
-    pub(crate) fn area<'p>(&self, pin: &'p Pinned<'_, C>) -> Option<&'p Area> {
+    pub(crate) fn area_slot(&self, pin: &Pinned<'_, C>) -> &AtomicPtr<Area> {
         let cpu = pin.cpu().index();
         debug_assert!(cpu < MAX_CPUS);
         // SAFETY: there is an entry for each number that a `CpuId` can be.
-        let area = unsafe { self.areas.get_unchecked(cpu) }.load(Ordering::Relaxed);
-        // SAFETY: *magazine-own*: this CPU made the area, and only it (or somebody who has stopped
-        // it) gives the area back.
-        unsafe { area.as_ref() }
+        unsafe { self.areas.get_unchecked(cpu) }
+    }
+
+    /// This CPU's magazines, if it has any.
+    #[inline]
+    pub(crate) fn area<'p>(&self, pin: &'p Pinned<'_, C>) -> Option<&'p Area> {
+        // SAFETY: as in `magazine`.
+        some_area(self.area_slot(pin).load(Ordering::Relaxed)).map(|area| unsafe { area.as_ref() })
     }
 
     /// Frees what the fast path did not take.
@@ -292,6 +304,14 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             _ => None,
         })
     }
+}
+
+/// The end of a pin where a magazine said no. Not in line: so the fast path has its own end, and need
+/// not carry its answer past that of the others.
+#[cold]
+#[inline(never)]
+fn unpin<C: Cpus>(pin: Pinned<'_, C>) {
+    drop(pin);
 }
 
 /// The pointer with the heap's own provenance, whatever its last owner did with it.

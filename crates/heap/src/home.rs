@@ -45,7 +45,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let (count, bytes) = (batch_of(at), batch_of(at) * usize::from(SIZES[at]));
         let pin = self.cpus.pin();
         let Some(area) = self.area(&pin).filter(|area| self.is_drained(area)) else { return false };
-        let magazine = &area.magazines[at];
+        let magazine = area.of(class);
         if !(magazine.is_full() && self.depots_have_room(bytes)) {
             return false;
         }
@@ -74,7 +74,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let mut blocks = Batch::new();
         let pushed = {
             let pin = self.cpus.pin();
-            let magazine = self.magazine(&pin, class)?;
+            let magazine = self.area(&pin)?.of(class);
             match magazine.push(own(ptr)) {
                 Err(Refused::Full) => {
                     magazine.take_oldest(batch_of(at).min(UNIT), &mut blocks);
@@ -88,7 +88,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 self.stow(class, blocks);
                 Some(Ok(()))
             }
-            Err(Refused::Full) => None,
+            Err(Refused::Full | Refused::Askew) => None,
             Err(Refused::Twice) => {
                 Some(self.refuse(ptr, |found| {
                     found.misuse(MisuseKind::DoubleFree, ptr.as_ptr() as usize)

@@ -54,7 +54,7 @@ impl Cpu {
 
     fn magazine(&self) -> &Magazine {
         // SAFETY: alive until dropped.
-        &unsafe { self.0.as_ref() }.magazines[CLASS]
+        &unsafe { self.0.as_ref() }.of(CLASS as u8)
     }
 }
 

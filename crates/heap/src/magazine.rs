@@ -15,7 +15,7 @@ use core::cell::Cell;
 use core::mem::{align_of, size_of};
 use core::ptr::{NonNull, null_mut};
 
-use crate::classes::{CLASSES, SIZES, SLAB_CLASSES};
+use crate::classes::{ALIGN_MASK, CLASSES, SIZES, SLAB_CLASSES, TAGS, Tag};
 use crate::depot::Depot;
 use crate::sync::{AtomicPtr, Ordering};
 
@@ -74,13 +74,57 @@ pub(crate) struct Magazine {
     top: AtomicPtr<Slot>,
     bottom: Cell<*mut Slot>,
     limit: Cell<*mut Slot>,
+    /// The alignment of the blocks, less one.
+    mask: Cell<usize>,
 }
 
 /// All magazines of one CPU; the slots follow.
 pub(crate) struct Area {
-    pub(crate) magazines: [Magazine; CLASSES],
+    /// By tag, so that a tag need not be understood: a class stands at itself and one, and where no
+    /// class stands is a magazine that nothing goes into.
+    magazines: [Magazine; TAGS],
     /// The last request to drain that this CPU has honoured.
     pub(crate) honoured: Cell<usize>,
+}
+
+/// What stands for the area of a CPU that has none: nothing comes out of its magazines and nothing
+/// goes in, so that the fast path need not ask. Never written.
+#[cfg(not(all(loom, test)))]
+struct Closed(Area);
+
+// SAFETY: nobody writes to it: the fast path stores only after it has found a block or room, and the
+// slow paths ask first.
+#[cfg(not(all(loom, test)))]
+unsafe impl Sync for Closed {}
+
+#[cfg(not(all(loom, test)))]
+static CLOSED: Closed = Closed(Area {
+    magazines: [const {
+        Magazine {
+            top: AtomicPtr::new(null_mut()),
+            bottom: Cell::new(null_mut()),
+            limit: Cell::new(null_mut()),
+            mask: Cell::new(0),
+        }
+    }; TAGS],
+    honoured: Cell::new(0),
+});
+
+/// The area of a CPU that has none.
+#[cfg(not(all(loom, test)))]
+pub(crate) const fn no_area() -> *mut Area {
+    (&raw const CLOSED.0).cast_mut()
+}
+/// Loom's atomics cannot stand in a static; its tests use areas, and no heap.
+#[cfg(all(loom, test))]
+pub(crate) const fn no_area() -> *mut Area {
+    null_mut()
+}
+
+/// Does the pointer lead to the area of a CPU?
+#[inline]
+pub(crate) fn some_area(area: *mut Area) -> Option<NonNull<Area>> {
+    if core::ptr::eq(area, no_area()) { None } else { NonNull::new(area) }
 }
 
 impl Area {
@@ -93,7 +137,9 @@ impl Area {
         let area: NonNull<Self> = place.cast();
         // SAFETY: the caller's bytes: the slots follow the area.
         let mut slot: *mut Slot = unsafe { area.add(1).cast().as_ptr() };
-        let magazines = core::array::from_fn(|class| {
+        let magazines = core::array::from_fn(|tag| {
+            let Tag::Class(class) = Tag::decode(tag as u8) else { return Magazine::nothing() };
+            let class = usize::from(class);
             let slots = capacity(class);
             // SAFETY: `AREA` counted one slot below the bottom, and the capacity, for each class.
             let (bottom, limit) = unsafe {
@@ -105,11 +151,24 @@ impl Area {
                 top: AtomicPtr::new(bottom),
                 bottom: Cell::new(bottom),
                 limit: Cell::new(limit),
+                mask: Cell::new(usize::from(ALIGN_MASK[class])),
             }
         });
         // SAFETY: the caller's bytes.
         unsafe { area.write(Self { magazines, honoured: Cell::new(honoured) }) };
         area
+    }
+
+    /// The magazine of a class.
+    #[inline]
+    pub(crate) fn of(&self, class: u8) -> &Magazine {
+        self.at(usize::from(class) + 1)
+    }
+
+    /// The magazine of the class that a tag, as a number, says.
+    #[inline]
+    pub(crate) fn at(&self, tag: usize) -> &Magazine {
+        &self.magazines[tag % TAGS]
     }
 }
 
@@ -120,6 +179,8 @@ pub(crate) enum Refused {
     Full,
     /// The same block went in last.
     Twice,
+    /// No block of the class can lie there.
+    Askew,
 }
 
 impl Magazine {
@@ -139,9 +200,22 @@ impl Magazine {
         }
     }
 
-    /// Puts a block in. Budget: seven instructions.
+    /// Nothing goes in and nothing comes out.
+    fn nothing() -> Self {
+        Self {
+            top: AtomicPtr::new(null_mut()),
+            bottom: Cell::new(null_mut()),
+            limit: Cell::new(null_mut()),
+            mask: Cell::new(0),
+        }
+    }
+
+    /// Puts a block in. Budget: ten instructions.
     #[inline]
     pub(crate) fn push(&self, block: NonNull<u8>) -> Result<(), Refused> {
+        if block.as_ptr() as usize & self.mask.get() != 0 {
+            return Err(Refused::Askew);
+        }
         let top = self.top.load(Ordering::Relaxed);
         if top == self.limit.get() {
             return Err(Refused::Full);

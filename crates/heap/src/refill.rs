@@ -47,7 +47,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let at = usize::from(class);
         let pin = self.cpus.pin();
         let area = self.area(&pin).filter(|area| self.is_drained(area))?;
-        let magazine = &area.magazines[at];
+        let magazine = area.of(class);
         // Tried, not waited for, while pinned.
         let mut depot = self.depots[at].try_lock()?;
         let count = magazine.receive(batch_of(at), &mut depot);
@@ -198,7 +198,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         self.open_area();
         {
             let pin = self.cpus.pin();
-            if let Some(magazine) = self.magazine(&pin, class) {
+            if let Some(area) = self.area(&pin) {
+                let magazine = area.of(class);
                 while let Some(block) = blocks.pop() {
                     if magazine.push(block).is_err() {
                         blocks.push(block.as_ptr());

@@ -9,6 +9,7 @@ use pagoda_sync::Cpus;
 
 use crate::classes::{CLASSES, NAMES, SIZES, SLAB_CLASSES, Tag};
 use crate::heap::State;
+use crate::magazine::some_area;
 use crate::pool::{CHUNK, CHUNK_OVERHEAD, GRANULE};
 use crate::shelf::Shelf;
 use crate::slab::capacity;
@@ -132,9 +133,9 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let _state = self.state.lock();
         let areas = self.areas.iter().filter_map(|area| {
             // SAFETY: an area is given back under the lock that is held; see *magazine-own*.
-            unsafe { area.load(Ordering::Acquire).as_ref() }
+            some_area(area.load(Ordering::Acquire)).map(|area| unsafe { area.as_ref() })
         });
-        in_depot + areas.map(|area| area.magazines[class].len()).sum::<usize>()
+        in_depot + areas.map(|area| area.of(class as u8).len()).sum::<usize>()
     }
 
     /// Walks every record of the heap and compares: bitmaps, lists, sums. Costs time in proportion

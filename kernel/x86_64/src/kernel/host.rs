@@ -11,6 +11,7 @@
 //! allocator's does.
 #![allow(unsafe_code)] // implements the unsafe traits
 
+use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -18,7 +19,7 @@ use lock_api::Mutex;
 use pagoda_addr::{Frame, FrameRange, Order, PhysAddr, PhysMap};
 use pagoda_bootmap::{EarlyAllocator, MemoryMap};
 use pagoda_frames::{AllocError, Blame, Class, FrameAllocator, Kind, Mobility, Request};
-use pagoda_heap::{CHUNK_ORDER, Heap, OutOfPages, PageSource, PageTags};
+use pagoda_heap::{CHUNK_ORDER, Heap, OutOfPages, PageSource, TAG_SHIFT};
 use pagoda_paging::{FlushRange, Platform, Released, SpaceTlb};
 use pagoda_sync::{Ranked, ServingSpin, rank};
 use pagoda_vm::VmPlatform;
@@ -82,7 +83,7 @@ pub(crate) struct Kernel {
     pub(crate) frames: Once<Frames>,
     pub(crate) table: Once<KernelTable>,
     pub(crate) ranges: Once<KernelRanges>,
-    pub(crate) tags: Once<PageTags<'static>>,
+    pub(crate) tags: Tags,
     /// Frames in use as page tables of programs and of the kernel since the frame allocator stands.
     pub(crate) tables_in_use: AtomicU64,
     /// Frames that the allocator was given, free or not: never changes once it stands.
@@ -96,7 +97,7 @@ pub(crate) static KERNEL: Kernel = Kernel {
     frames: Once::new(),
     table: Once::new(),
     ranges: Once::new(),
-    tags: Once::new(),
+    tags: Tags::none(),
     tables_in_use: AtomicU64::new(0),
     total_frames: AtomicU64::new(0),
 };
@@ -265,6 +266,45 @@ unsafe impl VmPlatform for Kernel {
     }
 }
 
+/// The heap's tags, one for each KiB of RAM that the heap may have: tags over the direct map as two
+/// words, so that every `kfree` finds its byte in seven instructions.
+///
+/// *tags-first*: they are set once, by the boot CPU, before the frame allocator stands, hence before
+/// the heap has a byte and before there is another CPU.
+pub(crate) struct Tags {
+    first: UnsafeCell<NonNull<AtomicU8>>,
+    /// 0 until there are any.
+    count: UnsafeCell<usize>,
+}
+
+// SAFETY: *tags-first*: only read when there is a second CPU.
+unsafe impl Sync for Tags {}
+
+impl Tags {
+    const fn none() -> Self {
+        Self { first: UnsafeCell::new(NonNull::dangling()), count: UnsafeCell::new(0) }
+    }
+
+    /// These from now on, for good.
+    ///
+    /// # Safety
+    /// *tags-first*.
+    pub(crate) unsafe fn set(&self, tags: &'static [AtomicU8]) {
+        // SAFETY: the caller's promise: nobody else is here.
+        unsafe {
+            *self.first.get() = NonNull::from(tags).cast();
+            *self.count.get() = tags.len();
+        }
+    }
+
+    #[inline]
+    fn get(&self, address: usize) -> Option<&'static AtomicU8> {
+        let index = address.wrapping_sub(DIRECT_MAP as usize) >> TAG_SHIFT;
+        // SAFETY: *tags-first*: nobody writes now; below the count lie tags, which stay.
+        unsafe { (index < *self.count.get()).then(|| (*self.first.get()).add(index).as_ref()) }
+    }
+}
+
 /// The heap's pages: frames through the direct map.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeapPages;
@@ -303,6 +343,6 @@ unsafe impl PageSource for HeapPages {
 
     #[inline]
     fn tag(&self, address: usize) -> Option<&AtomicU8> {
-        KERNEL.tags.get()?.get(address)
+        KERNEL.tags.get(address)
     }
 }

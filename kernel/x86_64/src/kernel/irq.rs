@@ -1,7 +1,8 @@
 //! The two interrupt controllers (8259) and who is served on which line.
 //!
 //! Handlers run with interrupts off, on the stack of whoever was interrupted: user mode or idle
-//! (*kernel-quiet*). They touch devices and their rings, and never allocate.
+//! (*kernel-quiet*). They touch devices and their rings, and never allocate: whoever pins in one stops
+//! loudly.
 //!
 //! The CPUs' own controllers ([`lapic`]) send ticks and messages; where there is one,
 //! the timer's line here stays closed. The other lines come to the boot CPU: by the shared
@@ -100,6 +101,10 @@ fn serve_own(vector: u8) {
 
 /// Serves the interrupt that came in by `vector`.
 pub(crate) fn serve(vector: u64) {
+    percpu::in_handler(|| handle(vector));
+}
+
+fn handle(vector: u64) {
     let line = match u8::try_from(vector) {
         Ok(own @ trap::TICK..) => return serve_own(own),
         Ok(vector) => vector.wrapping_sub(FIRST_IRQ),

@@ -380,8 +380,8 @@ fn storey2_frames() -> Result<(), BuildError> {
     unsafe { tags.as_mut_ptr().write_bytes(0, tags.len()) };
     // SAFETY: just filled; a byte is as good as an atomic byte, and nobody else has this memory.
     let tags = unsafe { &*(core::ptr::from_mut(tags) as *const [AtomicU8]) };
-    let tags = PageTags::new(layout::DIRECT_MAP as usize, tags);
-    KERNEL.tags.set(tags).map_err(|_| BuildError::Twice)?;
+    // SAFETY: *tags-first*: the boot CPU, once; the frame allocator is made below.
+    unsafe { KERNEL.tags.set(tags) };
 
     let map = KERNEL.early.lock().take().ok_or(BuildError::Twice)?.finish();
     let map = KERNEL.map.set(map).map_err(|_| BuildError::Twice)?;
