@@ -1,6 +1,6 @@
 //! The machine boots by every way and size, and ends with every frame returned.
 
-use pagoda_tests::{in_guest, on_linux, run, same_as_linux, xtask_run};
+use pagoda_tests::{c_program, in_guest, on_linux, run, same_as_linux, xtask_run};
 
 /// The tour passes on this machine, and its log says all of `words`.
 fn tour_on(options: &[&str], words: &[&str]) {
@@ -97,5 +97,29 @@ fn one_serial_line_is_enough() {
         assert_eq!(found.status, linux.status, "{}", found.err);
         // Standard error has no line of its own.
         assert_eq!(found.out, linux.out + &linux.err, "{}", found.err);
+    }
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn page_tables_have_five_levels_on_every_cpu_that_can() {
+    let words = ["5 levels, 57 bits of address", "4 CPUs, of 4"];
+    tour_on(&["--la57", "--smp=4"], &words);
+    tour_on(&["--la57", "--machine=microvm", "--smp=4", "--memory=16M"], &words);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn five_levels_can_be_refused() {
+    tour_on(&["--la57", "--append=la57=off"], &["4 levels, 48 bits of address"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn programs_live_in_the_same_addresses_with_five_levels() {
+    let program = c_program("wide");
+    for options in [&[][..], &["--la57"]] {
+        let said = in_guest(options, &[program.to_str().unwrap()], b"");
+        assert_eq!((said.status, said.out.as_str()), (139, "low\n"), "{}", said.err);
     }
 }

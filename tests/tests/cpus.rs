@@ -57,6 +57,8 @@ fn threads_free_what_other_threads_allocated() {
 fn no_cpu_uses_a_translation_that_was_taken_away() {
     let program = c_program("shootdown");
     on_cpus(&[1, 2, 4, 8], &[program.to_str().unwrap()]);
+    let five = in_guest(&["--smp=4", "--la57"], &[program.to_str().unwrap()], b"");
+    assert_eq!(five, on_linux(&[program.to_str().unwrap()], b""), "with five levels");
 }
 
 #[test]

@@ -18,8 +18,8 @@ fn mistake(name: &str, words: &[&str]) {
     }
 }
 
-fn border(cpu: &str) {
-    let said = boot("selftest", &[&format!("--cpu={cpu}")]);
+fn border(options: &[&str]) {
+    let said = boot("selftest", options);
     assert_eq!(said.out.matches(": ok").count(), 9, "{}", said.out);
     assert!(said.out.contains(", 0 lost"), "{}", said.out);
 }
@@ -27,13 +27,14 @@ fn border(cpu: &str) {
 #[test]
 #[ignore = "boots a machine"]
 fn the_border_holds_on_a_modern_cpu() {
-    border("max");
+    border(&["--cpu=max"]);
+    border(&["--cpu=max", "--la57"]);
 }
 
 #[test]
 #[ignore = "boots a machine"]
 fn the_border_holds_on_the_first_64_bit_cpus() {
-    border("qemu64");
+    border(&["--cpu=qemu64"]);
 }
 
 #[test]

@@ -43,6 +43,12 @@ impl Boot {
     }
 }
 
+/// The CPU model in QEMU's words, with five levels of page tables or without. Without is the rule:
+/// so figures and logs of different CPU models can be compared.
+pub fn cpu(model: &str, five_levels: bool) -> String {
+    format!("{model},{}la57", if five_levels { '+' } else { '-' })
+}
+
 /// Is it QEMU's machine without a PC's past?
 fn is_microvm(machine: &str) -> bool {
     machine.split(',').next() == Some("microvm")

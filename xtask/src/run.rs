@@ -35,6 +35,9 @@ pub struct Run {
     /// CPU model, in QEMU's words
     #[arg(long, default_value = "max")]
     cpu: String,
+    /// A CPU whose page tables may have five levels
+    #[arg(long)]
+    la57: bool,
     /// Wait for a debugger
     #[arg(long)]
     gdb: bool,
@@ -105,7 +108,7 @@ impl Run {
             one_line: self.one_line,
             memory: self.memory.clone(),
             smp: self.smp,
-            cpu: self.cpu.clone(),
+            cpu: guest::cpu(&self.cpu, self.la57),
             gdb: self.gdb,
             time_limit: (limit != 0).then(|| Duration::from_secs(limit)),
             lines,

@@ -10,6 +10,10 @@
 # The tables built here are a scaffold: the low 4 GiB in 2 MiB pages, readable, writable and
 # executable, seen at three places: at their own addresses (only for the jump), from DIRECT_MAP up
 # (to read what the loader left), and the first GiB from KERNEL_BASE up (the image itself).
+#
+# They have four levels. A fifth lies ready above them: whether it is used is decided later, when the
+# command line has been read (levels.rs). It changes no address: what 48 bits reach lies at the two
+# ends of what 57 bits reach, so its first and its last entry both lead to the same fourth level.
 
 .set PAGES_PER_TABLE, 512
 .set PRESENT_WRITABLE, 0x3
@@ -82,7 +86,8 @@ boot_start:
     jnc no_long_mode
 
     mov ebx, offset boot_tables_phys
-    # Layout at ebx: top level, third level low, third level high, four second-level tables.
+    # Layout at ebx: fourth level, third level low, third level high, four second-level tables,
+    # fifth level.
     lea eax, [ebx + 0x1000 + PRESENT_WRITABLE]
     mov [ebx], eax                  # the first 512 GiB, identity
     mov [ebx + 256 * 8], eax        # and as the direct map
@@ -97,6 +102,10 @@ boot_start:
     mov [ebx + 0x1010], eax
     add eax, 0x1000
     mov [ebx + 0x1018], eax
+
+    lea eax, [ebx + PRESENT_WRITABLE]
+    mov [ebx + 0x7000], eax         # the fifth level: both halves
+    mov [ebx + 0x7000 + 511 * 8], eax
 
     xor ecx, ecx                    # 2048 large pages: 4 GiB
     mov eax, PRESENT_WRITABLE + LARGE
@@ -145,9 +154,11 @@ no_long_mode_text: .asciz "pagoda: this CPU has no 64-bit mode\n"
 boot_gdt:
     .quad 0
     .quad 0x00209a0000000000        # 64-bit code
+    .quad 0x00cf9a000000ffff        # 32-bit code
+.global boot_gdt_pointer
 boot_gdt_pointer:
-    .short 15
-    .long boot_gdt
+    .short 23
+    .long boot_gdt, 0               # 32-bit code reads the first half, 64-bit code both
 
 .code64
 long_mode:
@@ -178,6 +189,9 @@ higher_half:
 .global boot_tables
 boot_tables:
     .skip 7 * 4096
+.global boot_root_of_five
+boot_root_of_five:
+    .skip 4096
 .global boot_stack_guard
 boot_stack_guard:                   # not mapped in the final tables
     .skip 4096

@@ -5,7 +5,9 @@
 //! base instructions (FSGSBASE), XSAVE. The kernel never reads a user address, so nothing ever
 //! opens SMAP.
 //!
-//! Left out: PCID, PKU, CET, five-level tables, power states.
+//! Five-level tables are a matter of the way in ([`levels`](super::levels)).
+//!
+//! Left out: PCID, PKU, CET, power states.
 #![allow(unsafe_code)] // control registers
 
 use core::fmt;
@@ -29,6 +31,8 @@ pub(crate) struct Features {
     pub(crate) xsave: bool,
     pub(crate) global_pages: bool,
     pub(crate) huge_pages: bool,
+    /// Can page tables have five levels?
+    pub(crate) la57: bool,
     /// Bits of a physical address.
     pub(crate) phys_bits: u8,
     /// CPUID leaf 1, `edx`: what a program finds in `AT_HWCAP`.
@@ -90,6 +94,7 @@ fn find(cpuid: &CpuId<CpuIdReaderNative>) -> Features {
         xsave: basic.is_some_and(|b| b.has_xsave()),
         global_pages: basic.is_some_and(|b| b.has_pge()),
         huge_pages: extended.is_some_and(|e| e.has_1gib_pages()),
+        la57: more.is_some_and(|m| m.has_la57()),
         phys_bits: cpuid
             .get_processor_capacity_feature_info()
             .map_or(36, |c| c.physical_address_bits()),
@@ -155,6 +160,7 @@ impl fmt::Display for Features {
             (self.umip, "UMIP"),
             (self.global_pages, "global pages"),
             (self.huge_pages, "1 GiB pages"),
+            (self.la57, "LA57"),
             (self.fsgsbase, "FSGSBASE"),
             (self.xsave, "XSAVE"),
         ] {

@@ -5,6 +5,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`boot`] (`boot.s`) | three boot protocols, one 32-bit entry, the jump to the higher half |
+//! | [`levels`] (`levels.s`) | four levels of page tables become five |
 //! | [`serial`], [`console`], [`exit`] | three serial lines, the log, the end |
 //! | [`tables`], [`percpu`], [`cpu`], [`fpu`] | descriptor tables, what a CPU calls its own, its features |
 //! | [`trap`] (`trap.s`), [`backtrace`], [`probe`], [`guard`] | exceptions, and how they are reported |
@@ -46,6 +47,7 @@ pub(crate) mod kernel_map;
 pub(crate) mod lapic;
 pub(crate) mod layout;
 pub(crate) mod ledger;
+pub(crate) mod levels;
 pub(crate) mod machine;
 pub(crate) mod once;
 mod panic;

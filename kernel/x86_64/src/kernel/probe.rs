@@ -2,9 +2,10 @@
 //! fault: it believes nothing and changes nothing.
 #![allow(unsafe_code)] // reads page tables through the direct map
 
-use x86_64::registers::control::{Cr3, Cr4, Cr4Flags};
+use x86_64::registers::control::Cr3;
 
 use super::layout::{DIRECT_MAP, DIRECT_MAP_BYTES};
+use super::levels;
 
 const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
@@ -12,7 +13,7 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// The physical address behind the virtual `addr`, if it is mapped.
 pub(crate) fn translate(addr: u64) -> Option<u64> {
-    let levels = if Cr4::read().contains(Cr4Flags::L5_PAGING) { 5 } else { 4 };
+    let levels = levels::count();
     let unused = 64 - (12 + 9 * levels);
     if (((addr << unused) as i64 >> unused) as u64) != addr {
         return None;

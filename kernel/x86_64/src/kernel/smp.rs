@@ -23,12 +23,13 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering
 use pagoda_addr::{PhysMap, VirtAddr};
 use pagoda_sync::CpuId;
 use x86_64::instructions::{hlt, interrupts};
+use x86_64::registers::control::Cr4Flags;
 use x86_64::registers::model_specific::{Efer, EferFlags};
 
 use super::boot_info::{Loaded, TRAMPOLINE};
 use super::host::{DirectMap, KERNEL, heap};
 use super::percpu::{self, Area};
-use super::{acpi, big_lock, cpu, fpu, lapic, layout, shootdown, tables, time, trap, user};
+use super::{acpi, big_lock, cpu, fpu, lapic, layout, levels, shootdown, tables, time, trap, user};
 
 const TRAMPOLINE_AT: u64 = TRAMPOLINE.start().as_u64();
 /// Pages of a CPU's own stacks: one to park and idle on, three for exceptions.
@@ -48,6 +49,7 @@ unsafe extern "C" {
     static trampoline_words: u8;
     static trampoline_end: u8;
     static boot_tables: u8;
+    static boot_root_of_five: u8;
 }
 
 /// What the trampoline finds behind its code.
@@ -58,6 +60,7 @@ struct Words {
     root: u64,
     stack: u64,
     area: u64,
+    cr4: u64,
 }
 
 /// What the parked CPUs are to do; null: nothing.
@@ -148,13 +151,18 @@ fn prepare(number: usize, apic_id: u8) -> Option<(&'static Area, u64)> {
 fn start_one(area: &'static Area, stack: u64) {
     let Some(table) = KERNEL.table.get() else { return };
     let efer = Efer::read() & (EferFlags::LONG_MODE_ENABLE | EferFlags::NO_EXECUTE_ENABLE);
-    let tables = VirtAddr::new(&raw const boot_tables as u64);
+    let five = levels::count() == 5;
+    let tables = if five { &raw const boot_root_of_five } else { &raw const boot_tables };
+    let tables = VirtAddr::new(tables as u64);
+    let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
+    cr4.set(Cr4Flags::L5_PAGING, five);
     let words = Words {
         boot_tables: layout::image_phys(tables).as_u64(),
         efer: efer.bits(),
         root: table.root().start().as_u64(),
         stack,
         area: core::ptr::from_ref(area) as u64,
+        cr4: cr4.bits(),
     };
     let offset = &raw const trampoline_words as usize - &raw const trampoline as usize;
     // SAFETY: inside the trampoline's page, aligned to eight; no CPU runs there: the one before has

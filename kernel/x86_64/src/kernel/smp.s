@@ -4,12 +4,13 @@
 # with cs = page << 8, ip = 0. Nothing in it may refer to its own linked address. At 0x120 lie
 # the words that the boot CPU fills in (smp.rs: Words):
 #
-#   +0   the physical address of boot.s's tables, which show the low 4 GiB at their own addresses
+#   +0   the physical address of boot.s's tables (the fifth or fourth level), which show the low 4 GiB at their own addresses
 #        and the image where it is linked
 #   +8   EFER: long mode, and no-execute if there is such a thing
 #   +16  the root of the kernel's final table
 #   +24  the end of the stack
 #   +32  the CPU's area
+#   +40  CR4: PAE, and the fifth level if the boot CPU uses it
 #
 # From real mode straight to long mode: protection and paging are switched on at once (Intel SDM
 # volume 3, 10.8.5 has them one after the other, and does not forbid this).
@@ -23,7 +24,7 @@ trampoline:
     cld
     xor eax, eax
     mov ds, ax
-    mov eax, 0x20                       # PAE
+    mov eax, [{TRAMPOLINE} + 0x148]
     mov cr4, eax
     mov eax, [{TRAMPOLINE} + 0x120]
     mov cr3, eax
@@ -60,7 +61,7 @@ trampoline_gdt_pointer:
     .org trampoline + 0x120
 .global trampoline_words
 trampoline_words:
-    .skip 40
+    .skip 48
 .global trampoline_end
 trampoline_end:
 

@@ -23,7 +23,7 @@ use super::host::{DirectMap, KERNEL, heap};
 use super::kernel_map::{self, KernelTable, Leaves, READ_WRITE};
 use super::percpu::KernelCpus;
 use super::stacks::Stack;
-use super::{console, cpu, layout, percpu, smp};
+use super::{console, cpu, layout, levels, percpu, smp};
 
 /// Why the tower could not be built.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +125,7 @@ pub(crate) fn build(magic: u32, info: PhysAddr) -> Result<Handover, BuildError> 
         info!("pagoda {} on {features}", env!("CARGO_PKG_VERSION"));
     }
     smp::count(&loaded);
+    levels::choose(loaded.command_line());
     storey1(&loaded)?;
     let handover = Handover {
         command_line: keep(loaded.command_line())?,
@@ -222,7 +223,7 @@ fn ram_end() -> PhysAddr {
 /// The table's format on this CPU.
 fn format() -> X86_64 {
     match cpu::features() {
-        Some(cpu) => X86_64::new(4, cpu.phys_bits.into(), cpu.nx, cpu.huge_pages),
+        Some(cpu) => X86_64::new(levels::count(), cpu.phys_bits.into(), cpu.nx, cpu.huge_pages),
         None => X86_64::new(4, 36, false, false),
     }
 }
@@ -247,6 +248,7 @@ fn storey2_paging() -> Result<(), BuildError> {
     unsafe { Cr3::write_raw(root, flags) };
     super::host::flush_all(true);
 
+    info!("    {} levels, {} bits of address", levels::count(), levels::address_bits());
     let mut leaves = Leaves::default();
     for range in (0..).map_while(ram) {
         leaves.count(table, layout::direct(range));

@@ -21,7 +21,7 @@ use x86_64::registers::rflags::RFlags;
 
 use super::layout::USER_END;
 use super::trap::{FIRST_IRQ, VECTORS};
-use super::{big_lock, console, exit, irq, percpu, smp, tables, trap};
+use super::{big_lock, console, exit, irq, levels, percpu, smp, tables, trap};
 
 /// What the system call entry leaves in place of a vector.
 pub(crate) const SYSCALL: u64 = 0x100;
@@ -145,7 +145,8 @@ fn enter(regs: &mut UserRegs) -> bool {
 /// May the address and the bases be loaded? Rarely asked: see [`enter`].
 #[cold]
 fn bases_canonical(regs: &UserRegs) -> bool {
-    [regs.rip, regs.fs_base, regs.gs_base].iter().all(|&at| VirtAddr::new(at).is_canonical(48))
+    let bits = levels::address_bits();
+    [regs.rip, regs.fs_base, regs.gs_base].iter().all(|&at| VirtAddr::new(at).is_canonical(bits))
 }
 
 /// Loads the FS and GS bases where programs cannot write them (without FSGSBASE; with it,

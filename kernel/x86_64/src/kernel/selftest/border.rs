@@ -10,7 +10,7 @@ use pagoda_paging::{Fate, PageFlags, PageSize, PageTable, X86_64};
 use pagoda_sync::CpuId;
 
 use crate::kernel::host::{DirectMap, KERNEL, Kernel, kind};
-use crate::kernel::{cpu, layout, time};
+use crate::kernel::{cpu, layout, levels, time};
 
 global_asm!(include_str!("border.s"));
 
@@ -334,7 +334,7 @@ fn gs() {
 }
 
 fn addresses() {
-    for rip in [1 << 47, (1 << 63) + 5] {
+    for rip in [1 << (levels::address_bits() - 1), (1 << 63) + 5] {
         let (trap, _) = run_program(&raw const border_nothing, |regs| regs.rip = rip);
         assert_eq!(trap, Trap::Exception { vector: 13, code: 0 });
         let (trap, _) = run_program(&raw const border_nothing, |regs| {
