@@ -263,6 +263,13 @@ pub fn counter() -> Result<PathBuf> {
     Ok(dir.join("release/libpagoda_counter.so"))
 }
 
+/// Builds what a machine that is started with [`PREBUILT`] needs.
+pub fn for_machines() -> Result<()> {
+    kernel()?;
+    programs()?;
+    Ok(())
+}
+
 /// `cargo xtask build`.
 pub fn announce() -> Result<()> {
     println!("kernel     {}", kernel()?.display());

@@ -4,6 +4,7 @@
 //! - [`build`] makes the kernel, the programs and the initramfs ([`cpio`], [`ksyms`]).
 //! - [`guest`] starts QEMU and carries bytes in and out; [`run`] decides what runs in it.
 //! - [`check`] is format, lints, documentation and the direction of the dependencies.
+//! - [`matrix`] boots every kind of machine, or all pairs of them ([`pairs`]).
 //! - [`linux`] measures our kernel beside Linux.
 //! - [`mod@test`] is everything that must hold; [`torture`] looks for what does not, for longer.
 
@@ -17,6 +18,8 @@ mod cpio;
 mod guest;
 mod ksyms;
 mod linux;
+mod matrix;
+mod pairs;
 mod run;
 mod setup;
 mod test;
@@ -37,6 +40,8 @@ enum Command {
     Test(test::Test),
     /// Processes and threads that map, fork, signal and die at random, with every byte checked
     Torture(torture::Torture),
+    /// The tour on every kind of machine: ways to boot, CPUs, memory, levels of page tables
+    Matrix(matrix::Matrix),
     /// Format, lints, documentation, direction of dependencies
     Check,
     /// Pagoda beside its peers, in one run: table, JSON, SVG in target/bench (frames, heap, linux)
@@ -56,6 +61,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run.execute(),
         Command::Test(test) => test.execute(),
         Command::Torture(torture) => torture.execute(),
+        Command::Matrix(matrix) => matrix.execute(),
         Command::Check => check::execute().map(|()| 0),
         Command::Bench { arguments } => bench(&arguments).map(|()| 0),
         Command::Setup => setup::everything().map(|()| 0),
