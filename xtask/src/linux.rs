@@ -40,6 +40,12 @@ struct Options {
     /// Only say where our kernel spends its instructions in this case (a name of user/mmbench)
     #[arg(long, value_name = "CASE")]
     profile: Option<String>,
+    /// Only our kernel, and only a list of figures: for whoever makes it faster
+    #[arg(long)]
+    ours: bool,
+    /// With --ours: only these cases (names of user/mmbench)
+    #[arg(long, value_name = "NAME")]
+    case: Vec<String>,
     /// With --profile: Linux in the place of our kernel (addresses, no names)
     #[arg(long)]
     of_linux: bool,
@@ -90,6 +96,9 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         let kind = if options.of_linux { Kind::Linux } else { Kind::Ours };
         return bench.profile(kind, case);
     }
+    if options.ours {
+        return bench.glance(&options);
+    }
     let from = bench.measure(&options)?;
     let from = from.to_string_lossy().into_owned();
     build::bench(&["linux".into(), "--from".into(), from])
@@ -135,6 +144,22 @@ impl Bench {
         let path = self.dir.join("linux-raw.json");
         fs::write(&path, raw).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
+    }
+
+    /// Prints what our kernel needs in some cases.
+    fn glance(&self, options: &Options) -> Result<()> {
+        let mut words = format!("reps={}", options.reps);
+        for case in &options.case {
+            let _ = write!(words, " case={case}");
+        }
+        let figures = figures(&self.boot(Kind::Ours, &words, None)?)?;
+        for name in &figures.order {
+            match figures.cases.get(name) {
+                Some(figure) => println!("{:12.1}  {name}", figure.median),
+                None => println!("{:>12}  {name}", "failed"),
+            }
+        }
+        Ok(())
     }
 
     /// Runs with the plugin; what each case needed for one operation.

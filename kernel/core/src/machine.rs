@@ -8,35 +8,59 @@ use pagoda_paging::{PageTable, Platform};
 use pagoda_sync::CpuId;
 use pagoda_vm::VmPlatform;
 
-/// The general registers of a program, as a trap left them and as [`Machine::run_user`] loads them.
-/// Names and meaning are those of x86-64; to everybody but the machine half this is plain data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
+/// The general registers of a program, as a trap left them and as it goes on with them. Names and
+/// meaning are those of x86-64; to everybody but the machine half this is plain data.
+///
+/// In the order in which x86-64 pushes what it pushes, so that a trap can leave its frame right
+/// here: the last seven words are the CPU's own, and four of them (`cause`, `code`, `cs`, `ss`) are
+/// of no interest to anybody else, not even to comparisons.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(16))]
 #[allow(missing_docs)] // the architecture's own names
 pub struct UserRegs {
-    pub rax: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
     pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rax: u64,
     pub rcx: u64,
     pub rdx: u64,
     pub rsi: u64,
     pub rdi: u64,
-    pub rbp: u64,
-    pub rsp: u64,
-    pub r8: u64,
-    pub r9: u64,
-    pub r10: u64,
-    pub r11: u64,
-    pub r12: u64,
-    pub r13: u64,
-    pub r14: u64,
-    pub r15: u64,
+    pub cause: u64,
+    pub code: u64,
     pub rip: u64,
+    pub cs: u64,
     pub rflags: u64,
-    pub fs_base: u64,
-    pub gs_base: u64,
+    pub rsp: u64,
+    pub ss: u64,
 }
 
-/// Why a program stopped running.
+impl PartialEq for UserRegs {
+    fn eq(&self, other: &Self) -> bool {
+        let words = |r: &Self| {
+            [
+                [r.rax, r.rbx, r.rcx, r.rdx, r.rsi],
+                [r.rdi, r.rbp, r.rsp, r.r8, r.r9],
+                [r.r10, r.r11, r.r12, r.r13, r.r14],
+                [r.r15, r.rip, r.rflags, r.fs_base, r.gs_base],
+            ]
+        };
+        words(self) == words(other)
+    }
+}
+
+impl Eq for UserRegs {}
+
+/// Why a program stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trap {
     /// The `syscall` instruction: number in `rax`, arguments in `rdi rsi rdx r10 r8 r9`.
@@ -61,6 +85,41 @@ pub enum Trap {
     },
     /// A device or the timer wants attention; the machine half has served the device.
     Interrupt,
+}
+
+/// How a program goes on after a short answer to its trap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Resume {
+    /// With the registers as they were, but for `rax` after a system call.
+    Program = 0,
+    /// Not yet: [`Serve::whole`] is asked.
+    Whole = 1,
+}
+
+/// What serves a program's traps: a thread. Called on the thread's kernel stack, with interrupts
+/// off, and may wait and switch.
+///
+/// *partial-frame*: most traps need a few registers only, so a machine need not have stored the
+/// others. In [`call`](Self::call) these are current: `rax`, the arguments, `rip`, `rsp`, `rflags`;
+/// in [`page_fault`](Self::page_fault) `rip`, `rsp`, `rflags`. Only `rax` may be changed, and only in
+/// `call`. In [`trap`](Self::trap) and [`whole`](Self::whole) all are current, and may be changed.
+pub trait Serve {
+    /// The registers; always in the same place.
+    fn regs(&mut self) -> &mut UserRegs;
+
+    /// A system call.
+    fn call(&mut self) -> Resume;
+
+    /// A page fault; as in [`Trap::PageFault`].
+    fn page_fault(&mut self, addr: VirtAddr, write: bool, exec: bool, present: bool) -> Resume;
+
+    /// Any other trap; false: the program does not go on.
+    fn trap(&mut self, trap: Trap) -> bool;
+
+    /// Before the program runs for the first time, and after every [`Resume::Whole`]: whatever
+    /// needs all registers. False: the program does not go on.
+    fn whole(&mut self) -> bool;
 }
 
 /// A serial line.
@@ -160,10 +219,18 @@ pub trait Machine:
     #[allow(unsafe_code)]
     unsafe fn switch(&self, from: *mut Self::Context, to: *const Self::Context);
 
-    /// Runs the program whose registers these are in the active address space until it traps.
-    /// Interrupts are on in user mode and off again on return. Values that would harm the kernel
-    /// (a non-canonical `rip`, privileged flags) are refused as the trap that they would cause.
-    fn run_user(&self, regs: &mut UserRegs) -> Trap;
+    /// Runs the program whose registers `server` has, in the active address space, and lets
+    /// `server` serve its traps where they arrive, until that says that the program does not go on.
+    /// Interrupts are on in user mode only. Registers that would harm the kernel (a non-canonical
+    /// `rip`, privileged flags) are refused as the trap that they would cause.
+    fn run_user<S: Serve>(&self, server: &mut S);
+
+    /// Came the interrupt that is being served while the kernel worked for the program, and could
+    /// only be taken when that went on? For whoever shares out time by samples.
+    fn interrupted_kernel(&self, regs: &UserRegs) -> bool {
+        let _ = regs;
+        false
+    }
 
     /// Makes `root` the active page table of this CPU (0 for the kernel's own).
     fn activate(&self, root: Option<pagoda_addr::Frame>);

@@ -1,4 +1,9 @@
-//! A thread's loop: run the program until it traps, serve the trap, look at signals, again.
+//! A thread at work: serves its program's traps where they arrive, and looks at signals before the
+//! program goes on.
+//!
+//! *attention-covers*: whatever keeps the program from going on at once (a signal, the end, a stop,
+//! a call to be restarted) has set the thread's `attention`, so a trap ends with one look at one
+//! flag. Time is shared out by samples (see `Times`), not read at every trap.
 
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
@@ -8,7 +13,7 @@ use pagoda_vm::{Access, FaultError};
 
 use crate::Space;
 use crate::kernel::Kernel;
-use crate::machine::{Machine, Trap, UserRegs};
+use crate::machine::{Machine, Resume, Serve, Trap, UserRegs};
 use crate::signal::deliver::Next;
 use crate::signal::frame::FaultWords;
 use crate::signal::info::{
@@ -21,6 +26,28 @@ use crate::task::{Process, Thread, WaitStatus};
 const PAGE_FAULT: u64 = 14;
 const BUS_ADRALN: i32 = 1;
 
+/// Calls that copy or replace all registers, hence cannot be served with a part of them.
+#[inline]
+fn needs_all_registers(number: u64) -> bool {
+    use linux_raw_sys::general as nr;
+    const FEW: u64 = 64;
+    const fn bit(number: u32) -> u64 {
+        assert!((number as u64) < FEW);
+        1 << number
+    }
+    const LOW: u64 = bit(nr::__NR_fork)
+        | bit(nr::__NR_vfork)
+        | bit(nr::__NR_clone)
+        | bit(nr::__NR_execve)
+        | bit(nr::__NR_rt_sigreturn);
+    if number < FEW {
+        return LOW >> number & 1 != 0;
+    }
+    number == u64::from(nr::__NR_arch_prctl)
+        || number == u64::from(nr::__NR_execveat)
+        || number == u64::from(nr::__NR_clone3)
+}
+
 /// A thread at work in the kernel: what its system calls act on.
 pub(crate) struct Cx<'a, M: Machine> {
     pub(crate) kernel: &'a Arc<Kernel<M>>,
@@ -30,6 +57,8 @@ pub(crate) struct Cx<'a, M: Machine> {
     pub(crate) regs: UserRegs,
     /// The number of a call that was interrupted and may be restarted.
     pub(crate) call: Option<u64>,
+    /// A system call that waits until all registers are current.
+    pub(crate) postponed: Option<u64>,
     /// `exit` was called: the thread ends with this status.
     pub(crate) exiting: Option<WaitStatus>,
 }
@@ -44,40 +73,32 @@ pub(crate) fn run<M: Machine>(thread: &Arc<Thread<M>>) {
         space,
         regs: thread.start,
         call: None,
+        postponed: None,
         exiting: None,
     };
-    let machine = cx.kernel.machine;
-    while cx.exiting.is_none() {
-        let attention = thread.attention.load(Ordering::SeqCst) || cx.call.is_some();
-        if attention && cx.before_program() == Next::End {
-            break;
-        }
-        thread.times.leave(machine.monotonic_ns());
-        let trap = machine.run_user(&mut cx.regs);
-        let now = machine.monotonic_ns();
-        thread.times.enter_kernel(now);
-        cx.serve(trap, now);
-    }
+    cx.kernel.machine.run_user(&mut cx);
     let status = cx.exiting.unwrap_or(WaitStatus::exited(0));
     cx.end_thread(status);
 }
 
-impl<M: Machine> Cx<'_, M> {
-    fn serve(&mut self, trap: Trap, now: u64) {
-        match trap {
-            Trap::Syscall => self.system_call(),
-            Trap::PageFault { addr, write, exec, present } => {
-                self.page_fault(addr, write, exec, present);
-            }
-            Trap::Exception { vector, code } => self.exception(vector, code),
-            Trap::Interrupt => {
-                self.kernel.poll();
-                self.kernel.sched.yield_if_due(self.thread, now);
-            }
-        }
+impl<M: Machine> Serve for Cx<'_, M> {
+    #[inline]
+    fn regs(&mut self) -> &mut UserRegs {
+        &mut self.regs
     }
 
-    fn page_fault(&mut self, addr: VirtAddr, write: bool, exec: bool, present: bool) {
+    #[inline]
+    fn call(&mut self) -> Resume {
+        let number = self.regs.rax;
+        if let Some(word) = self.at_hand(number) {
+            self.regs.rax = word;
+            return self.resume();
+        }
+        self.longer_call(number)
+    }
+
+    #[inline]
+    fn page_fault(&mut self, addr: VirtAddr, write: bool, exec: bool, present: bool) -> Resume {
         let faults = &self.thread.faults;
         faults.store(faults.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let access = match (write, exec) {
@@ -85,7 +106,91 @@ impl<M: Machine> Cx<'_, M> {
             (_, true) => Access::Exec,
             _ => Access::Read,
         };
-        let Err(error) = self.space.fault(addr, access) else { return };
+        if let Err(error) = self.space.fault(addr, access) {
+            self.bad_fault(addr, write, exec, present, error);
+        }
+        self.resume()
+    }
+
+    fn trap(&mut self, trap: Trap) -> bool {
+        match trap {
+            Trap::Syscall => {
+                self.postponed = Some(self.regs.rax);
+            }
+            Trap::PageFault { addr, write, exec, present } => {
+                let _ = Serve::page_fault(self, addr, write, exec, present);
+            }
+            Trap::Exception { vector, code } => self.exception(vector, code),
+            Trap::Interrupt => {
+                let now = self.kernel.machine.monotonic_ns();
+                let in_kernel = self.kernel.machine.interrupted_kernel(&self.regs);
+                self.thread.times.sample(now, in_kernel);
+                self.kernel.poll();
+                self.kernel.sched.yield_if_due(self.thread, now);
+            }
+        }
+        self.whole()
+    }
+
+    fn whole(&mut self) -> bool {
+        if let Some(number) = self.postponed.take() {
+            let _ = self.system_call(number);
+        }
+        if self.exiting.is_some() {
+            return false;
+        }
+        if self.resume() == Resume::Whole && self.before_program() == Next::End {
+            return false;
+        }
+        self.exiting.is_none()
+    }
+}
+
+impl<M: Machine> Cx<'_, M> {
+    /// A call that is not answered [at hand](Self::at_hand).
+    #[inline(never)]
+    fn longer_call(&mut self, number: u64) -> Resume {
+        if needs_all_registers(number) {
+            self.postponed = Some(number);
+            return Resume::Whole;
+        }
+        self.system_call(number)
+    }
+
+    /// The answer to calls that ask for a word that is at hand: no arguments, no lock, no failure.
+    #[inline]
+    fn at_hand(&self, number: u64) -> Option<u64> {
+        use linux_raw_sys::general as nr;
+        const GETPID: u64 = nr::__NR_getpid as u64;
+        const GETPPID: u64 = nr::__NR_getppid as u64;
+        const GETTID: u64 = nr::__NR_gettid as u64;
+        match number {
+            GETPID => Some(u64::from(self.process.pid)),
+            GETPPID => Some(u64::from(self.process.parent.load(Ordering::Relaxed))),
+            GETTID => Some(u64::from(self.thread.tid)),
+            _ => None,
+        }
+    }
+
+    /// One look at everything that may keep the program from going on at once.
+    #[inline]
+    pub(crate) fn resume(&self) -> Resume {
+        // Sequentially consistent, as all uses of this flag: here a plain load.
+        if self.thread.attention.load(Ordering::SeqCst) {
+            return Resume::Whole;
+        }
+        Resume::Program
+    }
+
+    #[cold]
+    fn bad_fault(
+        &mut self,
+        addr: VirtAddr,
+        write: bool,
+        exec: bool,
+        present: bool,
+        error: FaultError,
+    ) {
         let (signal, code) = match error {
             FaultError::Unmapped => (Signal::SEGV, SEGV_MAPERR),
             FaultError::Protection => (Signal::SEGV, SEGV_ACCERR),

@@ -186,6 +186,7 @@ pub(crate) fn decode(ucontext: &[u8; UCONTEXT], now: &UserRegs) -> Restored {
         rflags: (now.rflags & !RESTORABLE_FLAGS) | (at(17) & RESTORABLE_FLAGS),
         fs_base: now.fs_base,
         gs_base: now.gs_base,
+        ..UserRegs::default()
     };
     Restored {
         regs,
@@ -244,6 +245,7 @@ mod tests {
             rflags: 0x246,
             fs_base: 19,
             gs_base: 20,
+            ..UserRegs::default()
         }
     }
 

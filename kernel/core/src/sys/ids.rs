@@ -15,10 +15,6 @@ use crate::task::Process;
 const KEEP: u32 = u32::MAX;
 
 impl<M: Machine> Cx<'_, M> {
-    pub(crate) fn sys_getppid(&mut self) -> Result<u64> {
-        Ok(u64::from(self.process.parent.load(Ordering::Relaxed)))
-    }
-
     /// The process with this number, the caller's for 0.
     pub(super) fn some_process(&self, pid: u64) -> Result<Arc<Process<M>>> {
         match pid as i32 {

@@ -32,7 +32,7 @@ use pagoda_linux::Errno;
 pub(crate) use info::{FIRST_LIMITS, RELEASE, VERSION};
 
 use crate::Result;
-use crate::machine::Machine;
+use crate::machine::{Machine, Resume};
 use crate::run::Cx;
 use crate::task::{Files, Ids, Places};
 
@@ -70,21 +70,25 @@ impl Look {
 
 impl<M: Machine> Cx<'_, M> {
     /// Serves the call that the registers ask for.
-    pub(crate) fn system_call(&mut self) {
-        let number = self.regs.rax;
+    #[inline]
+    pub(crate) fn system_call(&mut self, number: u64) -> Resume {
         let r = &self.regs;
         let args = [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9];
-        self.thread.last_call.store(number as u32, Ordering::Relaxed);
-        let result = self.dispatch(number, args);
-        self.regs.rax = match result {
-            Ok(value) => value,
-            Err(error) => {
-                if error.is_internal() {
-                    self.call = Some(number);
-                }
-                error.to_result_register()
-            }
-        };
+        match self.dispatch(number, args) {
+            Ok(value) => self.regs.rax = value,
+            Err(error) => self.failed(number, error),
+        }
+        self.resume()
+    }
+
+    #[inline(never)]
+    fn failed(&mut self, number: u64, error: Errno) {
+        if error.is_internal() {
+            // *attention-covers*
+            self.call = Some(number);
+            self.thread.attention.store(true, Ordering::SeqCst);
+        }
+        self.regs.rax = error.to_result_register();
     }
 
     fn missing(&self, number: u64) -> Result<u64> {

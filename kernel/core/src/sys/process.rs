@@ -23,6 +23,7 @@ const PIDFD: u64 = 0x1000;
 impl<M: Machine> Cx<'_, M> {
     pub(crate) fn sys_exit(&mut self, a: [u64; 6]) -> Result<u64> {
         self.exiting = Some(WaitStatus::exited(a[0] as u32));
+        self.thread.attention.store(true, Ordering::SeqCst);
         Ok(0)
     }
 
@@ -30,6 +31,7 @@ impl<M: Machine> Cx<'_, M> {
         let status = WaitStatus::exited(a[0] as u32);
         self.end_process(status);
         self.exiting = Some(status);
+        self.thread.attention.store(true, Ordering::SeqCst);
         Ok(0)
     }
 

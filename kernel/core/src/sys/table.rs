@@ -8,7 +8,7 @@ use crate::machine::Machine;
 use crate::run::Cx;
 
 impl<M: Machine> Cx<'_, M> {
-    /// Calls by number.
+    /// Calls by number; those whose answer is at hand never come here.
     #[rustfmt::skip]
     #[allow(clippy::too_many_lines)]
     pub(crate) fn dispatch(&mut self, number: u64, a: [u64; 6]) -> Result<u64> {
@@ -146,9 +146,6 @@ impl<M: Machine> Cx<'_, M> {
             nr::__NR_setpriority => self.sys_setpriority(a),
             nr::__NR_getcpu => self.sys_getcpu(a),
 
-            nr::__NR_getpid => Ok(u64::from(self.process.pid)),
-            nr::__NR_gettid => Ok(u64::from(self.thread.tid)),
-            nr::__NR_getppid => self.sys_getppid(),
             nr::__NR_getpgrp => self.sys_getpgid([0; 6]),
             nr::__NR_getpgid => self.sys_getpgid(a),
             nr::__NR_setpgid => self.sys_setpgid(a),

@@ -16,15 +16,24 @@ use crate::sched::slots::{Patience, SlotId};
 use crate::signal::ThreadSignals;
 
 /// CPU time, in nanoseconds. Written by the running thread alone.
+///
+/// The sum is exact: every span between two switches is counted. Which share of it is the
+/// program's and which the kernel's is sampled, as on Linux: a span that ends in a tick goes to
+/// whoever the tick met, one that ends in a switch is divided as the latest ticks were. So a system
+/// call does not have to read the clock.
 #[derive(Debug, Default)]
 pub(crate) struct Times {
     user: AtomicU64,
     system: AtomicU64,
     stamp: AtomicU64,
     slice: AtomicU64,
+    /// The kernel's share in the latest ticks, in 256ths.
+    share: AtomicU32,
 }
 
 impl Times {
+    const WHOLE: u32 = 256;
+
     /// The time since the last stamp; the next span begins.
     fn since(&self, now: u64) -> u64 {
         let stamp = self.stamp.load(Ordering::Relaxed);
@@ -34,13 +43,21 @@ impl Times {
     fn add(counter: &AtomicU64, amount: u64) {
         counter.store(counter.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
     }
-    /// The kernel was entered: what passed since the last stamp was the program's.
-    pub(crate) fn enter_kernel(&self, now: u64) {
-        Self::add(&self.user, self.since(now));
+    /// A tick came while the program ran, or while the kernel worked for it.
+    pub(crate) fn sample(&self, now: u64, in_kernel: bool) {
+        let span = self.since(now);
+        Self::add(if in_kernel { &self.system } else { &self.user }, span);
+        let share = self.share.load(Ordering::Relaxed);
+        let met = if in_kernel { Self::WHOLE } else { 0 };
+        self.share.store(share - share / 8 + met / 8, Ordering::Relaxed);
     }
-    /// The kernel is left: what passed since the last stamp was the kernel's.
+    /// The thread leaves the CPU.
     pub(crate) fn leave(&self, now: u64) {
-        Self::add(&self.system, self.since(now));
+        let span = self.since(now);
+        let share = u64::from(self.share.load(Ordering::Relaxed).min(Self::WHOLE));
+        let system = (span / 256) * share + (span % 256) * share / 256;
+        Self::add(&self.system, system);
+        Self::add(&self.user, span - system);
     }
     pub(crate) fn start_slice(&self, now: u64) {
         self.stamp.store(now, Ordering::Relaxed);
@@ -79,8 +96,6 @@ pub(crate) struct Thread<M: Machine> {
     pub(crate) robust_list: AtomicU64,
     pub(crate) times: Times,
     pub(crate) faults: AtomicU64,
-    /// System calls made; the number of the current one in the low half of `last_call`.
-    pub(crate) last_call: AtomicU32,
 }
 
 // SAFETY: the cells are touched by the thread that runs, and by the switch that saves or loads it,
@@ -117,7 +132,6 @@ impl<M: Machine> Thread<M> {
             robust_list: AtomicU64::new(0),
             times: Times::default(),
             faults: AtomicU64::new(0),
-            last_call: AtomicU32::new(0),
         })
         .map_err(|_| Errno::ENOMEM)?;
         let argument = Arc::as_ptr(&thread).expose_provenance();

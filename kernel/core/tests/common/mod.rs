@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use pagoda_addr::{Frame, PhysAddr, PhysMap, VirtAddr};
 use pagoda_emu::{Access, Config, Mode};
 use pagoda_kernel_core::machine::{
-    Machine, MemoryTotals, OutOfMemory, Port, Report, Trap, UserRegs,
+    Machine, MemoryTotals, OutOfMemory, Port, Report, Resume, Serve, Trap, UserRegs,
 };
 use pagoda_kernel_core::{BootConfig, ExitStatus, StartError, start};
 use pagoda_paging::{FlushRange, OutOfFrames, PageTable, Platform, Released, SpaceTlb, X86_64};
@@ -167,18 +167,41 @@ impl Machine for HostMachine {
         from.take();
     }
 
-    fn run_user(&self, regs: &mut UserRegs) -> Trap {
-        self.idle.store(0, Ordering::SeqCst);
-        let trap = asm::run(self, regs, TICK);
-        if std::env::var_os("TRACE").is_some() {
-            eprintln!("{trap:?} {regs:x?}");
+    fn run_user<S: Serve>(&self, server: &mut S) {
+        let mut goes_on = server.whole();
+        while goes_on {
+            let regs = server.regs();
+            self.idle.store(0, Ordering::SeqCst);
+            let trap = asm::run(self, regs, TICK);
+            if std::env::var_os("TRACE").is_some() {
+                eprintln!("{trap:?} {regs:x?}");
+            }
+            if trap == Trap::Syscall
+                && let Some(watch) = &mut *self.watch.lock().unwrap()
+            {
+                watch(regs);
+            }
+            // *partial-frame*: what need not be current is not.
+            let stored = *regs;
+            let resume = match trap {
+                Trap::Syscall => {
+                    *regs = partial(&stored);
+                    let resume = server.call();
+                    let rax = server.regs().rax;
+                    assert_eq!(*server.regs(), UserRegs { rax, ..partial(&stored) });
+                    *server.regs() = UserRegs { rax, ..stored };
+                    resume
+                }
+                Trap::PageFault { addr, write, exec, present } => {
+                    server.page_fault(addr, write, exec, present)
+                }
+                trap => {
+                    goes_on = server.trap(trap);
+                    continue;
+                }
+            };
+            goes_on = resume == Resume::Program || server.whole();
         }
-        if trap == Trap::Syscall
-            && let Some(watch) = &mut *self.watch.lock().unwrap()
-        {
-            watch(regs);
-        }
-        trap
     }
 
     fn activate(&self, root: Option<Frame>) {
@@ -268,6 +291,24 @@ impl Machine for HostMachine {
         }
         Ok(())
     }
+}
+
+/// What of the registers is current in a system call, and rubbish.
+fn partial(regs: &UserRegs) -> UserRegs {
+    let &UserRegs { rax, rdi, rsi, rdx, r10, r8, r9, rip, rsp, rflags, .. } = regs;
+    let bad = 0xbad;
+    let rubbish = UserRegs {
+        rbx: bad,
+        rbp: bad,
+        r12: bad,
+        r13: bad,
+        r14: bad,
+        r15: bad,
+        fs_base: bad,
+        gs_base: bad,
+        ..UserRegs::default()
+    };
+    UserRegs { rax, rdi, rsi, rdx, r10, r8, r9, rip, rsp, rflags, ..rubbish }
 }
 
 impl HostMachine {

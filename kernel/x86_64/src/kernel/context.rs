@@ -3,17 +3,20 @@
 
 use super::percpu;
 use super::stacks::Stack;
+use super::user::Border;
 
 unsafe extern "C" {
     fn switch_stacks(from: *mut Context, to: *const Context);
     fn context_start();
 }
 
-/// Where a thread that does not run left off: its stack pointer; all else is on the stack.
+/// Where a thread that does not run left off: its stack pointer (first: `switch_stacks` knows), and
+/// its border to its program; all else is on the stack.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Context {
     rsp: u64,
+    border: Border,
 }
 
 /// What `switch_stacks` pops, lowest address first.
@@ -33,7 +36,7 @@ struct Pushed {
 impl Context {
     /// Room to save a running thread in.
     pub(crate) const fn unused() -> Self {
-        Self { rsp: 0 }
+        Self { rsp: 0, border: Border::none() }
     }
 
     /// A thread that begins with `entry(argument)` on `stack`.
@@ -54,7 +57,7 @@ impl Context {
         let rsp = stack.range().end().as_u64() - size_of::<Pushed>() as u64;
         // SAFETY: inside the stack, which is mapped, aligned to eight, and not in use yet.
         unsafe { (rsp as *mut Pushed).write(pushed) };
-        Self { rsp }
+        Self { rsp, border: Border::none() }
     }
 
     /// Saves the running thread in `from` and goes on in `to`.
@@ -63,7 +66,12 @@ impl Context {
     /// As [`switch`](pagoda_kernel_core::machine::Machine::switch) of the machine.
     pub(crate) unsafe fn switch(from: *mut Self, to: *const Self) {
         percpu::assert_unpinned();
+        // SAFETY: the caller's promise: nobody else touches `from` before it is switched to.
+        unsafe { (*from).border = Border::take() };
         // SAFETY: the caller's promise; interrupts are off and no lock is held.
-        unsafe { switch_stacks(from, to) }
+        unsafe { switch_stacks(from, to) };
+        // Perhaps on another CPU.
+        // SAFETY: as above: whoever switched here is done with `from`.
+        unsafe { (*from).border.put() };
     }
 }

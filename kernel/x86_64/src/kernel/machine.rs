@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 use pagoda_addr::Frame;
 use pagoda_frames::{Stats, Zone};
 use pagoda_kernel_core::machine::{
-    Machine, MemoryTotals, OutOfMemory, Port, Report, Trap, UserRegs,
+    Machine, MemoryTotals, OutOfMemory, Port, Report, Serve, UserRegs,
 };
 use pagoda_kva::Kind;
 use pagoda_paging::{PageTable, X86_64};
@@ -57,9 +57,12 @@ impl Machine for Kernel {
         unsafe { Context::switch(from, to) }
     }
 
-    #[inline]
-    fn run_user(&self, regs: &mut UserRegs) -> Trap {
-        user::run(regs)
+    fn run_user<S: Serve>(&self, server: &mut S) {
+        user::run(server);
+    }
+
+    fn interrupted_kernel(&self, regs: &UserRegs) -> bool {
+        user::interrupted_kernel(regs)
     }
 
     fn activate(&self, root: Option<Frame>) {

@@ -32,12 +32,8 @@ pub(crate) struct Area {
     pub(crate) user_regs: AtomicPtr<UserRegs>,
     /// One register's worth of room for the entries.
     pub(crate) scratch: AtomicU64,
-    /// Of the last trap from user mode: its vector ([`super::user::SYSCALL`] for a system call).
-    pub(crate) vector: AtomicU64,
-    /// Of the last trap from user mode: its error code.
-    pub(crate) code: AtomicU64,
-    /// Of the last trap from user mode: CR2, read before anything could overwrite it.
-    pub(crate) cr2: AtomicU64,
+    /// Where the program goes on after the last page fault that was served in place.
+    pub(crate) fault_rip: AtomicU64,
     /// May programs write the two bases themselves (CR4.FSGSBASE)?
     pub(crate) fsgsbase: AtomicBool,
     /// Pins held (`Cpus::enter`).
@@ -77,9 +73,7 @@ impl Area {
             kernel_rsp: AtomicU64::new(0),
             user_regs: AtomicPtr::new(core::ptr::null_mut()),
             scratch: AtomicU64::new(0),
-            vector: AtomicU64::new(0),
-            code: AtomicU64::new(0),
-            cr2: AtomicU64::new(0),
+            fault_rip: AtomicU64::new(0),
             fsgsbase: AtomicBool::new(false),
             pins: AtomicU32::new(0),
             ranks: AtomicU32::new(0),

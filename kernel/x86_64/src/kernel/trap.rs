@@ -43,14 +43,16 @@ global_asm!(
     SCRATCH = const offset_of!(Area, scratch),
     KERNEL_RSP = const offset_of!(Area, kernel_rsp),
     USER_REGS = const offset_of!(Area, user_regs),
-    VECTOR = const offset_of!(Area, vector),
-    CODE = const offset_of!(Area, code),
-    CR2 = const offset_of!(Area, cr2),
-    FSGSBASE = const offset_of!(Area, fsgsbase),
+    FAULT_RIP = const offset_of!(Area, fault_rip),
+    GATE_SERVER = const offset_of!(user::Gate, server),
+    GATE_CALL = const offset_of!(user::Gate, call),
+    GATE_FAULT = const offset_of!(user::Gate, fault),
+    GATE_TRAP = const offset_of!(user::Gate, trap),
+    GATE_WHOLE = const offset_of!(user::Gate, whole),
+    REGS_BYTES = const size_of::<UserRegs>(),
+    NEEDS_IRET = const user::NEEDS_IRET,
+    CODE_WORD = const offset_of!(UserRegs, code),
     TSS_RSP0 = const offset_of!(Area, tss) + 4, // its second field, after four reserved bytes
-    SYSCALL = const user::SYSCALL,
-    USER_DATA = const super::tables::USER_DATA,
-    USER_CODE = const super::tables::USER_CODE,
     RAX = const offset_of!(UserRegs, rax),
     RBX = const offset_of!(UserRegs, rbx),
     RCX = const offset_of!(UserRegs, rcx),
@@ -69,8 +71,6 @@ global_asm!(
     R15 = const offset_of!(UserRegs, r15),
     RIP = const offset_of!(UserRegs, rip),
     RFLAGS = const offset_of!(UserRegs, rflags),
-    FS_BASE = const offset_of!(UserRegs, fs_base),
-    GS_BASE = const offset_of!(UserRegs, gs_base),
 );
 
 unsafe extern "C" {

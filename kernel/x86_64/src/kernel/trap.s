@@ -4,11 +4,12 @@
 #
 #     rsp -> vector, error code, rip, cs, rflags, rsp, ss
 #
-# From there three ways lead on:
+# From user mode the CPU pushes its part to the end of the program's registers (core's UserRegs),
+# where area.user_regs and the TSS point, except for the exceptions with stacks of their own. From
+# there three ways lead on:
 #
-#   from user mode   registers go to where area.user_regs points, and execution goes on where
-#                    enter_user stood (user.s: leave_user). The frame is left behind: the stack
-#                    that it is on is the thread's own, or one of the exceptions' own stacks.
+#   from user mode   what is needed is stored in the program's registers, and the handler runs on the
+#                    thread's stack below where enter_user left it (user.s).
 #   an exception     in the kernel: it may have come in one of the few places where GS is not the
 #                    kernel's, so the GS base is set to what it must be, and put back afterwards.
 #   an interrupt     in the kernel: only in idle, so GS is right and nothing is half done.
@@ -21,15 +22,71 @@
 trap_stubs:
 .irp vector, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,32,33,34,35,36,37,38,39,40,41,42,43,44,45,46,47,48,49,50,51,52,53,54,55,56,57,58,59,60,61,62,63
     .balign 16
-    .if \vector == 8 || \vector == 10 || \vector == 11 || \vector == 12 || \vector == 13 || \vector == 14 || \vector == 17 || \vector == 21 || \vector == 29 || \vector == 30
+    .if \vector == 14
+    jmp page_fault_entry
+    .else
+    .if \vector == 8 || \vector == 10 || \vector == 11 || \vector == 12 || \vector == 13 || \vector == 17 || \vector == 21 || \vector == 29 || \vector == 30
     .else
     push 0                              # the CPU pushes no error code for this one
     .endif
     push \vector
     jmp trap_entry
+    .endif
 .endr
 
 # ---------------------------------------------------------------------------------------------
+# A page fault. From user mode rsp = the program's registers + CODE: only what a function may change
+# is stored; the rest stays where it is, and is stored if the handler asks for it.
+.balign 16
+.type page_fault_entry, @function
+page_fault_entry:
+    test byte ptr [rsp + 16], 3         # cs: privilege
+    jz 1f
+    swapgs
+    mov [rsp + {RAX} - {CODE_WORD}], rax
+    mov [rsp + {RCX} - {CODE_WORD}], rcx
+    mov [rsp + {RDX} - {CODE_WORD}], rdx
+    mov [rsp + {RSI} - {CODE_WORD}], rsi
+    mov [rsp + {RDI} - {CODE_WORD}], rdi
+    mov [rsp + {R8} - {CODE_WORD}], r8
+    mov [rsp + {R9} - {CODE_WORD}], r9
+    mov [rsp + {R10} - {CODE_WORD}], r10
+    mov [rsp + {R11} - {CODE_WORD}], r11
+    mov rsi, cr2                        # before anything else can fault
+    mov rdx, [rsp]
+    mov rsp, gs:[{KERNEL_RSP}]
+    push 2                              # flags as the kernel wants them: DF, AC, NT clear, IF off
+    popfq
+    mov rdi, [rsp + {GATE_SERVER}]
+    call [rsp + {GATE_FAULT}]
+    test eax, eax
+    jnz 2f
+
+    mov rsp, gs:[{USER_REGS}]
+    mov rax, [rsp + {RIP}]              # whoever interrupts the program there interrupts us
+    mov gs:[{FAULT_RIP}], rax
+    mov r11, [rsp + {R11}]
+    mov r10, [rsp + {R10}]
+    mov r9, [rsp + {R9}]
+    mov r8, [rsp + {R8}]
+    mov rdi, [rsp + {RDI}]
+    mov rsi, [rsp + {RSI}]
+    mov rdx, [rsp + {RDX}]
+    mov rcx, [rsp + {RCX}]
+    mov rax, [rsp + {RAX}]
+    add rsp, {RIP}                      # the CPU's own frame, untouched
+    swapgs
+    iretq
+
+1:  push 14
+    jmp from_kernel
+
+2:  mov rcx, gs:[{USER_REGS}]
+    jmp store_kept
+
+# ---------------------------------------------------------------------------------------------
+# Everything else. The frame may be on a stack of the exception's own, and is copied then; where it
+# lies in place already, the copy changes nothing.
 .balign 16
 .type trap_entry, @function
 trap_entry:
@@ -61,13 +118,15 @@ trap_entry:
     mov [rax + {RFLAGS}], rcx
     mov rcx, [rsp + 40]
     mov [rax + {RSP}], rcx
-    mov rcx, [rsp]
-    mov gs:[{VECTOR}], rcx
-    mov rcx, [rsp + 8]
-    mov gs:[{CODE}], rcx
-    mov rcx, cr2                        # before anything else can fault
-    mov gs:[{CR2}], rcx
-    jmp leave_user
+    mov rsi, [rsp]                      # the vector
+    mov rdx, [rsp + 8]                  # the error code
+    mov rsp, gs:[{KERNEL_RSP}]
+    push 2                              # flags as the kernel wants them: DF, AC, NT clear, IF off
+    popfq
+    xor ebp, ebp                        # the end of a backtrace
+    mov rdi, [rsp + {GATE_SERVER}]
+    call [rsp + {GATE_TRAP}]
+    jmp go_on
 
 # ---------------------------------------------------------------------------------------------
 # Pushes all general registers in the order of trap::Frame.

@@ -5,12 +5,12 @@ use core::arch::global_asm;
 
 use pagoda_addr::{FrameRange, Page, PageRange, PhysMap, VirtAddr};
 use pagoda_frames::{OwnedFrames, Request};
-use pagoda_kernel_core::machine::{Machine, Trap, UserRegs};
+use pagoda_kernel_core::machine::{Machine, Resume, Serve, Trap, UserRegs};
 use pagoda_paging::{Fate, PageFlags, PageSize, PageTable, X86_64};
 use pagoda_sync::CpuId;
 
 use crate::kernel::host::{DirectMap, KERNEL, Kernel, kind};
-use crate::kernel::{cpu, layout, levels, time};
+use crate::kernel::{cpu, layout, levels, time, user};
 
 global_asm!(include_str!("border.s"));
 
@@ -106,13 +106,13 @@ pub(super) fn cost() {
     let mut calls = 0;
     let before = time::tsc();
     while calls < ROUNDS {
-        calls += u64::from(KERNEL.run_user(&mut regs) == Trap::Syscall);
+        calls += u64::from(user::run_once(&mut regs) == Trap::Syscall);
     }
     log::info!("cost: system call and back: {}", (time::tsc() - before) / ROUNDS);
     let before = time::tsc();
     for _ in 0..ROUNDS {
         regs.rip = at(&raw const border_breakpoint);
-        let _ = KERNEL.run_user(&mut regs);
+        let _ = user::run_once(&mut regs);
     }
     log::info!("cost: exception and back: {}", (time::tsc() - before) / ROUNDS);
     let before = time::tsc();
@@ -152,7 +152,7 @@ pub(super) fn storm() {
     while KERNEL.monotonic_ns() < end {
         let mut regs = begin(&raw const border_calls);
         for _ in 0..1000 {
-            match KERNEL.run_user(&mut regs) {
+            match user::run_once(&mut regs) {
                 Trap::Syscall => calls += 1,
                 Trap::Interrupt => interrupts += 1,
                 trap => panic!("{trap:?} from a program that only makes system calls"),
@@ -160,6 +160,13 @@ pub(super) fn storm() {
             // Every other time by `iret`.
             regs.rcx ^= calls & 1;
         }
+        let mut quick = Quick { regs: begin(&raw const border_calls), calls: 0, interrupts: 0 };
+        KERNEL.run_user(&mut quick);
+        let mut expected = begin(&raw const border_calls);
+        expected.rip = quick.regs.rip;
+        (expected.rcx, expected.r11) = (quick.regs.rcx, quick.regs.r11);
+        assert_eq!((quick.calls, quick.regs), (Quick::CALLS, expected));
+        (calls, interrupts) = (calls + quick.calls, interrupts + quick.interrupts);
         let (trap, regs) = run_program(&raw const border_breakpoint, |_| ());
         let mut expected = begin(&raw const border_breakpoint);
         expected.rip += 1;
@@ -167,6 +174,38 @@ pub(super) fn storm() {
     }
     log::info!("storm: {calls} system calls, {interrupts} interrupts, all registers kept");
     space.end();
+}
+
+/// Serves system calls in place, so that the program goes on by the short way, with all registers.
+struct Quick {
+    regs: UserRegs,
+    calls: u64,
+    interrupts: u64,
+}
+
+impl Quick {
+    const CALLS: u64 = 1000;
+}
+
+impl Serve for Quick {
+    fn regs(&mut self) -> &mut UserRegs {
+        &mut self.regs
+    }
+    fn call(&mut self) -> Resume {
+        self.calls += 1;
+        if self.calls < Self::CALLS { Resume::Program } else { Resume::Whole }
+    }
+    fn page_fault(&mut self, addr: VirtAddr, write: bool, _: bool, _: bool) -> Resume {
+        panic!("a fault (write: {write}) at {addr} from a program that only makes system calls")
+    }
+    fn trap(&mut self, trap: Trap) -> bool {
+        assert_eq!(trap, Trap::Interrupt);
+        self.interrupts += 1;
+        true
+    }
+    fn whole(&mut self) -> bool {
+        self.calls < Self::CALLS
+    }
 }
 
 fn at(program: *const u8) -> u64 {
@@ -196,13 +235,14 @@ fn begin(program: *const u8) -> UserRegs {
         rflags: 0x202,
         fs_base: DATA + 0x100,
         gs_base: DATA + 0x200,
+        ..UserRegs::default()
     }
 }
 
 /// Runs until something else than a device interrupts.
 fn run_on(regs: &mut UserRegs) -> Trap {
     loop {
-        match KERNEL.run_user(regs) {
+        match user::run_once(regs) {
             Trap::Interrupt => {}
             trap => return trap,
         }
@@ -296,7 +336,7 @@ fn timer() {
     let before = time::ticks();
     let mut regs = begin(&raw const border_endless);
     while time::ticks() < before + 3 {
-        assert_eq!(KERNEL.run_user(&mut regs), Trap::Interrupt);
+        assert_eq!(user::run_once(&mut regs), Trap::Interrupt);
         assert_eq!(regs.rip, at(&raw const border_endless));
     }
     let before = time::ticks();
