@@ -16,6 +16,7 @@ mod build;
 mod check;
 mod cpio;
 mod guest;
+mod heap;
 mod ksyms;
 mod linux;
 mod matrix;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
 fn bench(arguments: &[String]) -> anyhow::Result<()> {
     match arguments.split_first() {
         Some((name, rest)) if name == "linux" => linux::bench(rest),
+        Some((name, rest)) if name == "heap" => heap::bench(rest),
         _ => build::bench(arguments),
     }
 }

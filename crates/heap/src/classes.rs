@@ -64,20 +64,16 @@ pub(crate) const ALIGN_MASK: [u16; 256] = {
     masks
 };
 
-/// Steps of size in which the table below counts: in its first part, and in its second.
-const FINE: usize = 8;
-const COARSE: usize = 64;
-/// What is added to a size in coarse steps, so that the second part follows the first.
-const SECOND: usize = SMALL_MAX / FINE - SMALL_MAX / COARSE;
+/// Steps of size in which the table below counts.
+const STEP: usize = 8;
 
-/// The class of each size. As long as a byte can count, so that no bound is checked.
-const BY_SIZE: [u8; 256] = {
-    let mut table = [CLASSES as u8 - 1; 256];
+/// The class of each size, a byte each. Over a KiB of constants, of which a program uses a few lines:
+/// less work than to calculate.
+static BY_SIZE: [u8; CLASS_MAX / STEP + 1] = {
+    let mut table = [0; CLASS_MAX / STEP + 1];
     let (mut class, mut index) = (0, 0);
-    while index <= SECOND + CLASS_MAX / COARSE {
-        let small = index <= SMALL_MAX / FINE;
-        let size = if small { index * FINE } else { (index - SECOND) * COARSE };
-        while size > SIZES[class] as usize {
+    while index < table.len() {
+        while index * STEP > SIZES[class] as usize {
             class += 1;
         }
         table[index] = class as u8;
@@ -97,21 +93,25 @@ pub(crate) enum Place {
     Run(Order),
 }
 
-/// The class of `layout`, if a class serves it. Budget: twelve instructions, and no branch that
-/// depends on the size, which nobody could predict.
-///
-/// Up to an alignment of 64, every multiple of the alignment has a next class that promises it.
+/// The class of `layout`, if a class serves it. Budget: seven instructions, and no branch that
+/// depends on the size below the largest, which nobody could predict.
 #[inline]
 pub(crate) fn class_of(layout: Layout) -> Option<u8> {
-    let mask = (layout.align() - 1) | (FINE - 1);
-    // A layout's size is at most half of what a word holds: no overflow.
-    let size = (layout.size().max(1) + mask) & !mask;
-    if mask >= GRANULE || size > CLASS_MAX {
+    if layout.align() > STEP {
+        return class_of_aligned(layout);
+    }
+    BY_SIZE.get((layout.size() + (STEP - 1)) / STEP).copied()
+}
+
+/// Up to an alignment of 64, every multiple of the alignment has a next class that promises it.
+#[inline]
+fn class_of_aligned(layout: Layout) -> Option<u8> {
+    if layout.align() > GRANULE {
         return None;
     }
-    let (fine, coarse) = (size / FINE, size.div_ceil(COARSE) + SECOND);
-    let index = if size <= SMALL_MAX { fine } else { coarse };
-    Some(BY_SIZE[index & 255])
+    // A layout's size is at most half of what a word holds: no overflow.
+    let size = layout.size().max(1).next_multiple_of(layout.align());
+    BY_SIZE.get(size / STEP).copied()
 }
 
 /// How `layout` is served; none when it is too large for any heap.
@@ -123,7 +123,7 @@ pub(crate) fn place(layout: Layout) -> Option<Place> {
     if size <= SMALL_MAX && align <= SMALL_MAX {
         // Rounding up to the alignment stays below the maximum: both are multiples of a power of
         // two that is at most the maximum, itself one.
-        let mut class = BY_SIZE[size.max(1).next_multiple_of(align) / FINE];
+        let mut class = BY_SIZE[size.max(1).next_multiple_of(align).div_ceil(STEP)];
         while usize::from(ALIGN_MASK[usize::from(class)]) < align - 1 {
             class += 1;
         }

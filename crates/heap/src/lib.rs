@@ -35,8 +35,8 @@
 //! there is none: a span from the pool becomes a slab; there is no room: the lock is dropped, the
 //! source gives a chunk. `kfree(ptr)`: the tag says the class; the block goes on top of the magazine.
 //! That is full: the older half goes to the depot; that is full: under the central lock each block is
-//! checked and goes home; an empty slab's span goes back to the pool; the second chunk to fall empty
-//! goes back to the source. When the source has no more, all caches are emptied before the caller
+//! checked and goes home; an empty slab's span goes back to the pool; chunks
+//! that fall empty, but for a few, go back to the source. When the source has no more, all caches are emptied before the caller
 //! hears no.
 //!
 //! # Invariants

@@ -23,7 +23,7 @@ use crate::sync::{AtomicPtr, Ordering};
 pub(crate) const BATCH: usize = 32;
 /// The most blocks that go to or come from their slabs at once: each touches a header and a bitmap
 /// that no cache may hold, and whoever is unlucky pays for all of them.
-pub(crate) const UNIT: usize = 8;
+pub(crate) const UNIT: usize = 4;
 /// The most blocks in a magazine: two batches.
 const SLOTS_MOST: usize = 2 * BATCH;
 /// Bytes that a magazine of small blocks may hold.

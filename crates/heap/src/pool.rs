@@ -42,6 +42,8 @@ const HEAD: usize = size_of::<ChunkHeader>().div_ceil(GRANULE);
 pub(crate) const CHUNK_OVERHEAD: usize = HEAD * GRANULE;
 /// The most granules in one block.
 pub(crate) const MOST: usize = GRANULES - HEAD;
+/// The part of all chunks that may be entirely free and stay.
+const KEPT_PART: usize = 32;
 /// Granules in a KiB.
 const KIB: usize = 1024 / GRANULE;
 
@@ -199,9 +201,9 @@ pub(crate) struct Pool {
     pub(crate) count: usize,
     /// Granules in free blocks.
     pub(crate) free: usize,
-    /// An entirely free chunk that is kept, so that a block at the edge does not go to the source
-    /// each time.
-    kept: Option<Chunk>,
+    /// Entirely free chunks. One is kept, and one more for each [`KEPT_PART`], so that a heap that
+    /// breathes does not go to the source with each breath.
+    empty: usize,
     /// Entirely free chunks on their way back to the source; linked by `next`.
     retired: Option<Chunk>,
     /// Damage that was met since somebody last asked.
@@ -226,7 +228,7 @@ impl Pool {
             chunks: None,
             count: 0,
             free: 0,
-            kept: None,
+            empty: 0,
             retired: None,
             damage: None,
         }
@@ -305,6 +307,7 @@ impl Pool {
         self.bins[index] = address;
         self.map[index / 64] |= 1 << (index % 64);
         self.free += end - from;
+        self.empty += usize::from(end - from == MOST);
     }
 
     /// Takes a free block off its list; false when its links are damaged. (Then it stays free for
@@ -332,6 +335,7 @@ impl Pool {
         }
         set(&chunk.free, from, false);
         self.free -= end - from;
+        self.empty -= usize::from(end - from == MOST);
         true
     }
 
@@ -369,9 +373,6 @@ impl Pool {
                 let end = chunk.end_of(from);
                 if end - from >= granules {
                     if self.unlink(chunk, from, end) {
-                        if self.kept == Some(chunk) {
-                            self.kept = None;
-                        }
                         return Some((chunk, from, end));
                     }
                     break;
@@ -448,12 +449,11 @@ impl Pool {
             span.0 = before;
         }
         self.insert(chunk, span.0, span.1);
-        if span.1 - span.0 == MOST && self.kept != Some(chunk) {
-            if let Some(kept) = self.kept.replace(chunk) {
-                if self.unlink(kept, HEAD, GRANULES) {
-                    self.retire(kept);
-                }
-            }
+        if self.empty > 1 + self.count / KEPT_PART
+            && span.1 - span.0 == MOST
+            && self.unlink(chunk, HEAD, GRANULES)
+        {
+            self.retire(chunk);
         }
     }
 
@@ -488,10 +488,9 @@ impl Pool {
         self.retired = Some(chunk);
     }
 
-    /// Retires every entirely free chunk: the one kept in stock, and any that was added while
+    /// Retires every entirely free chunk: those kept in stock, and any that was added while
     /// another CPU added one, too, and that nobody has used yet.
     pub(crate) fn shrink(&mut self) {
-        self.kept = None;
         while let Some((chunk, ..)) = self.find(MOST) {
             self.retire(chunk);
         }

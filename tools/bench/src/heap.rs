@@ -8,16 +8,21 @@
 //! had as blocks, everything counted; aged: after the churn has turned it over four times.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::path::Path;
 
 use pagoda_heap::Heap;
 use pagoda_sync::RawSpin;
 use pagoda_sync::host::ThreadCpus;
 
 use crate::arena::{Arena, Pages};
-use crate::measure::{Contestant, Figure, Numbers, contest, figure, thread_time};
+use crate::measure::{Contestant, Figure, Numbers, contest, figure};
 use crate::peers;
-use crate::report::{Better, Row};
+use crate::report::Row;
+
+mod debug;
+mod fill;
+mod guest;
+mod threads;
 
 /// Our heap, with the pin that a kernel pays.
 pub type Ours = Heap<Pages, ThreadCpus, RawSpin>;
@@ -29,22 +34,49 @@ pub fn ours(arena: Arena) -> Ours {
     Heap::new(Pages::new(arena), ThreadCpus)
 }
 
-/// Measures everything.
-pub fn rows(quick: bool) -> Vec<Row> {
+/// Measures everything, or only one part of it: pairs, churn, tails, threads, fill, debug.
+pub fn rows(quick: bool, only: Option<&str>, guest: Option<&Path>) -> anyhow::Result<Vec<Row>> {
     let rounds = if quick { 5 } else { 41 };
-    let mut rows = vec![
-        Row::times("pair 64 B", &timed(rounds, &Pair(64)), Some(0.3)),
-        Row::times("pair 1 KiB", &timed(rounds, &Pair(1024)), None),
-        Row::times("pair 4 KiB", &timed(rounds, &Pair(4096)), None),
-        Row::times("batch of 100, 64 B", &timed(rounds, &Batch), None),
-        Row::times("churn, log-uniform", &timed(rounds, &Churn(Sizes::LogUniform)), Some(0.28)),
-        Row::times("churn, uniform", &timed(rounds, &Churn(Sizes::Uniform)), Some(0.25)),
-    ];
-    rows.extend(tails(quick));
-    rows.extend(two_cpus(quick));
-    rows.extend(remote(quick));
-    rows.extend(fills());
-    rows
+    let wanted = |part: &str| only.is_none_or(|only| only == part);
+    let mut rows = Vec::new();
+    if wanted("pairs") {
+        rows.push(Row::times("pair 64 B", &timed(rounds, &Pair(64)), Some(0.3)));
+        rows.push(Row::times("pair 1 KiB", &timed(rounds, &Pair(1024)), None));
+        rows.push(Row::times("pair 4 KiB", &timed(rounds, &Pair(4096)), None));
+        rows.push(Row::times("batch of 100, 64 B", &timed(rounds, &Batch), None));
+    }
+    if wanted("churn") {
+        rows.push(churn("churn, log-uniform", rounds, Sizes::LogUniform, 0.28));
+        rows.push(churn("churn, uniform", rounds, Sizes::Uniform, 0.25));
+    }
+    if wanted("tails") {
+        rows.push(tails(quick));
+    }
+    if wanted("threads") {
+        rows.extend(threads::two_cpus(quick));
+        rows.extend(threads::remote(quick));
+    }
+    if wanted("fill") {
+        rows.extend(fill::fills());
+    }
+    if wanted("debug") {
+        rows.extend(debug::rows(rounds));
+    }
+    if let Some(counts) = guest {
+        rows.extend(guest::rows(counts)?);
+    }
+    Ok(rows)
+}
+
+/// The churn is measured against talc, as the quickest that packs as densely; the others inform.
+fn churn(case: &str, rounds: usize, sizes: Sizes, gate: f64) -> Row {
+    let mut figures = timed(rounds, &Churn(sizes));
+    for figure in &mut figures {
+        if !matches!(figure.name.as_str(), "ours" | "talc") && !figure.name.starts_with('(') {
+            figure.name = format!("({})", figure.name);
+        }
+    }
+    Row::times(case, &figures, Some(gate))
 }
 
 /// One kind of work, for any heap.
@@ -222,293 +254,52 @@ impl Work for Churn {
     }
 }
 
-/// p99.9 of single turns of the log-uniform churn, in cycles of the time-stamp counter.
-fn tails(quick: bool) -> Vec<Row> {
-    let turns = if quick { 100_000 } else { 1_000_000 };
+/// p99.9 of single turns of the log-uniform churn, in cycles of the time-stamp counter: the median of
+/// several stretches, in which all have their turn.
+fn tails(quick: bool) -> Row {
+    let (stretches, turns) = if quick { (7, 50_000) } else { (21, 200_000) };
     let arena = || Arena::new(ARENA_BYTES);
-    let figures = vec![
-        tail("ours", &ours(arena()), turns),
-        tail("talc", &peers::talc(arena()), turns),
-        tail("rlsf", &peers::rlsf(arena()), turns),
-        tail("dlmalloc", &peers::dlmalloc(arena()), turns),
-        tail("buddy_system_allocator", &peers::buddy(arena()), turns),
+    let ours = ours(arena());
+    let (talc, rlsf, dlmalloc) =
+        (peers::talc(arena()), peers::rlsf(arena()), peers::dlmalloc(arena()));
+    let buddy = peers::buddy(arena());
+    let mut all = [
+        ("ours", tail(&ours, turns)),
+        ("talc", tail(&talc, turns)),
+        ("rlsf", tail(&rlsf, turns)),
+        ("dlmalloc", tail(&dlmalloc, turns)),
+        ("buddy_system_allocator", tail(&buddy, turns)),
     ];
+    let mut samples = vec![Vec::new(); all.len()];
+    for _ in 0..stretches {
+        for ((_, stretch), samples) in all.iter_mut().zip(&mut samples) {
+            samples.push(stretch());
+        }
+    }
+    let names = all.iter().map(|(name, _)| *name);
+    let figures: Vec<Figure> =
+        names.zip(samples).map(|(name, samples)| figure(name, samples)).collect();
     let mut row = Row::times("churn, p99.9 of an alloc + free", &figures, Some(0.7));
     row.unit = "cycles";
-    vec![row]
+    row
 }
 
-fn tail<A: GlobalAlloc>(name: &str, heap: &A, turns: usize) -> Figure {
+/// Plays so many turns and says what one in a thousand exceeds.
+fn tail<'a, A: GlobalAlloc>(heap: &'a A, turns: usize) -> Box<dyn FnMut() -> f64 + 'a> {
     let mut live = Live::new(heap, 10_000, Sizes::LogUniform, 7);
     // Every heap is slow while it grows, and once.
     (0..PLAN).for_each(|_| live.turn());
     let mut samples = Vec::with_capacity(turns);
-    for _ in 0..turns {
-        // SAFETY: reads a counter.
-        let before = unsafe { core::arch::x86_64::_rdtsc() };
-        live.turn();
-        // SAFETY: reads a counter.
-        samples.push(unsafe { core::arch::x86_64::_rdtsc() } - before);
-    }
-    samples.sort_unstable();
-    let worst = samples[turns - turns / 1000] as f64;
-    Figure { name: name.into(), median: worst, quartiles: (worst, worst) }
-}
-
-/// The log-uniform churn on two threads in one heap: thread CPU time per operation.
-fn two_cpus(quick: bool) -> Vec<Row> {
-    let arena = || Arena::new(ARENA_BYTES);
-    let turns = if quick { 50_000 } else { 200_000 };
-    let rounds = if quick { 7 } else { 21 };
-    let mut one = vec![Vec::new(); 4];
-    let mut two = vec![Vec::new(); 4];
-    let names = ["ours", "talc", "dlmalloc", "(mimalloc)"];
-    let (ours, talc, dlmalloc) = (ours(arena()), peers::talc(arena()), peers::dlmalloc(arena()));
-    for _ in 0..rounds {
-        for (threads, samples) in [(1, &mut one), (2, &mut two)] {
-            samples[0].push(crowd(&ours, threads, turns));
-            samples[1].push(crowd(&talc, threads, turns));
-            samples[2].push(crowd(&dlmalloc, threads, turns));
-            samples[3].push(crowd(&mimalloc::MiMalloc, threads, turns));
+    Box::new(move || {
+        samples.clear();
+        for _ in 0..turns {
+            // SAFETY: reads a counter.
+            let before = unsafe { core::arch::x86_64::_rdtsc() };
+            live.turn();
+            // SAFETY: reads a counter.
+            samples.push(unsafe { core::arch::x86_64::_rdtsc() } - before);
         }
-    }
-    let figures = |samples: Vec<Vec<f64>>| -> Vec<Figure> {
-        names.iter().zip(samples).map(|(name, samples)| figure(name, samples)).collect()
-    };
-    let (one, two) = (figures(one), figures(two));
-    let slower: Vec<Figure> = one
-        .iter()
-        .zip(&two)
-        .map(|(one, two)| {
-            let factor = two.median / one.median;
-            Figure { name: one.name.clone(), median: factor, quartiles: (factor, factor) }
-        })
-        .collect();
-    let mut factor = Row::times("churn, two CPUs over one (ours: at most 1.1)", &slower, None);
-    factor.unit = "x";
-    vec![Row::times("churn, two CPUs, each", &two, None), factor]
-}
-
-fn crowd<A: GlobalAlloc + Sync>(heap: &A, threads: u64, turns: usize) -> f64 {
-    let spent: f64 = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|seed| {
-                scope.spawn(move || {
-                    let mut live = Live::new(heap, 5_000, Sizes::LogUniform, seed + 3);
-                    let before = thread_time();
-                    for _ in 0..turns {
-                        live.turn();
-                    }
-                    (thread_time() - before).as_nanos() as f64
-                })
-            })
-            .collect();
-        workers.into_iter().map(|worker| worker.join().expect("a worker")).sum()
-    });
-    spent / (threads as f64 * turns as f64 * 2.0)
-}
-
-/// One thread allocates, another frees; both threads' CPU time per block.
-///
-/// Twice: as blocks that nobody looks at, which is what the heaps cost; and as messages, written by
-/// one and read by the other, where the cache lines travel whatever the heap does.
-fn remote(quick: bool) -> Vec<Row> {
-    let case = |case, messages, gate| {
-        let arena = || Arena::new(ARENA_BYTES);
-        let blocks = if quick { 100_000 } else { 400_000 };
-        let rounds = if quick { 7 } else { 21 };
-        let (ours, talc, dlmalloc) =
-            (ours(arena()), peers::talc(arena()), peers::dlmalloc(arena()));
-        let names = ["ours", "talc", "dlmalloc", "(glibc)", "mimalloc"];
-        let mut samples = vec![Vec::new(); names.len()];
-        for _ in 0..rounds {
-            samples[0].push(hand_over(&ours, blocks, messages));
-            samples[1].push(hand_over(&talc, blocks, messages));
-            samples[2].push(hand_over(&dlmalloc, blocks, messages));
-            samples[3].push(hand_over(&System, blocks, messages));
-            samples[4].push(hand_over(&mimalloc::MiMalloc, blocks, messages));
-        }
-        let figures: Vec<Figure> =
-            names.iter().zip(samples).map(|(name, samples)| figure(name, samples)).collect();
-        Row::times(case, &figures, gate)
-    };
-    vec![
-        case("remote free, 64 B", false, Some(0.5)),
-        case("remote free, 64 B, written and read", true, None),
-    ]
-}
-
-const SLOTS: usize = 4096;
-const BATCH: usize = 512;
-
-/// A ring of slots between two threads, by batches of 512. The clock runs while they allocate and
-/// free, and stands while they wait: falling asleep and waking up is not the heap's cost, and would
-/// count for most where the heap is quick.
-fn hand_over<A: GlobalAlloc + Sync>(heap: &A, blocks: usize, messages: bool) -> f64 {
-    let layout = Layout::new::<[u64; 8]>();
-    let ring: Vec<AtomicPtr<u8>> = (0..SLOTS).map(|_| AtomicPtr::default()).collect();
-    let (written, read) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let spent: u128 = std::thread::scope(|scope| {
-        let producer = scope.spawn(|| {
-            let room = |batch: usize| (batch + 1) * BATCH - read.load(Ordering::Acquire) <= SLOTS;
-            let put = |slot: &AtomicPtr<u8>| {
-                // SAFETY: the layout is not empty; no heap here is near its end, and a message is
-                // written to a block of its own.
-                unsafe {
-                    let block = heap.alloc(layout);
-                    if messages {
-                        block.write(1);
-                    }
-                    slot.store(block, Ordering::Relaxed);
-                }
-            };
-            in_batches(&ring, blocks, room, put, &written)
-        });
-        let consumer = scope.spawn(|| {
-            let there = |batch: usize| written.load(Ordering::Acquire) >= (batch + 1) * BATCH;
-            let take = |slot: &AtomicPtr<u8>| {
-                let block = slot.load(Ordering::Relaxed);
-                // SAFETY: each block was allocated with this layout and is freed once; a message
-                // was written before.
-                unsafe {
-                    if messages {
-                        std::hint::black_box(block.read());
-                    }
-                    heap.dealloc(block, layout);
-                }
-            };
-            in_batches(&ring, blocks, there, take, &read)
-        });
-        producer.join().expect("producer") + consumer.join().expect("consumer")
-    });
-    spent as f64 / (blocks / BATCH * BATCH) as f64
-}
-
-/// Does `once` for each slot in turn, a batch whenever `ready`; the nanoseconds that took.
-fn in_batches(
-    ring: &[AtomicPtr<u8>],
-    blocks: usize,
-    ready: impl Fn(usize) -> bool,
-    once: impl Fn(&AtomicPtr<u8>),
-    done: &AtomicUsize,
-) -> u128 {
-    let mut spent = 0;
-    for batch in 0..blocks / BATCH {
-        while !ready(batch) {
-            std::thread::sleep(std::time::Duration::from_micros(50));
-        }
-        let before = thread_time();
-        let from = batch * BATCH % SLOTS;
-        ring[from..from + BATCH].iter().for_each(&once);
-        spent += (thread_time() - before).as_nanos();
-        done.store((batch + 1) * BATCH, Ordering::Release);
-    }
-    spent
-}
-
-/// What part of the arena can be had as blocks.
-fn fills() -> Vec<Row> {
-    let gates = [
-        ("fill, all 64 B, %", Fill::Small, 98.9),
-        ("fill, log-uniform, %", Fill::Mixed, 95.0),
-        ("fill, log-uniform, aged, %", Fill::Aged, 92.5),
-        ("fill, log-uniform, after another CPU churned, %", Fill::AfterAnother, 93.0),
-    ];
-    gates
-        .into_iter()
-        .map(|(case, kind, floor)| {
-            let arena = || Arena::new(ARENA_BYTES);
-            let ours = fill(&ours(arena()), kind);
-            let peers = [
-                ("talc", fill(&peers::talc(arena()), kind)),
-                ("rlsf", fill(&peers::rlsf(arena()), kind)),
-                ("dlmalloc", fill(&peers::dlmalloc(arena()), kind)),
-                ("buddy_system_allocator", fill(&peers::buddy(arena()), kind)),
-            ];
-            let peers: std::collections::BTreeMap<_, _> =
-                peers.into_iter().map(|(name, part)| (name.to_owned(), part)).collect();
-            let best = peers.values().copied().fold(f64::MIN, f64::max);
-            Row {
-                case: format!("{case} (ours: at least {floor})"),
-                unit: "%",
-                better: Better::More,
-                ours,
-                peers,
-                gate: Some((floor / best * 1000.0).round() / 1000.0),
-                spread: 0.0,
-            }
-        })
-        .collect()
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fill {
-    Small,
-    Mixed,
-    Aged,
-    /// Another CPU has churned, and is idle without having said so: what lies in its magazines stays
-    /// there. (A kernel's idle loop would call `drain`.)
-    AfterAnother,
-}
-
-fn fill<A: GlobalAlloc + Sync>(heap: &A, kind: Fill) -> f64 {
-    if kind != Fill::AfterAnother {
-        return pour_out(heap, kind);
-    }
-    let (churned, filled) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut live = Live::new(heap, 5_000, Sizes::LogUniform, 9);
-            (0..200_000).for_each(|_| live.turn());
-            drop(live);
-            churned.wait();
-            // The thread lives on, so that nobody else becomes this CPU.
-            filled.wait();
-        });
-        churned.wait();
-        let part = pour_out(heap, kind);
-        filled.wait();
-        part
+        samples.sort_unstable();
+        samples[turns - turns / 1000] as f64
     })
-}
-
-fn pour_out<A: GlobalAlloc>(heap: &A, kind: Fill) -> f64 {
-    let mut numbers = Numbers::new(11);
-    let mut blocks: Vec<(*mut u8, Layout)> = Vec::new();
-    let mut draw = || match kind {
-        Fill::Small => Layout::new::<[u64; 8]>(),
-        _ => Sizes::LogUniform.layout(&mut numbers),
-    };
-    let mut pour = |blocks: &mut Vec<(*mut u8, Layout)>| {
-        // A first no may be for a large block only: ask on until it is no a few times.
-        let mut refusals = 0;
-        while refusals < 50 {
-            let layout = draw();
-            // SAFETY: the layout is not empty.
-            let block = unsafe { heap.alloc(layout) };
-            if block.is_null() {
-                refusals += 1;
-            } else {
-                blocks.push((block, layout));
-            }
-        }
-    };
-    pour(&mut blocks);
-    if kind == Fill::Aged {
-        let mut which = Numbers::new(5);
-        for _ in 0..40 {
-            for _ in 0..blocks.len() / 10 {
-                let (block, layout) = blocks.swap_remove(which.below(blocks.len() as u64) as usize);
-                // SAFETY: freed once, with its layout.
-                unsafe { heap.dealloc(block, layout) };
-            }
-            pour(&mut blocks);
-        }
-    }
-    let bytes: usize = blocks.iter().map(|block| block.1.size()).sum();
-    for (block, layout) in blocks {
-        // SAFETY: freed once, with its layout.
-        unsafe { heap.dealloc(block, layout) };
-    }
-    100.0 * bytes as f64 / ARENA_BYTES as f64
 }

@@ -36,7 +36,14 @@ enum What {
         only: Option<String>,
     },
     /// Kernel heaps
-    Heap,
+    Heap {
+        /// Only this part: pairs, churn, tails, threads, fill or debug
+        #[arg(long)]
+        only: Option<String>,
+        /// What the kernel said that counted its instructions
+        #[arg(long)]
+        guest: Option<PathBuf>,
+    },
     /// The reference kernel beside Linux: what `cargo xtask bench linux` has measured
     Linux {
         /// The raw counts
@@ -50,7 +57,9 @@ fn main() -> Result<()> {
     let (name, rows) = match cli.what {
         What::Linux { from } => return linux(&cli.out, &from),
         What::Frames { only } => ("frames", frames::rows(cli.quick, only.as_deref())),
-        What::Heap => ("heap", heap::rows(cli.quick)),
+        What::Heap { only, guest } => {
+            ("heap", heap::rows(cli.quick, only.as_deref(), guest.as_deref())?)
+        }
     };
     print!("{}", report::markdown(&rows));
     report::write(&cli.out, name, &format!("cargo xtask bench {name}"), &rows)
