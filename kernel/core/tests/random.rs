@@ -16,6 +16,8 @@ const MARK: u64 = 0xf00d_f00d;
 /// A parent that starts a victim, lets it live for a while, ends everything else and waits.
 fn program() -> Vec<u8> {
     let mut asm = Asm::new();
+    // The parent blocks what descendants may send it: a child's end says it with any signal.
+    asm.sys(14, [0.into(), "all".into(), 0.into(), 8.into()]);
     asm.movi(R14, 6);
     asm.label("again").sys(57, []).jz(Rax, "victim");
     asm.sys(35, ["span".into(), 0.into()]);
@@ -23,10 +25,14 @@ fn program() -> Vec<u8> {
     asm.label("reap").sys(61, [(-1).into(), 0.into(), 0.into(), 0.into()]);
     asm.addi(Rax, 10).jnz(Rax, "more").addi(R14, -1).jnz(R14, "again").exit(0);
     asm.label("more").jmp("reap");
-    asm.label("victim").movi(R15, MARK);
+    asm.label("victim").sys(14, [1.into(), "all".into(), 0.into(), 8.into()]).movi(R15, MARK);
     asm.label("forever").syscall().tick().jmp("forever");
     let span: Vec<u8> = [0u64, 300_000_000].iter().flat_map(|w| w.to_le_bytes()).collect();
-    asm.data("span", span).data("path", "/tmp/x\0").data("proc", "/proc/self/status\0").elf()
+    asm.data("all", [0xff; 8])
+        .data("span", span)
+        .data("path", "/tmp/x\0")
+        .data("proc", "/proc/self/status\0")
+        .elf()
 }
 
 /// xorshift64* (Vigna, 2016).

@@ -227,18 +227,11 @@ fn whichever_frame_is_refused_nothing_is_lost() {
 fn whichever_record_is_refused_nothing_is_lost() {
     let second = Asm::new().exit(0).elf();
     let program = busy();
-    for refused in 0..300 {
+    for refused in 0..600 {
         let machine = HostMachine::new(1024);
         let files: &[(&str, u32, &[u8])] =
             &[("bin/tour", 0o755, &program), ("bin/second", 0o755, &second)];
-        // The counter belongs to a host thread: the boot thread's, and each kernel thread's own.
-        let mut calls = 0;
-        *machine.watch.lock().unwrap() = Some(Box::new(move |_| {
-            calls += 1;
-            pagoda_vm::fallible::host::fail_after((calls == refused / 20).then_some(refused % 20));
-        }));
         pagoda_vm::fallible::host::fail_after(Some(refused));
         let _ = machine.boot("stdio=raw", archive(files));
-        pagoda_vm::fallible::host::fail_after(None);
     }
 }

@@ -94,17 +94,20 @@ fn step(machine: &HostMachine, r: &mut UserRegs) -> Result<(), Trap> {
     let rip = r.rip;
     let operation = fetch(machine, rip)?;
     if operation == SYSCALL {
-        r.rip = rip + 2;
+        r.rip = rip.wrapping_add(2);
         (r.rcx, r.r11) = (r.rip, r.rflags);
         return Err(Trap::Syscall);
     }
     let mut code = [0; 16];
-    for (at, byte) in code.iter_mut().enumerate() {
-        *byte = fetch(machine, rip + at as u64)?;
+    // What may be executed can mostly be read, and then the rest of a page's instruction at once.
+    if rip % 4096 > 4096 - 16 || load(machine, rip, &mut code).is_err() {
+        for (at, byte) in code.iter_mut().enumerate() {
+            *byte = fetch(machine, rip.wrapping_add(at as u64))?;
+        }
     }
     let (a, b) = (code[1], code[2]);
     let word = u64::from_le_bytes(code[8..].try_into().unwrap());
-    let next = rip + 16;
+    let next = rip.wrapping_add(16);
     let mut target = next;
     let load_word = |at: u64| {
         let mut bytes = [0; 8];
@@ -321,6 +324,11 @@ impl Asm {
     /// Writes the string at `label` to standard output.
     pub fn print(&mut self, label: &'static str, len: u64) -> &mut Self {
         self.sys(1, [1.into(), label.into(), len.into()])
+    }
+
+    /// Where a label stands; that of data is known when [`elf`](Self::elf) was called.
+    pub fn address(&self, label: &str) -> u64 {
+        *self.labels.get(label).unwrap_or_else(|| panic!("no label {label}"))
     }
 
     /// The program as an ELF file.

@@ -1,16 +1,16 @@
 //! A machine on the host, for tests of the portable half.
 //!
-//! Kernel threads are threads of the host that hand one baton on, so that one runs at a time.
-//! Programs are written in a little instruction set of their own ([`asm`]) and live in emulated
+//! Kernel threads are fibers ([`fiber`]) on the host thread of the test. Programs are written in a little instruction set of their own ([`asm`]) and live in emulated
 //! memory behind emulated TLBs, so that what a real program would touch through a stale or missing
 //! mapping stops the test. The clock moves by instructions, and jumps when nothing can run.
 #![allow(unsafe_code, dead_code)]
 
 pub mod asm;
+mod fiber;
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 
 use pagoda_addr::{Frame, PhysAddr, PhysMap, VirtAddr};
 use pagoda_emu::{Access, Config, Mode};
@@ -22,38 +22,19 @@ use pagoda_paging::{FlushRange, OutOfFrames, PageTable, Platform, Released, Spac
 use pagoda_sync::{CpuId, RawSpin};
 use pagoda_vm::VmPlatform;
 
+use fiber::{Fiber, FiberStack};
+
 /// Instructions between two timer interrupts.
 const TICK: u64 = 2000;
 /// Nanoseconds that an instruction takes.
 const STEP_NS: u64 = 100;
 
+/// Plays a program: the trap that it takes, or none to let it run.
+pub type Gate = Box<dyn FnMut(&HostMachine, &mut UserRegs) -> Option<Trap> + Send>;
 /// Looks at every system call.
 pub type Watch = Box<dyn FnMut(&mut UserRegs) + Send>;
 
-/// Passes the CPU from one host thread to another.
-#[derive(Default)]
-struct Baton {
-    mine: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Baton {
-    fn give(&self) {
-        *self.mine.lock().unwrap() = true;
-        self.changed.notify_one();
-    }
-    fn take(&self) {
-        let mut mine = self.mine.lock().unwrap();
-        while !*mine {
-            mine = self.changed.wait(mine).unwrap();
-        }
-        *mine = false;
-    }
-}
-
-pub struct Context(Arc<Baton>);
-
-pub struct Stack(&'static HostMachine);
+pub struct Stack(&'static HostMachine, FiberStack);
 
 impl Drop for Stack {
     fn drop(&mut self) {
@@ -81,6 +62,8 @@ pub struct HostMachine {
     random: AtomicU64,
     /// Called for every system call that a program makes, before the kernel sees it.
     pub watch: Mutex<Option<Watch>>,
+    /// Asked before a program runs.
+    pub gate: Mutex<Option<Gate>>,
 }
 
 // SAFETY: the emulated machine keeps the contract.
@@ -122,7 +105,7 @@ unsafe impl VmPlatform for HostMachine {
 impl Machine for HostMachine {
     type Format = X86_64;
     type Stack = Stack;
-    type Context = Context;
+    type Context = Fiber;
     type Fpu = Box<[u8; 512]>;
 
     fn new_page_table(&'static self) -> Result<PageTable<X86_64, &'static Self>, OutOfMemory> {
@@ -134,37 +117,25 @@ impl Machine for HostMachine {
             return Err(OutOfMemory);
         }
         self.stacks.fetch_add(1, Ordering::SeqCst);
-        Ok(Stack(self))
+        Ok(Stack(self, FiberStack::new()))
     }
 
     fn new_context(
         &'static self,
-        _: &Stack,
+        stack: &Stack,
         entry: extern "C" fn(usize) -> !,
         argument: usize,
-    ) -> Context {
-        let baton = Arc::new(Baton::default());
-        let mine = Arc::clone(&baton);
-        std::thread::Builder::new()
-            .stack_size(512 << 10)
-            .spawn(move || {
-                mine.take();
-                entry(argument)
-            })
-            .unwrap();
-        Context(baton)
+    ) -> Fiber {
+        Fiber::new(&stack.1, entry, argument)
     }
 
-    fn idle_context(&self) -> Context {
-        Context(Arc::new(Baton::default()))
+    fn idle_context(&self) -> Fiber {
+        Fiber::default()
     }
 
-    unsafe fn switch(&self, from: *mut Context, to: *const Context) {
-        // SAFETY: both live, by the contract; only the counted pointers inside are used, since a
-        // dead thread's context goes away while its host thread still waits.
-        let (from, to) = unsafe { (Arc::clone(&(*from).0), Arc::clone(&(*to).0)) };
-        to.give();
-        from.take();
+    unsafe fn switch(&self, from: *mut Fiber, to: *const Fiber) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { fiber::switch(from, to) };
     }
 
     fn run_user<S: Serve>(&self, server: &mut S) {
@@ -172,7 +143,14 @@ impl Machine for HostMachine {
         while goes_on {
             let regs = server.regs();
             self.idle.store(0, Ordering::SeqCst);
-            let trap = asm::run(self, regs, TICK);
+            let gated = self.gate.lock().unwrap().as_mut().and_then(|gate| gate(self, regs));
+            let trap = match gated {
+                Some(trap) => {
+                    self.clock.fetch_add(TICK * STEP_NS, Ordering::SeqCst);
+                    trap
+                }
+                None => asm::run(self, regs, TICK),
+            };
             if std::env::var_os("TRACE").is_some() {
                 eprintln!("{trap:?} {regs:x?}");
             }
@@ -325,6 +303,7 @@ impl HostMachine {
             stack_limit: AtomicU64::new(400),
             random: AtomicU64::new(42),
             watch: Mutex::new(None),
+            gate: Mutex::new(None),
         }))
     }
 
@@ -345,6 +324,17 @@ impl HostMachine {
         old
     }
 
+    /// As [`new`](Self::new), but gone afterwards.
+    pub fn scoped<R>(frames: u64, f: impl FnOnce(&'static Self) -> R) -> R {
+        let machine = Self::new(frames);
+        let answer = f(machine);
+        let pointer = std::ptr::from_ref(machine).cast_mut();
+        // SAFETY: `new` leaked a box; what `f` has made of the reference is its own business, and
+        // the kernel keeps nothing when `start` is back.
+        drop(unsafe { Box::from_raw(pointer) });
+        answer
+    }
+
     /// Runs an initramfs and checks that everything came back.
     pub fn boot(
         &'static self,
@@ -357,6 +347,11 @@ impl HostMachine {
             initramfs: Box::leak(archive.into_boxed_slice()),
         };
         let status = start(self, config);
+        // A failure that nobody met is not the next test's.
+        pagoda_vm::fallible::host::fail_after(None);
+        let archive = std::ptr::from_ref(config.initramfs).cast_mut();
+        // SAFETY: it was leaked above, and the kernel that borrowed it is gone.
+        drop(unsafe { Box::from_raw(archive) });
         assert_eq!(self.emu.arena().used(), used, "frames were lost");
         assert_eq!(self.stacks.load(Ordering::SeqCst), 0, "stacks were lost");
         self.emu.audit();
