@@ -17,14 +17,15 @@ use pagoda_sync::Cpus;
 
 use crate::bitmap::Core;
 use crate::caches::Caches;
+use crate::entry::FrameInfo;
 use crate::places::{CHUNK, CHUNK_SHIFT, Places, Plan};
 use crate::runs::Run;
 use crate::search::Window;
 use crate::shim::{AtomicU32, AtomicU64, Ordering};
-use crate::table::{FrameInfo, FrameTable};
+use crate::table::FrameTable;
 use crate::{
     AllocError, Class, Corruption, FreeError, Kind, Mobility, OwnedFrames, Request, SetupError,
-    TableError, Zone,
+    Zone,
 };
 
 /// Bytes of metadata storage that an allocator for these ranges and this many CPUs
@@ -394,47 +395,42 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         }
     }
 
-    /// One owner less for the allocation that begins at `frame`; frees it when that was the last
-    /// one, and says whether it did.
-    ///
-    /// # Errors
-    /// [`FreeError`]; nothing has changed then, except that the last owner of an allocation that is
-    /// still mapped is gone.
-    pub fn release(&self, frame: Frame) -> Result<bool, FreeError> {
-        match self.table.release(frame) {
-            Ok(false) => Ok(false),
-            Ok(true) => match self.table.begins(frame) {
-                Some(block) => self.free_range(block.range).map(|()| true),
-                None => Err(FreeError::DoubleFree(frame)),
-            },
-            Err(TableError::NotManaged(frame)) => Err(FreeError::NotManaged(frame)),
-            Err(TableError::NoTable) => self.free_range(FrameRange::single(frame)).map(|()| true),
-            Err(_) => Err(self.explain(&self.core.lock(), frame)),
-        }
-    }
-
     pub(crate) fn give(&self, core: &mut Core<'m>, range: FrameRange) -> Result<(), FreeError> {
         if range.is_empty() {
             return Err(FreeError::Empty);
         }
         let frame = range.start();
         let index = core.directory.index(frame.number()).ok_or(FreeError::NotManaged(frame))?;
-        let count = range.count() as usize;
         if self.table.is_present() {
             self.each_head(core, range, |_| ())?;
-            if let Some(free) = core.first_other(index, index + count, false) {
-                let frame = frame_at(core, free);
-                return Err(FreeError::Corrupt(Corruption::OwnedButFree { frame }));
-            }
-            self.each_head(core, range, |head| self.table.unclaim(head))?;
-        } else {
-            if let Some(frame) = core.directory.first_foreign(range) {
-                return Err(FreeError::NotManaged(frame));
-            }
-            if let Some(free) = core.first_other(index, index + count, false) {
-                return Err(FreeError::DoubleFree(frame_at(core, free)));
-            }
+        } else if let Some(frame) = core.directory.first_foreign(range) {
+            return Err(FreeError::NotManaged(frame));
+        } else if let Some(free) = core.first_other(index, index + range.count() as usize, false) {
+            return Err(FreeError::DoubleFree(frame_at(core, free)));
         }
+        self.give_checked(core, range, |core| {
+            if self.table.is_present() {
+                self.each_head(core, range, |head| self.table.unclaim(head))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Puts frames back that the table says may be; `unclaim` takes them out of it.
+    #[inline]
+    pub(crate) fn give_checked(
+        &self,
+        core: &mut Core<'m>,
+        range: FrameRange,
+        unclaim: impl FnOnce(&Core<'m>) -> Result<(), FreeError>,
+    ) -> Result<(), FreeError> {
+        let (frame, count) = (range.start(), range.count() as usize);
+        let index = core.directory.index(frame.number()).ok_or(FreeError::NotManaged(frame))?;
+        if let Some(free) = core.first_other(index, index + count, false) {
+            let frame = frame_at(core, free);
+            return Err(FreeError::Corrupt(Corruption::OwnedButFree { frame }));
+        }
+        unclaim(core)?;
         self.poison(range);
         core.give(index, count);
         if count < CHUNK {
@@ -471,7 +467,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
 
     /// Why no allocation begins at `frame`.
     #[cold]
-    fn explain(&self, core: &Core<'m>, frame: Frame) -> FreeError {
+    pub(crate) fn explain(&self, core: &Core<'m>, frame: Frame) -> FreeError {
         if core.directory.first_foreign(FrameRange::single(frame)).is_some() {
             return FreeError::NotManaged(frame);
         }

@@ -232,23 +232,32 @@ impl<'m> Core<'m> {
         self.mark(start, start + count, true, Mobility::Unmovable);
     }
 
-    /// Puts one frame back; false (and no change) if it was not taken.
-    pub(crate) fn give_one(&mut self, index: usize) -> bool {
-        let (chunk, bit) = (index >> CHUNK_SHIFT, index % CHUNK);
+    /// Puts the frames of `bits` in the word that begins at `index` back; returns those that were
+    /// not taken, which stay as they are.
+    #[inline]
+    pub(crate) fn give_word(&mut self, index: usize, bits: u64) -> u64 {
+        let (chunk, place) = (index >> CHUNK_SHIFT, index % CHUNK / 64);
         let line = self.line_mut(chunk);
-        if line.get(bit) {
-            return false;
-        }
-        line.set(bit);
-        self.free[chunk] += 1;
-        self.free_frames += 1;
-        let tall = self.tall[chunk];
+        let Some(word) = line.0.get_mut(place) else { return bits };
+        let twice = *word & bits;
+        let given = bits & !twice;
+        *word |= given;
+        let count = given.count_ones();
+        let (bit, old) = (given.trailing_zeros() as usize, self.tall[chunk]);
+        self.free[chunk] += count as u16;
+        self.free_frames += u64::from(count);
         let line = self.line_mut(chunk);
-        if line.has_block_at(bit, tall) {
-            let tall = line.tallness_at(bit);
+        let tall = match count {
+            0 => return twice,
+            // One more frame can only make a block that it is part of.
+            1 if !line.has_block_at(place * 64 + bit, old) => return twice,
+            1 => line.tallness_at(place * 64 + bit),
+            _ => line.tallness_of(place).max(old),
+        };
+        if tall != old {
             self.set_tall(chunk, tall);
         }
-        true
+        twice
     }
 
     /// Takes at most `room` of the lowest free frames of the window, words and chunks as a whole as

@@ -129,6 +129,12 @@ impl<'m, R: RawMutex> Caches<'m, R> {
         frame.wrapping_sub(self.base)
     }
 
+    /// Would lowest-first hand out this frame next anyway?
+    #[inline]
+    pub(crate) fn is_below(&self, mobility: Mobility, frame: u64) -> bool {
+        self.distance(frame) < self.hint(mobility).load(Relaxed)
+    }
+
     /// Frames in all magazines and on the shelves.
     pub(crate) fn count(&self) -> u64 {
         let kept: u64 = self.used().map(Stock::count).sum();
@@ -289,7 +295,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let number = frame.number();
         let mobility = self.mobility(number);
         let magazine = stock.of(mobility);
-        let below = self.caches.distance(number) < self.caches.hint(mobility).load(Relaxed);
+        let below = self.caches.is_below(mobility, number);
         let kept = if below { magazine.push(number) } else { magazine.toss(number) };
         if kept && stock.wanted.load(Relaxed) == 0 {
             return Ok(());
@@ -311,17 +317,11 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         if !kept && below {
             let batch = magazine.unload();
             if !self.caches.depot(mobility).put(&batch) {
-                let mut core = self.core.lock();
-                found = batch
-                    .iter()
-                    .map(|&frame| self.bring_back(&mut core, frame))
-                    .fold(Ok(()), Result::and);
+                found = self.bring_back(&mut self.core.lock(), batch);
             }
             magazine.push(frame);
         } else if !kept {
-            let mut core = self.core.lock();
-            magazine.empty_basket(|frame| found = found.and(self.bring_back(&mut core, frame)));
-            drop(core);
+            found = self.bring_back(&mut self.core.lock(), magazine.empty_basket());
             magazine.toss(frame);
         }
         found = found.and(self.honour(stock));
@@ -342,21 +342,60 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
 
     /// For whom the chunk of a frame is. A stale answer costs order, not correctness.
     #[inline]
-    fn mobility(&self, frame: u64) -> Mobility {
+    pub(crate) fn mobility(&self, frame: u64) -> Mobility {
         let chunk = self.table.directory().index(frame).unwrap_or(0) >> CHUNK_SHIFT;
         mobility_of(self.caches.movable, chunk)
     }
 
-    /// A frame from a magazine or the depot back to the core.
-    pub(crate) fn bring_back(&self, core: &mut Core<'m>, number: u64) -> Result<(), Corruption> {
-        let frame = Frame::new(number).unwrap_or_default();
-        self.table.uncache(frame)?;
-        let given = core.directory.index(number).is_some_and(|index| core.give_one(index));
-        if !given {
+    /// Frames from a magazine or the depot go back to the core. Those that follow each other in the
+    /// same word of the bitmap cost one look at its line.
+    ///
+    /// # Errors
+    /// The last frame that was not what it should be; it stays lost, the others are back.
+    pub(crate) fn bring_back(
+        &self,
+        core: &mut Core<'m>,
+        frames: impl IntoIterator<Item = u64>,
+    ) -> Result<(), Corruption> {
+        let (mut base, mut bits, mut found) = (0, 0, Ok(()));
+        for frame in frames {
+            let bit = 1 << (frame % 64);
+            // The same frame twice is the word's to find out, the second time.
+            if frame & !63 != base || bits & bit != 0 {
+                found = found.and(self.bring_back_word(core, base, bits));
+                (base, bits) = (frame & !63, 0);
+            }
+            bits |= bit;
+        }
+        found.and(self.bring_back_word(core, base, bits))
+    }
+
+    #[inline]
+    fn bring_back_word(
+        &self,
+        core: &mut Core<'m>,
+        base: u64,
+        mut bits: u64,
+    ) -> Result<(), Corruption> {
+        if bits == 0 {
+            return Ok(());
+        }
+        let found = self.table.uncache(base, &mut bits);
+        let lowest = base + u64::from(bits.trailing_zeros());
+        let twice = match core.directory.index(base) {
+            Some(index) if bits != 0 => {
+                let twice = core.give_word(index, bits);
+                self.caches
+                    .lower_hint(mobility_of(self.caches.movable, index >> CHUNK_SHIFT), lowest);
+                twice
+            }
+            _ => bits,
+        };
+        if twice != 0 {
+            let frame = Frame::new(base + u64::from(twice.trailing_zeros())).unwrap_or_default();
             return Err(Corruption::CacheDisturbed { frame });
         }
-        self.caches.lower_hint(self.mobility(number), number);
-        Ok(())
+        found
     }
 
     /// Empties the magazine if somebody asked for it.
@@ -384,7 +423,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let mut found = Ok(());
         for magazine in stock.both().iter().filter(|magazine| magazine.count() > 0) {
             let mut core = self.core.lock();
-            magazine.empty(|frame| found = found.and(self.bring_back(&mut core, frame)));
+            found = found.and(self.bring_back(&mut core, magazine.empty_basket()));
+            found = found.and(self.bring_back(&mut core, magazine.empty_stacks()));
         }
         if stock.wanted.load(Relaxed) != 0 {
             // Release: who reads the zero finds the frames in the core.
@@ -415,10 +455,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             found = self.drain(stock);
         }
         while let Some(batch) = self.caches.shelves().find_map(Shelf::take) {
-            let mut core = self.core.lock();
-            for frame in batch {
-                found = found.and(self.bring_back(&mut core, frame));
-            }
+            found = found.and(self.bring_back(&mut self.core.lock(), batch));
         }
         let others =
             || self.caches.used().filter(|&other| own.is_none_or(|own| !core::ptr::eq(own, other)));

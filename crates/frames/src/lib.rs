@@ -44,12 +44,15 @@ mod allocation;
 mod allocator;
 mod bitmap;
 mod caches;
+mod entry;
 mod error;
 #[cfg(all(test, loom))]
 mod interleavings;
 mod line;
 mod magazine;
+mod many;
 mod owned;
+mod owners;
 mod places;
 mod poison;
 mod request;
@@ -66,13 +69,14 @@ mod zeroed;
 
 pub use allocation::{Allocation, backing};
 pub use allocator::{FrameAllocator, Setup, required};
+pub use entry::FrameInfo;
 pub use error::{AllocError, Blame, Corruption, FreeError, SetupError, TableError};
 pub use owned::OwnedFrames;
 pub use request::{Class, Kind, Mobility, Request};
 pub use stats::{
     BlockCounts, BlockOwners, Pressure, Stats, Watermarks, ZeroStats, Zone, ZoneStats,
 };
-pub use table::{FrameInfo, FrameTable};
+pub use table::FrameTable;
 pub use text::{Snapshot, ZoneSnapshot};
 
 /// The README's example is a test.

@@ -183,6 +183,16 @@ impl Line {
         tall
     }
 
+    /// One more than the order of the largest free, aligned block that touches word `place`.
+    #[inline]
+    pub(crate) fn tallness_of(&self, place: usize) -> u8 {
+        let word = self.0[place];
+        if word == !0 {
+            return self.tallness();
+        }
+        (0..6).take_while(|&order| block_starts(word, order) != 0).count() as u8
+    }
+
     /// [`tallness`](Self::tallness), when it is known to be at most `most`.
     #[inline]
     pub(crate) fn tallness_below(&self, most: u8) -> u8 {
@@ -281,6 +291,8 @@ mod tests {
             let mut more = line;
             more.fill(bit, bit + 1, true);
             prop_assert_eq!(more.tallness(), line.tallness().max(more.tallness_at(bit)));
+            let touched = more.tallness_of(bit / 64);
+            prop_assert_eq!(more.tallness(), line.tallness().max(touched));
             for order in 0..=LINE_ORDER {
                 let start = bit >> order << order;
                 let free = (start..start + (1 << order)).all(|bit| more.get(bit));

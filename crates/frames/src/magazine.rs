@@ -124,6 +124,18 @@ impl Magazine {
         true
     }
 
+    /// The rest of the stack, to be filled.
+    #[inline]
+    pub(crate) fn stack_room(&self) -> Room<'_> {
+        Room::new(&self.stacked, &self.stack)
+    }
+
+    /// The rest of the basket, to be filled.
+    #[inline]
+    pub(crate) fn basket_room(&self) -> Room<'_> {
+        Room::new(&self.basketed, &self.basket)
+    }
+
     #[inline]
     pub(crate) fn pop_clean(&self) -> Option<u64> {
         let left = self.cleaned.load(Relaxed).checked_sub(1)?;
@@ -146,19 +158,50 @@ impl Magazine {
         batch
     }
 
-    /// Empties the basket into `each`.
-    pub(crate) fn empty_basket(&self, mut each: impl FnMut(u64)) {
+    /// What was in the basket.
+    pub(crate) fn empty_basket(&self) -> impl Iterator<Item = u64> + '_ {
         let count = self.basketed.load(Relaxed) as usize;
-        self.basket.iter().take(count).for_each(|slot| each(slot.load(Relaxed)));
         self.basketed.store(0, Relaxed);
+        self.basket.iter().take(count).map(|slot| slot.load(Relaxed))
     }
 
-    /// Empties everything into `each`.
-    pub(crate) fn empty(&self, mut each: impl FnMut(u64)) {
-        self.empty_basket(&mut each);
-        while let Some(frame) = self.pop().or_else(|| self.pop_clean()) {
-            each(frame);
+    /// What was on both stacks.
+    pub(crate) fn empty_stacks(&self) -> impl Iterator<Item = u64> + '_ {
+        core::iter::from_fn(|| self.pop().or_else(|| self.pop_clean()))
+    }
+}
+
+/// Free places of a stack or basket, taken one after the other; the count follows at the end.
+pub(crate) struct Room<'s> {
+    count: &'s AtomicU32,
+    slots: core::slice::Iter<'s, AtomicU64>,
+    most: usize,
+}
+
+impl<'s> Room<'s> {
+    #[inline]
+    fn new(count: &'s AtomicU32, slots: &'s [AtomicU64]) -> Self {
+        let filled = count.load(Relaxed) as usize;
+        Self { count, slots: slots.get(filled..).unwrap_or_default().iter(), most: slots.len() }
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    #[inline]
+    pub(crate) fn put(&mut self, frame: u64) {
+        if let Some(slot) = self.slots.next() {
+            slot.store(frame, Relaxed);
         }
+    }
+}
+
+impl Drop for Room<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.count.store((self.most - self.slots.len()) as u32, Relaxed);
     }
 }
 

@@ -17,51 +17,12 @@ use core::ptr::NonNull;
 
 use pagoda_addr::{Frame, FrameRange, Order};
 
+use crate::entry::{
+    CACHED, FLAGS_SHIFT, FrameInfo, HEAD, LENGTH, ODD, ORDER_SHIFT, OWNERS_SHIFT, owners, single,
+};
 use crate::places::{CHUNK, CHUNK_SHIFT, Directory, GIG_CHUNKS, GIG_SHIFT};
-use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
-use crate::{Allocation, Corruption, FreeError, Kind, TableError};
-
-/// What the table knows about one frame.
-///
-/// | field | bytes | meaning in a head |
-/// |---|---|---|
-/// | `refs` | 4 | owners; 1 after allocation, 0 when the last one has let go |
-/// | `maps` | 4 | page-table entries that show the allocation |
-/// | `state` | 4 | status, order, the owner's kind and flags |
-/// | `link` | 4 | the owner's, for a list or an index |
-#[derive(Debug)]
-#[repr(C, align(16))]
-pub struct FrameInfo {
-    refs: AtomicU32,
-    maps: AtomicU32,
-    state: AtomicU32,
-    link: AtomicU32,
-}
-
-#[cfg(not(loom))]
-const _: () = assert!(size_of::<FrameInfo>() == 16);
-
-/// An allocation begins here.
-const HEAD: u32 = 1 << 31;
-/// The length is not a power of two and stands in the `refs` of the next entry.
-const ODD: u32 = 1 << 30;
-/// The frame is in a CPU's magazine or in the depot, alone in the word.
-const CACHED: u32 = 1 << 29;
-const ORDER_SHIFT: u32 = 16;
-const FLAGS_SHIFT: u32 = 8;
-/// No count may exceed this: an attacker who takes references gets an error, not a wrap.
-const MAX_COUNT: u32 = 1 << 31;
-
-impl FrameInfo {
-    fn unused() -> Self {
-        Self {
-            refs: AtomicU32::new(0),
-            maps: AtomicU32::new(0),
-            state: AtomicU32::new(0),
-            link: AtomicU32::new(0),
-        }
-    }
-}
+use crate::shim::{AtomicU64, Ordering::*};
+use crate::{Allocation, Corruption, FreeError, Kind};
 
 /// One [`FrameInfo`] for each frame of managed memory.
 #[derive(Debug)]
@@ -99,7 +60,7 @@ impl<'m> FrameTable<'m> {
 
     /// The entry of a frame, if there is one and it is initialised.
     #[inline]
-    fn entry(&self, frame: u64) -> Option<&FrameInfo> {
+    pub(crate) fn entry(&self, frame: u64) -> Option<&FrameInfo> {
         let base = self.base?;
         let chunk = self.directory.index(frame)? >> CHUNK_SHIFT;
         if self.started.get(chunk / 64)?.load(Acquire) & (1 << (chunk % 64)) == 0 {
@@ -136,41 +97,40 @@ impl<'m> FrameTable<'m> {
 
     /// Frames of the allocation whose head holds this state.
     #[inline]
-    fn length(&self, frame: u64, state: u32) -> u64 {
-        if state & ODD == 0 {
-            return 1 << ((state >> ORDER_SHIFT) & 31);
+    fn length(&self, frame: u64, word: u64) -> u64 {
+        if word & ODD == 0 {
+            return 1 << ((word >> ORDER_SHIFT) & 31);
         }
         // An odd allocation reaches beyond the entry that follows.
-        self.entry(frame + 1).map_or(1, |next| u64::from(next.refs.load(Relaxed)))
+        self.entry(frame + 1).map_or(1, |next| u64::from(next.link.load(Relaxed)))
     }
 
     /// Makes `range` an allocation. Only by whoever has just taken the frames from the core (under
     /// its lock), or cuts an allocation that it owns.
     #[inline]
-    pub(crate) fn claim(&self, range: FrameRange, traits: u32) -> Result<(), Corruption> {
+    pub(crate) fn claim(&self, range: FrameRange, traits: u64) -> Result<(), Corruption> {
         if self.base.is_none() {
             return Ok(());
         }
         let frame = range.start();
         let Some(head) = self.start(frame.number()) else { return Ok(()) };
-        if head.state.load(Relaxed) & (HEAD | CACHED) != 0 {
+        if head.word.load(Relaxed) & (HEAD | CACHED) != 0 {
             return Err(Corruption::HandedOutTwice { frame });
         }
-        let state = HEAD | traits | self.put_length(range);
-        head.refs.store(1, Relaxed);
+        let word = HEAD | traits | self.put_length(range);
         head.maps.store(0, Relaxed);
         head.link.store(0, Relaxed);
-        head.state.store(state, Release);
+        head.word.store(word, Release);
         Ok(())
     }
 
-    fn put_length(&self, range: FrameRange) -> u32 {
+    fn put_length(&self, range: FrameRange) -> u64 {
         let count = range.count();
         if count.is_power_of_two() {
-            return count.trailing_zeros() << ORDER_SHIFT;
+            return u64::from(count.trailing_zeros()) << ORDER_SHIFT;
         }
         if let Some(next) = self.start(range.start().number() + 1) {
-            next.refs.store(count as u32, Relaxed);
+            next.link.store(count as u32, Relaxed);
         }
         ODD
     }
@@ -187,7 +147,7 @@ impl<'m> FrameTable<'m> {
             let number = base + u64::from(rest.trailing_zeros());
             rest &= rest - 1;
             let entry = self.started_entry(number);
-            let free = entry.map(|entry| entry.state.compare_exchange(0, CACHED, Relaxed, Relaxed));
+            let free = entry.map(|entry| entry.word.compare_exchange(0, CACHED, Relaxed, Relaxed));
             if !matches!(free, Some(Ok(_))) {
                 *bits &= !(1 << (number - base));
                 found = Err(Corruption::HandedOutTwice {
@@ -206,28 +166,36 @@ impl<'m> FrameTable<'m> {
         self.base.map(|base| unsafe { &*base.as_ptr().wrapping_add(number as usize) })
     }
 
-    /// A frame leaves the magazines for the core. Under the core's lock.
-    pub(crate) fn uncache(&self, frame: Frame) -> Result<(), Corruption> {
-        match self.entry(frame.number()) {
-            Some(entry) if entry.state.compare_exchange(CACHED, 0, AcqRel, Relaxed).is_err() => {
-                Err(Corruption::CacheDisturbed { frame })
+    /// Frames of one word (`base` and up, by set bits) leave the magazines for the core; those that
+    /// may not are cleared from `bits`. Under the core's lock.
+    pub(crate) fn uncache(&self, base: u64, bits: &mut u64) -> Result<(), Corruption> {
+        let mut found = Ok(());
+        let mut rest = if self.base.is_some() { *bits } else { 0 };
+        while rest != 0 {
+            let number = base + u64::from(rest.trailing_zeros());
+            rest &= rest - 1;
+            let cached = self.started_entry(number);
+            let cached = cached.map(|one| one.word.compare_exchange(CACHED, 0, AcqRel, Relaxed));
+            if !matches!(cached, Some(Ok(_))) {
+                *bits &= !(1 << (number - base));
+                let frame = Frame::new(number).unwrap_or_default();
+                found = Err(Corruption::CacheDisturbed { frame });
             }
-            _ => Ok(()),
         }
+        found
     }
 
     /// A frame goes from the magazine to an owner, on the CPU of both.
     #[inline]
-    pub(crate) fn own_cached(&self, number: u64, traits: u32) -> Result<(), Corruption> {
+    pub(crate) fn own_cached(&self, number: u64, traits: u64) -> Result<(), Corruption> {
         let Some(entry) = self.started_entry(number) else { return Ok(()) };
-        if entry.state.load(Relaxed) != CACHED {
+        if entry.word.load(Relaxed) != CACHED {
             let frame = Frame::new(number).unwrap_or_default();
             return Err(Corruption::CacheDisturbed { frame });
         }
-        entry.refs.store(1, Relaxed);
         entry.maps.store(0, Relaxed);
         entry.link.store(0, Relaxed);
-        entry.state.store(HEAD | traits, Release);
+        entry.word.store(HEAD | traits, Release);
         Ok(())
     }
 
@@ -239,26 +207,42 @@ impl<'m> FrameTable<'m> {
             return true;
         }
         let Some(entry) = self.entry(frame.number()) else { return false };
-        // Order 0, neither odd nor cached; any kind and flags.
-        let single = entry.state.load(Acquire) & !0xffff == HEAD;
-        if !single || entry.refs.load(Relaxed) > 1 || entry.maps.load(Relaxed) != 0 {
+        // Acquire: who is the last owner sees what the others did before they left.
+        if !single(entry.word.load(Acquire)) || entry.maps.load(Relaxed) != 0 {
             return false;
         }
-        entry.state.store(CACHED, Release);
+        entry.word.store(CACHED, Release);
         true
+    }
+
+    /// An allocation of one frame with one owner?
+    #[inline]
+    pub(crate) fn is_single(&self, frame: Frame) -> bool {
+        self.entry(frame.number()).is_some_and(|entry| single(entry.word.load(Relaxed)))
+    }
+
+    /// The entries of a frame's chunk, if they are initialised, and the number of the first.
+    #[inline]
+    pub(crate) fn chunk(&self, frame: u64) -> Option<(u64, &[FrameInfo])> {
+        let first = frame & !(CHUNK as u64 - 1);
+        self.entry(first)?;
+        let start = self.base?.as_ptr().wrapping_add(first as usize);
+        // SAFETY: the host backs the entries of whole chunks, and `start_chunk` writes all of them
+        // before the chunk's bit is set (*started*), which `entry` has seen.
+        Some((first, unsafe { core::slice::from_raw_parts(start, CHUNK) }))
     }
 
     /// What [`claim`](Self::claim) wants to know besides the range.
     #[inline]
-    pub(crate) const fn traits(kind: Kind, flags: u8) -> u32 {
-        kind.0 as u32 | ((flags as u32) << FLAGS_SHIFT)
+    pub(crate) const fn traits(kind: Kind, flags: u8) -> u64 {
+        kind.0 as u64 | ((flags as u64) << FLAGS_SHIFT)
     }
 
     /// No allocation begins at `frame` any more.
     #[inline]
     pub(crate) fn unclaim(&self, frame: Frame) {
         if let Some(head) = self.entry(frame.number()) {
-            head.state.store(0, Release);
+            head.word.store(0, Release);
         }
     }
 
@@ -266,15 +250,15 @@ impl<'m> FrameTable<'m> {
     #[inline]
     pub fn begins(&self, frame: Frame) -> Option<Allocation> {
         let head = self.entry(frame.number())?;
-        let state = head.state.load(Acquire);
-        if state & HEAD == 0 {
+        let word = head.word.load(Acquire);
+        if word & HEAD == 0 {
             return None;
         }
         Some(Allocation {
-            range: FrameRange::new(frame, self.length(frame.number(), state))?,
-            kind: Kind(state as u8),
-            flags: (state >> FLAGS_SHIFT) as u8,
-            refs: head.refs.load(Relaxed),
+            range: FrameRange::new(frame, self.length(frame.number(), word))?,
+            kind: Kind(word as u8),
+            flags: (word >> FLAGS_SHIFT) as u8,
+            refs: owners(word),
             maps: head.maps.load(Relaxed),
         })
     }
@@ -330,89 +314,6 @@ impl<'m> FrameTable<'m> {
         }
     }
 
-    #[inline]
-    fn head(&self, frame: Frame) -> Result<&FrameInfo, TableError> {
-        match self.entry(frame.number()) {
-            Some(entry) if entry.state.load(Relaxed) & HEAD != 0 => Ok(entry),
-            _ => Err(self.no_head(frame)),
-        }
-    }
-
-    #[cold]
-    fn no_head(&self, frame: Frame) -> TableError {
-        if self.base.is_none() {
-            TableError::NoTable
-        } else if self.directory.first_foreign(FrameRange::single(frame)).is_some() {
-            TableError::NotManaged(frame)
-        } else {
-            TableError::NotAHead(frame)
-        }
-    }
-
-    /// One more owner for the allocation that begins at `frame`; returns how many there are now.
-    /// Only for somebody who is an owner already.
-    #[inline]
-    pub fn share(&self, frame: Frame) -> Result<u32, TableError> {
-        raise(&self.head(frame)?.refs, frame, 1)
-    }
-
-    /// One owner less; true when that was the last one, who must now
-    /// [`free_range`](crate::FrameAllocator::free_range) the allocation.
-    #[inline]
-    pub fn release(&self, frame: Frame) -> Result<bool, TableError> {
-        lower(&self.head(frame)?.refs, frame).map(|left| left == 0)
-    }
-
-    /// How many owners the allocation that begins at `frame` has.
-    #[inline]
-    pub fn refs(&self, frame: Frame) -> Result<u32, TableError> {
-        // Acquire: who sees that it is the only owner sees what the others did before they left.
-        Ok(self.head(frame)?.refs.load(Acquire))
-    }
-
-    /// One more page-table entry shows the allocation; returns how many do now.
-    #[inline]
-    pub fn add_map(&self, frame: Frame) -> Result<u32, TableError> {
-        raise(&self.head(frame)?.maps, frame, 0)
-    }
-
-    /// One page-table entry less; returns how many are left.
-    #[inline]
-    pub fn remove_map(&self, frame: Frame) -> Result<u32, TableError> {
-        lower(&self.head(frame)?.maps, frame)
-    }
-
-    /// Changes what the owner uses the allocation for.
-    pub fn set_kind(&self, frame: Frame, kind: Kind) -> Result<(), TableError> {
-        let state = &self.head(frame)?.state;
-        let _ = state.fetch_update(AcqRel, Relaxed, |old| Some(old & !0xff | u32::from(kind.0)));
-        Ok(())
-    }
-
-    /// Sets and clears flags of the owner; returns what they were.
-    pub fn change_flags(&self, frame: Frame, set: u8, clear: u8) -> Result<u8, TableError> {
-        let state = &self.head(frame)?.state;
-        let change = |old: u32| {
-            let (set, clear) = (u32::from(set) << FLAGS_SHIFT, u32::from(clear) << FLAGS_SHIFT);
-            Some(old & !clear | set)
-        };
-        let old = state.fetch_update(AcqRel, Relaxed, change).unwrap_or_else(|same| same);
-        Ok((old >> FLAGS_SHIFT) as u8)
-    }
-
-    /// The owner's word.
-    #[inline]
-    pub fn link(&self, frame: Frame) -> Result<u32, TableError> {
-        Ok(self.head(frame)?.link.load(Acquire))
-    }
-
-    /// Changes the owner's word.
-    #[inline]
-    pub fn set_link(&self, frame: Frame, link: u32) -> Result<(), TableError> {
-        self.head(frame)?.link.store(link, Release);
-        Ok(())
-    }
-
     /// May the allocation that begins at `frame` be given back?
     #[inline]
     pub(crate) fn check_free(&self, frame: Frame) -> Option<Result<Allocation, FreeError>> {
@@ -435,54 +336,39 @@ impl<'m> FrameTable<'m> {
         };
         let Some(high) = FrameRange::new(middle, block.range.count() - at) else { return Ok(()) };
         self.claim(high, Self::traits(block.kind, block.flags))?;
-        if let Some(entry) = self.entry(middle.number()) {
-            entry.refs.store(block.refs, Relaxed);
-            entry.maps.store(block.maps, Relaxed);
-        }
-        if let Some(head) = self.entry(start.number()) {
-            let traits = Self::traits(block.kind, block.flags);
-            // The length of a short allocation would stand in the new head: but a part of one or
-            // two frames is a power of two.
-            head.state.store(HEAD | traits | self.put_length(low), Release);
-        }
+        self.inherit(middle, block);
+        // The length of a short allocation would stand in the new head: but a part of one or two
+        // frames is a power of two.
+        self.resize(start, self.put_length(low));
         Ok(())
     }
-}
 
-impl FrameTable<'_> {
     /// Makes every frame of the allocation one of its own, which inherits everything but the link.
     /// The caller owns the allocation and holds the allocator's lock.
     pub(crate) fn shatter(&self, block: &Allocation) -> Result<(), Corruption> {
         let traits = Self::traits(block.kind, block.flags);
-        let head = self.entry(block.range.start().number());
         for frame in block.range.iter().skip(1) {
             self.claim(FrameRange::single(frame), traits)?;
-            if let Some(entry) = self.entry(frame.number()) {
-                entry.refs.store(block.refs, Relaxed);
-                entry.maps.store(block.maps, Relaxed);
-            }
+            self.inherit(frame, block);
         }
-        if let Some(head) = head {
-            head.state.store(HEAD | traits, Release);
-        }
+        self.resize(block.range.start(), 0);
         Ok(())
     }
-}
 
-fn raise(count: &AtomicU32, frame: Frame, least: u32) -> Result<u32, TableError> {
-    let raised = |old: u32| (least..MAX_COUNT).contains(&old).then(|| old + 1);
-    match count.fetch_update(Relaxed, Relaxed, raised) {
-        Ok(old) => Ok(old + 1),
-        Err(old) if old < least => Err(TableError::NotAHead(frame)),
-        Err(_) => Err(TableError::TooMany(frame)),
+    /// As many owners and mappings for the new head as the old one has.
+    fn inherit(&self, frame: Frame, block: &Allocation) {
+        if let Some(entry) = self.entry(frame.number()) {
+            entry.word.fetch_add(u64::from(block.refs - 1) << OWNERS_SHIFT, Relaxed);
+            entry.maps.store(block.maps, Relaxed);
+        }
     }
-}
 
-fn lower(count: &AtomicU32, frame: Frame) -> Result<u32, TableError> {
-    // Release what this owner did, acquire what the others did before they left.
-    match count.fetch_update(AcqRel, Relaxed, |old| old.checked_sub(1)) {
-        Ok(old) => Ok(old - 1),
-        Err(_) => Err(TableError::Underflow(frame)),
+    /// Another length for the allocation that begins at `frame`; owners may come and go meanwhile.
+    fn resize(&self, frame: Frame, length: u64) {
+        if let Some(head) = self.entry(frame.number()) {
+            let change = |word: u64| Some(word & !LENGTH | length);
+            let _ = head.word.fetch_update(AcqRel, Relaxed, change);
+        }
     }
 }
 

@@ -102,9 +102,8 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
             return Ok(true);
         }
         pool.renounce();
-        let mut core = self.core.lock();
-        let back = batch.iter().take(count).map(|&number| self.bring_back(&mut core, number));
-        back.fold(Ok(()), Result::and).map(|()| false)
+        let back = batch.into_iter().take(count);
+        self.bring_back(&mut self.core.lock(), back).map(|()| false)
     }
 
     /// How well the pool of zeroed frames serves.

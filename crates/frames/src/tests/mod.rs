@@ -1,5 +1,6 @@
 //! Tests of the allocator as a whole.
 
+mod batches;
 mod many;
 mod model;
 mod rig;
