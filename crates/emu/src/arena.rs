@@ -28,6 +28,8 @@ struct State {
     /// No frame below this index is free.
     hint: usize,
     fail_after: Option<u64>,
+    /// A frame that nobody counts.
+    zero: Option<Frame>,
 }
 
 // SAFETY: the memory is plain bytes that are reached through raw pointers only; whoever uses them
@@ -52,7 +54,7 @@ impl PhysArena {
         // SAFETY: just allocated with this size.
         unsafe { memory.as_ptr().write_bytes(JUNK, bytes) };
         let refs = vec![0; frames as usize];
-        let state = Mutex::new(State { refs, used: 0, hint: 0, fail_after: None });
+        let state = Mutex::new(State { refs, used: 0, hint: 0, fail_after: None, zero: None });
         Self { range, memory, layout, state }
     }
 
@@ -108,11 +110,34 @@ impl PhysArena {
         Ok(frame)
     }
 
+    /// A page of zeroes, made by the first call: no frame in use, sharing and releasing it does
+    /// nothing.
+    ///
+    /// # Panics
+    /// When there is no frame for it.
+    pub fn zero_page(&self) -> Frame {
+        if let Some(zero) = self.state().zero {
+            return zero;
+        }
+        let zero = self.alloc(true).expect("a frame for the page of zeroes");
+        let mut state = self.state();
+        state.used -= 1;
+        *state.zero.insert(zero)
+    }
+
+    /// Is `frame` the page of zeroes?
+    pub(crate) fn is_zero_page(&self, frame: Frame) -> bool {
+        self.state().zero == Some(frame)
+    }
+
     /// One reference more.
     ///
     /// # Panics
     /// When the frame is free or not of this arena.
     pub fn share(&self, frame: Frame) {
+        if self.is_zero_page(frame) {
+            return;
+        }
         let index = self.index(frame);
         let mut state = self.state();
         assert!(state.refs[index] != 0, "frame {frame:?} is shared, but it is free");
@@ -129,6 +154,9 @@ impl PhysArena {
     /// # Panics
     /// When the frame is free or not of this arena.
     pub fn release(&self, frame: Frame) -> bool {
+        if self.is_zero_page(frame) {
+            return false;
+        }
         let index = self.index(frame);
         let mut state = self.state();
         assert!(state.refs[index] != 0, "frame {frame:?} is released, but it is free");

@@ -365,6 +365,9 @@ unsafe impl Platform for Machine {
         let state = self.state();
         for number in first..first + count {
             let frame = Frame::from_number(number);
+            if self.arena.is_zero_page(frame) {
+                continue;
+            }
             if self.arena.refs(frame) > 1 && !matches!(item, Released::Table(_)) {
                 self.arena.release(frame);
                 continue;

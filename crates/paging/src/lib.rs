@@ -73,7 +73,7 @@ mod x86_64;
 
 pub use aarch64::Aarch64;
 pub use batch::FlushBatch;
-pub use cursor::{Cursor, Fate};
+pub use cursor::{Cursor, Fate, Rewritten};
 pub use entry::{AbsentWord, Entry, Leaf};
 pub use error::{MapError, OutOfFrames};
 pub use flags::PageFlags;

@@ -1,16 +1,17 @@
 //! Faults: making promised pages present.
 //!
 //! Budget: a first touch of anonymous memory is one search in the regions, one walk of the table,
-//! one frame. A private page that was shared by a fork is copied by whoever writes first and kept
-//! by whoever writes last.
+//! and for each page that it brings ([`Policy`](crate::Policy)) one frame and one store. Reading what was
+//! never written maps the host's page of zeroes, if it has one. A private page that was shared by a fork is
+//! copied by whoever writes first and kept by whoever writes last.
 
 use pagoda_addr::{Frame, Page, PageRange, VirtAddr};
-use pagoda_paging::{Cursor, Entry, Fate, Format, Leaf, MapError, PageFlags, PageSize, Released};
+use pagoda_paging::{Cursor, Entry, Format, PageFlags, PageSize, Released, Rewritten};
 
 use crate::memory::{self, PAGE};
 use crate::object::ReadError;
-use crate::region::{Object, Region, Regions};
-use crate::space::{ANONYMOUS, Inner, SHARED, SpaceStats, leaf_flags, number};
+use crate::region::{Object, Region, Window};
+use crate::space::{ANONYMOUS, Inner, SHARED, SpaceStats, leaf_flags, number, pages};
 use crate::tree::PageNumber;
 use crate::{Access, AddressSpace, FaultError, FileObject, MapFlags, Prot, VmPlatform};
 
@@ -43,116 +44,164 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         page: PageNumber,
         access: Access,
     ) -> Result<FaultDone, FaultError> {
-        let entry = inner.regions.find(page).ok_or(FaultError::Unmapped)?;
+        let Inner { regions, stats, streams, .. } = inner;
+        let entry = regions.find(page).ok_or(FaultError::Unmapped)?;
         if entry.start > page {
             let start = entry.start;
             self.grow_stack(inner, start, page)?;
+            return self.fault_in(inner, page, access);
         }
-        let Inner { regions, stats, .. } = inner;
-        let region = region_at(regions, page)?;
+        let region = &entry.value;
         if !permits(region.prot, access) {
             return Err(FaultError::Protection);
         }
-        let range = PageRange::single(Page::new(page).ok_or(FaultError::Unmapped)?);
+        if region.is_anonymous() {
+            let (stream, pages) = streams.at(page);
+            let end = entry.end.min(page + pages);
+            let done = self.fault_anonymous(stats, region, (page, end), access);
+            streams.stopped(stream, done.as_ref().map_or(page, |&(_, count)| page + count));
+            return done.map(|(done, _)| done);
+        }
+        self.fault_object(stats, region, page, access)
+    }
+
+    /// A fault at the first page of `window` in private memory without a file, which may bring the
+    /// others too. What it did, and for how many pages.
+    #[inline]
+    fn fault_anonymous(
+        &self,
+        stats: &mut SpaceStats,
+        region: &Region<P>,
+        window: Window,
+        access: Access,
+    ) -> Result<(FaultDone, u64), FaultError> {
+        let range = pages(window).ok_or(FaultError::Unmapped)?;
         let mut cursor = self.table.cursor(range).map_err(|_| FaultError::Unmapped)?;
-        match cursor.query(range.start()) {
-            Entry::Mapped { frame, size, flags } => {
-                let leaf = Leaf { frame, size, flags };
-                self.fault_present(stats, region, &mut cursor, leaf, access)
-            }
-            Entry::Absent(_) => match &region.object {
-                Object::Anonymous => {
-                    let frame = self.page(true)?;
-                    let writable = region.prot.contains(Prot::WRITE);
-                    let mark = if writable { ANONYMOUS | PageFlags::WRITE } else { ANONYMOUS };
-                    self.enter(stats, region, &mut cursor, frame, mark, access)
-                }
-                // The lock of the table is not held while an object is asked.
-                Object::File(file) => {
-                    drop(cursor);
-                    let frame = self.file_page(&**file, region.index(page))?;
-                    let write = access == Access::Write;
-                    let mark =
-                        if write { ANONYMOUS | PageFlags::WRITE } else { PageFlags::empty() };
-                    let mut cursor = self.reopen(range, frame)?;
-                    self.enter(stats, region, &mut cursor, frame, mark, access)
-                }
-                Object::Shared(object) => {
-                    drop(cursor);
-                    let frame = object.frame(region.index(page))?;
-                    let writable = region.prot.contains(Prot::WRITE);
-                    let mark = if writable { SHARED | PageFlags::WRITE } else { SHARED };
-                    let mut cursor = self.reopen(range, frame)?;
-                    self.enter(stats, region, &mut cursor, frame, mark, access)
-                }
-            },
-        }
-    }
-
-    /// The page is there: spurious, or a write to a page that may not be written yet.
-    fn fault_present(
-        &self,
-        stats: &mut SpaceStats,
-        region: &Region<P>,
-        cursor: &mut Cursor<'_, F, P>,
-        leaf: Leaf,
-        access: Access,
-    ) -> Result<FaultDone, FaultError> {
-        if access != Access::Write || leaf.flags.contains(PageFlags::WRITE) {
-            return Ok(FaultDone::Spurious);
-        }
-        let range = cursor.range();
-        let touched = PageFlags::ACCESSED | PageFlags::DIRTY | PageFlags::WRITE;
-        let mark = if region.is_shared() { SHARED } else { ANONYMOUS };
-        let flags = leaf_flags(region.prot) | touched | mark;
-        let mut batch = self.table.batch();
-        let done = if region.is_shared() || self.platform().refs(leaf.frame) == 1 {
-            cursor.change(range, &mut batch, |_, _| flags)
+        let mut flags = leaf_flags(region.prot) | PageFlags::ACCESSED;
+        let zero = if access == Access::Write { None } else { self.platform().zero_page() };
+        let filled = if let Some(zero) = zero {
+            cursor.fill_run(range, flags, || Some(zero))
         } else {
-            let Ok(fresh) = self.page(false) else {
-                batch.finish();
-                return Err(FaultError::OutOfMemory);
-            };
-            memory::copy(self.platform(), leaf.frame, fresh);
-            let replaced =
-                cursor.replace(range.start(), fresh, flags, Fate::Release, &mut batch).map(|_| ());
-            if replaced.is_err() {
-                self.give_back(fresh);
+            flags |= ANONYMOUS;
+            if region.prot.contains(Prot::WRITE) {
+                flags |= PageFlags::WRITE;
             }
-            replaced
+            if access == Access::Write {
+                flags |= PageFlags::DIRTY;
+            }
+            cursor.fill_run(range, flags, || self.platform().alloc_page(true).ok())
         };
-        batch.finish();
-        done.map_err(|_| FaultError::OutOfMemory)?;
-        stats.page_went(leaf.flags);
-        stats.page_came(flags);
-        Ok(FaultDone::Copied)
+        let count = filled.map_err(|_| FaultError::OutOfMemory)?;
+        if count != 0 {
+            region.touched.add((window.0, window.0 + count));
+            stats.pages_came(true, flags, count);
+            return Ok((FaultDone::Mapped, count));
+        }
+        if access != Access::Write {
+            return Ok((FaultDone::Spurious, 1));
+        }
+        self.make_writable(stats, region, &mut cursor)
     }
 
-    /// Maps `frame`, whose reference becomes the table's, or is given back on failure.
-    fn enter(
+    /// The first page of the cursor's range is there, and is written to. If it may not be written
+    /// yet: copies it, or keeps it if it is ours alone; likewise the pages behind it that are the
+    /// same case.
+    fn make_writable(
         &self,
         stats: &mut SpaceStats,
         region: &Region<P>,
         cursor: &mut Cursor<'_, F, P>,
-        frame: Frame,
-        mark: PageFlags,
+    ) -> Result<(FaultDone, u64), FaultError> {
+        let range = cursor.range();
+        let platform = self.platform();
+        let (shared, anonymous) = (region.is_shared(), region.is_anonymous());
+        let zero = platform.zero_page().filter(|_| anonymous);
+        let mark = if shared { SHARED } else { ANONYMOUS };
+        let flags = leaf_flags(region.prot)
+            | PageFlags::ACCESSED
+            | PageFlags::DIRTY
+            | PageFlags::WRITE
+            | mark;
+        let mut refused = false;
+        let mut batch = self.table.batch();
+        let done = cursor.rewrite_run(range, &mut batch, |_, leaf| {
+            if leaf.flags.contains(PageFlags::WRITE) {
+                return None;
+            }
+            let is_zero = Some(leaf.frame) == zero;
+            let rewritten = if shared || (!is_zero && platform.refs(leaf.frame) == 1) {
+                Rewritten::Flags(flags)
+            } else {
+                let Ok(fresh) = platform.alloc_page(is_zero) else {
+                    refused = true;
+                    return None;
+                };
+                if !is_zero {
+                    memory::copy(platform, leaf.frame, fresh);
+                }
+                Rewritten::Frame(fresh, flags)
+            };
+            stats.pages_went(anonymous, leaf.flags, 1);
+            stats.pages_came(anonymous, flags, 1);
+            Some(rewritten)
+        });
+        batch.flush_now();
+        match done.map_err(|_| FaultError::Unmapped)? {
+            0 if refused => Err(FaultError::OutOfMemory),
+            0 => Ok((FaultDone::Spurious, 1)),
+            count => Ok((FaultDone::Copied, count)),
+        }
+    }
+
+    /// A fault at `page` of a region with an object behind it.
+    fn fault_object(
+        &self,
+        stats: &mut SpaceStats,
+        region: &Region<P>,
+        page: PageNumber,
         access: Access,
     ) -> Result<FaultDone, FaultError> {
+        let range = PageRange::single(Page::new(page).ok_or(FaultError::Unmapped)?);
+        let write = access == Access::Write;
+        {
+            let mut cursor = self.table.cursor(range).map_err(|_| FaultError::Unmapped)?;
+            match cursor.query(range.start()) {
+                Entry::Mapped { .. } if write => {
+                    return self.make_writable(stats, region, &mut cursor).map(|(done, _)| done);
+                }
+                Entry::Mapped { .. } => return Ok(FaultDone::Spurious),
+                // The lock of the table is not held while an object is asked.
+                Entry::Absent(_) => {}
+            }
+        }
+        let index = region.index(page);
+        let (frame, mark) = match &region.object {
+            Object::File(file) => {
+                let own = ANONYMOUS | PageFlags::WRITE | PageFlags::DIRTY;
+                let mark = if write { own } else { PageFlags::empty() };
+                (self.file_page(&**file, index)?, mark)
+            }
+            Object::Shared(object) => {
+                let writable = region.prot.contains(Prot::WRITE);
+                let mark = if writable { SHARED | PageFlags::WRITE } else { SHARED };
+                (object.frame(index)?, mark)
+            }
+            Object::Anonymous => return Err(FaultError::Unmapped),
+        };
         let mut flags = leaf_flags(region.prot) | mark | PageFlags::ACCESSED;
-        if access == Access::Write {
+        if write {
             flags |= PageFlags::DIRTY;
         }
-        match cursor.map(cursor.range().start(), frame, PageSize::K4, flags) {
-            Ok(()) => {
-                stats.page_came(flags);
-                Ok(FaultDone::Mapped)
-            }
-            Err(error) => {
-                self.give_back(frame);
-                debug_assert_eq!(error, MapError::OutOfFrames);
-                Err(FaultError::OutOfMemory)
-            }
+        let mut cursor = self.reopen(range, frame)?;
+        let mut once = Some(frame);
+        let filled = cursor.fill_run(range, flags, || once.take());
+        if let Some(frame) = once {
+            self.give_back(frame); // not asked for: somebody was faster
         }
+        let count = filled.map_err(|_| FaultError::OutOfMemory)?;
+        region.touched.add((page, page + count));
+        stats.pages_came(false, flags, count);
+        Ok(if count == 0 { FaultDone::Spurious } else { FaultDone::Mapped })
     }
 
     fn reopen(&self, range: PageRange, frame: Frame) -> Result<Cursor<'_, F, P>, FaultError> {
@@ -223,13 +272,6 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         inner.regions.resize(start, (page, end));
         Ok(())
     }
-}
-
-fn region_at<P: VmPlatform>(
-    regions: &Regions<P>,
-    page: PageNumber,
-) -> Result<&Region<P>, FaultError> {
-    regions.covering(page).map(|entry| &entry.value).ok_or(FaultError::Unmapped)
 }
 
 /// Does the protection permit the access? Anything that may be done implies reading, as on x86-64.

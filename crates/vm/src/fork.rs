@@ -6,6 +6,7 @@
 
 use pagoda_paging::{Cursor, FlushBatch, Format, PageFlags, PageTable};
 
+use crate::ahead::Streams;
 use crate::region::Region;
 use crate::space::{ANONYMOUS, FORKED, Inner, pages};
 use crate::tree::Entry as Interval;
@@ -24,31 +25,47 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             inner.limits = parent.limits;
             inner.brk = parent.brk;
             inner.stack = parent.stack;
+            inner.streams = Streams::new(parent.streams.policy());
             self.copy_regions(parent, inner)?;
             let mut batch = self.table.batch();
             let copied = self.copy_leaves(parent, inner, &child.table, &mut batch);
-            batch.finish();
+            batch.flush_now();
             copied?;
         }
         Ok(child)
     }
 
+    /// The regions that the child inherits, with its counts: the shape of the tree is copied, and
+    /// nothing is searched.
     fn copy_regions(&self, parent: &Inner<P>, child: &mut Inner<P>) -> Result<(), VmError> {
-        for entry in parent.regions.within((0, u64::MAX)) {
-            if entry.value.flags.contains(MapFlags::DONT_FORK) {
-                continue;
+        let mut locked = false;
+        let stats = &mut child.stats;
+        child.regions = parent.regions.copy(|entry| {
+            let region = &entry.value;
+            if region.flags.contains(MapFlags::DONT_FORK) {
+                return Ok(None);
             }
-            // Memory locks are not inherited.
-            let flags = entry.value.flags - MapFlags::LOCKED;
-            let region = Region { flags, ..entry.value.clone() };
-            let window = (entry.start, entry.end);
             let counted = region.is_counted();
             if counted && !self.platform().may_commit(entry.pages()) {
                 return Err(VmError::OutOfMemory);
             }
-            child.regions.reserve(&[window])?;
-            child.stats.promise(&region, entry.pages(), true);
-            child.regions.insert(window, region);
+            let region = region.clone();
+            if region.flags.contains(MapFlags::WIPE_ON_FORK) {
+                region.touched.forget((0, u64::MAX));
+            }
+            locked |= region.flags.contains(MapFlags::LOCKED);
+            stats.promise(&region, entry.pages(), true);
+            Ok(Some(region))
+        })?;
+        if locked {
+            // Memory locks are not inherited, and regions may be alike without.
+            let all = (0, u64::MAX);
+            child.regions.change(all, |region| {
+                let locked = region.flags.contains(MapFlags::LOCKED);
+                region.flags.remove(MapFlags::LOCKED);
+                locked
+            });
+            child.stats.locked = 0;
         }
         Ok(())
     }
@@ -81,8 +98,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         to: &mut Cursor<'_, F, P>,
         batch: &mut FlushBatch<'_, P>,
     ) -> Result<(), VmError> {
-        let Some(range) = pages((entry.start, entry.end)) else { return Ok(()) };
-        let shared = entry.value.is_shared();
+        let window = entry.value.touched.within((entry.start, entry.end));
+        let Some(range) = pages(window).filter(|range| !range.is_empty()) else { return Ok(()) };
+        let (shared, anonymous) = (entry.value.is_shared(), entry.value.is_anonymous());
         let decide = |old: PageFlags| match old.contains(ANONYMOUS) {
             _ if shared => old,
             true => (old - PageFlags::WRITE) | FORKED,
@@ -90,7 +108,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         };
         let copied = from.copy_to(range, to, batch, decide, |flags, frames| {
             self.platform().share_many(frames);
-            child.stats.pages_came(flags, frames.len() as u64);
+            child.stats.pages_came(anonymous, flags, frames.len() as u64);
         });
         copied.map_err(|_| VmError::OutOfMemory)
     }

@@ -9,6 +9,7 @@ extern crate std;
 #[cfg(test)]
 extern crate self as pagoda_vm;
 
+mod ahead;
 mod copy;
 mod error;
 pub mod fallible;
@@ -26,6 +27,7 @@ mod slots;
 mod space;
 mod tree;
 
+pub use ahead::Policy;
 pub use copy::FutexKey;
 pub use error::{CStrError, CopyError, FaultError, VmError};
 pub use fault::FaultDone;

@@ -3,7 +3,7 @@
 use pagoda_addr::VirtAddr;
 use pagoda_paging::Format;
 
-use crate::region::{Object, Region, Window};
+use crate::region::{Object, Region, Touched, Window};
 use crate::space::{Inner, number, page_count};
 use crate::tree::PageNumber;
 use crate::{
@@ -36,7 +36,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if inner.regions.len() > inner.limits.regions {
             return Err(VmError::TooManyRegions);
         }
-        let window = self.place(inner, place, len, flags)?;
+        let (window, free) = self.place(inner, place, len, flags)?;
         // No file is longer than offsets are positive.
         if (offset >> 12).saturating_add(len) > i64::MAX as u64 >> 12 {
             return Err(VmError::Overflow);
@@ -61,8 +61,15 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         let grows = flags.contains(MapFlags::GROWS_DOWN);
         let guard_pages = if grows { self.layout.guard_pages as u32 } else { 0 };
         let flags_kept = flags & Region::<P>::KEPT;
-        let region = Region { prot, flags: flags_kept, guard: guard_pages, anchor, object };
-        self.install(inner, window, region)?;
+        let region = Region {
+            prot,
+            flags: flags_kept,
+            guard: guard_pages,
+            anchor,
+            object,
+            touched: Touched::nothing(),
+        };
+        self.install(inner, window, free, region)?;
         if flags.intersects(MapFlags::POPULATE | MapFlags::LOCKED) && !prot.is_empty() {
             // What cannot be made present now will be, or will fail, when it is touched.
             let access = if prot.contains(Prot::WRITE) { Access::Write } else { Access::Read };
@@ -75,21 +82,23 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         Ok(address(window.0))
     }
 
-    /// Chooses the place of `len` pages, or checks the one asked for.
+    /// Chooses the place of `len` pages, or checks the one asked for. Is it free for certain?
     pub(crate) fn place(
         &self,
         inner: &Inner<P>,
         place: Place,
         len: u64,
         flags: MapFlags,
-    ) -> Result<Window, VmError> {
+    ) -> Result<(Window, bool), VmError> {
         let limit = number(self.layout.limit);
         if len > limit {
             return Err(VmError::NoSpace);
         }
         let (addr, replace) = match place {
-            Place::Anywhere => return self.free_place(inner, None, len, flags),
-            Place::Hint(hint) => return self.free_place(inner, Some(hint), len, flags),
+            Place::Anywhere => return Ok((self.free_place(inner, None, len, flags)?, true)),
+            Place::Hint(hint) => {
+                return Ok((self.free_place(inner, Some(hint), len, flags)?, true));
+            }
             Place::Fixed(addr) => (addr, true),
             Place::FixedNoReplace(addr) => (addr, false),
         };
@@ -106,7 +115,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if !replace && !inner.regions.is_free(window) {
             return Err(VmError::Exists);
         }
-        Ok(window)
+        Ok((window, !replace))
     }
 
     /// A hole: at the hint; else the highest below the base; else the lowest above a third of the
@@ -144,11 +153,12 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             .ok_or(VmError::NoSpace)
     }
 
-    /// Puts `region` at `window`, replacing what is there. All or nothing.
+    /// Puts `region` at `window`, replacing what is there unless it is `free`. All or nothing.
     pub(crate) fn install(
         &self,
         inner: &mut Inner<P>,
         window: Window,
+        free: bool,
         region: Region<P>,
     ) -> Result<(), VmError> {
         let pages = window.1 - window.0;
@@ -163,7 +173,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             return Err(VmError::OutOfMemory);
         }
         inner.regions.reserve(&[window])?;
-        self.remove(inner, window)?;
+        if !free {
+            self.remove(inner, window)?;
+        }
         inner.stats.promise(&region, pages, true);
         inner.regions.insert(window, region);
         Ok(())
@@ -174,13 +186,11 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if inner.regions.is_free(window) {
             return Ok(());
         }
-        if inner.regions.carve_adds(window) + inner.regions.len() > inner.limits.regions {
+        let adds = inner.regions.carve_adds(window);
+        if adds != 0 && adds + inner.regions.len() > inner.limits.regions {
             return Err(VmError::TooManyRegions);
         }
-        let mut batch = self.table.batch();
-        let dropped = self.drop_pages(&mut inner.stats, window, &mut batch);
-        batch.finish();
-        dropped?;
+        self.drop_pages(inner, window)?;
         inner.count_out(window);
         inner.regions.carve(window);
         Ok(())
@@ -200,7 +210,21 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     }
 
     pub(crate) fn unmap_window(&self, inner: &mut Inner<P>, window: Window) -> Result<(), VmError> {
-        if inner.regions.is_free(window) {
+        let Some(entry) = inner.regions.find(window.0) else { return Ok(()) };
+        let (start, end) = (entry.start, entry.end);
+        if start >= window.1 {
+            return Ok(());
+        }
+        // The common case: a region, whole, or one end of it. Nothing is added, so nothing can fail.
+        if window.0 <= start && window.1 == end || window.0 == start && window.1 < end {
+            let part = (start, window.1);
+            let (low, high) = entry.value.touched.within(part);
+            if low < high {
+                let anonymous = entry.value.is_anonymous();
+                entry.value.touched.forget(part);
+                self.drop_run(&mut inner.stats, (low, high), anonymous)?;
+            }
+            inner.regions.trim_start(start, end, window.1, &mut inner.stats);
             return Ok(());
         }
         inner.regions.reserve(&[window])?;
@@ -255,8 +279,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             guard: 0,
             anchor: 0,
             object: Object::Anonymous,
+            touched: Touched::nothing(),
         };
-        self.install(inner, (old, new), region)
+        self.install(inner, (old, new), true, region)
     }
 }
 

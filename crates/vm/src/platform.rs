@@ -43,6 +43,14 @@ pub unsafe trait VmPlatform: Platform {
     /// References to the frame now.
     fn refs(&self, frame: Frame) -> u32;
 
+    /// A page of zeroes that nobody ever writes, the same each time, if the host has one: reading
+    /// memory that was never written maps it. It belongs to the host: `share` and `release` of it do
+    /// nothing, and `refs` may answer anything.
+    #[inline]
+    fn zero_page(&self) -> Option<Frame> {
+        None
+    }
+
     /// May `pages` more pages be promised to a program? A good heuristic refuses only what exceeds
     /// all of RAM, as Linux does by default.
     fn may_commit(&self, pages: u64) -> bool {
@@ -71,6 +79,10 @@ unsafe impl<P: VmPlatform + ?Sized> VmPlatform for &P {
     #[inline]
     fn refs(&self, frame: Frame) -> u32 {
         (**self).refs(frame)
+    }
+    #[inline]
+    fn zero_page(&self) -> Option<Frame> {
+        (**self).zero_page()
     }
     #[inline]
     fn may_commit(&self, pages: u64) -> bool {

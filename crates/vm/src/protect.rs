@@ -27,6 +27,13 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     }
 
     fn protect_run(&self, inner: &mut Inner<P>, window: Window, prot: Prot) -> Result<(), VmError> {
+        let alone = inner.regions.covering(window.0);
+        let alone = alone.filter(|entry| (entry.start, entry.end) == window);
+        if let Some(entry) = alone {
+            if entry.value.prot == prot {
+                return Ok(());
+            }
+        }
         self.may_become(inner, window, prot)?;
         let adds = inner.regions.change_adds(window, |region| region.prot != prot);
         if adds != 0 && inner.regions.len() + adds > inner.limits.regions {
@@ -47,7 +54,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
                 now_writable = Some((now_writable.map_or(part.0, |before| before.0), part.1));
             }
         }
-        batch.finish();
+        batch.flush_now();
         result?;
         inner.count_out(window);
         inner.regions.change(window, |region| {
@@ -116,8 +123,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         let mut more = 0;
         for entry in inner.regions.within(window) {
             let part = entry.end.min(window.1) - entry.start.max(window.0);
-            let wanted = Region { prot, ..entry.value.clone() };
-            if wanted.is_data() && !entry.value.is_data() {
+            if entry.value.is_data_with(prot) && !entry.value.is_data() {
                 more += part;
             }
         }
@@ -140,7 +146,10 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         prot: Prot,
         batch: &mut FlushBatch<'_, P>,
     ) -> Result<(), VmError> {
-        let Some(range) = pages(part) else { return Ok(()) };
+        let Some(range) = pages(region.touched.within(part)).filter(|range| !range.is_empty())
+        else {
+            return Ok(());
+        };
         let mut cursor = self.table.cursor(range).map_err(|_| VmError::OutOfRange)?;
         let (rights, writable) = (leaf_flags(prot), prot.contains(Prot::WRITE));
         let decide = |old: PageFlags| {
@@ -198,12 +207,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             Advice::Hint | Advice::WillNeed => Ok(()),
             Advice::DontNeed if locked => Err(VmError::Invalid),
             Advice::Free if locked || !anonymous => Err(VmError::Invalid),
-            Advice::DontNeed | Advice::Free => {
-                let mut batch = self.table.batch();
-                let dropped = self.drop_pages(&mut inner.stats, part, &mut batch);
-                batch.finish();
-                dropped
-            }
+            Advice::DontNeed | Advice::Free => self.drop_pages(inner, part),
             Advice::PopulateRead => self.populate(inner, part, Access::Read),
             Advice::PopulateWrite => self.populate(inner, part, Access::Write),
             Advice::Fork { inherit } => self.mark(inner, part, MapFlags::DONT_FORK, !inherit),

@@ -7,8 +7,10 @@
 //! all parts of one mapping, so that parts are alike exactly when they can be merged.
 
 use alloc::sync::Arc;
+use core::cell::Cell;
 
 use crate::fallible::NoMemory;
+use crate::space::SpaceStats;
 use crate::tree::{Entry, PageNumber, Tree, Value};
 use crate::{FileObject, MapFlags, Prot, SharedObject, VmPlatform};
 
@@ -53,11 +55,71 @@ pub(crate) struct Region<P: VmPlatform> {
     /// Index in the object minus page number, wrapping; 0 for anonymous memory.
     pub(crate) anchor: u64,
     pub(crate) object: Object<P>,
+    /// *touched*: no leaf of the region lies outside.
+    pub(crate) touched: Touched,
 }
 
 impl<P: VmPlatform> Clone for Region<P> {
     fn clone(&self) -> Self {
-        Self { object: self.object.clone(), ..*self }
+        Self { object: self.object.clone(), touched: self.touched.clone(), ..*self }
+    }
+}
+
+/// A window around all pages of a region that were ever made present: what lies outside needs no
+/// look at the page table. May reach over the ends of the region.
+#[derive(Clone)]
+pub(crate) struct Touched(Cell<Window>);
+
+impl Touched {
+    /// No page.
+    pub(crate) const fn nothing() -> Self {
+        Self(Cell::new((PageNumber::MAX, 0)))
+    }
+
+    /// The pages of `window` are, or may be, present.
+    #[inline]
+    pub(crate) fn add(&self, window: Window) {
+        let (low, high) = self.0.get();
+        if window.0 < low || window.1 > high {
+            self.0.set((low.min(window.0), high.max(window.1)));
+        }
+    }
+
+    /// What both know.
+    fn join(&self, other: &Self) {
+        self.add(other.0.get());
+    }
+
+    /// None of `window` is present any more.
+    pub(crate) fn forget(&self, window: Window) {
+        let (low, high) = self.0.get();
+        let rest = if window.0 <= low && high <= window.1 {
+            (PageNumber::MAX, 0)
+        } else if window.0 <= low && window.1 > low {
+            (window.1, high)
+        } else if high <= window.1 && window.0 < high {
+            (low, window.0)
+        } else {
+            return;
+        };
+        self.0.set(rest);
+    }
+
+    /// The part of `window` in which there may be pages; empty if there are none.
+    #[inline]
+    pub(crate) fn within(&self, window: Window) -> Window {
+        let (low, high) = self.0.get();
+        (low.max(window.0), high.min(window.1))
+    }
+
+    /// After a move from page `from` to page `to`.
+    fn moved(&self, from: PageNumber, to: PageNumber) -> Self {
+        let (low, high) = self.0.get();
+        if low >= high {
+            return Self::nothing();
+        }
+        let shift = |page: PageNumber| page.saturating_sub(from).saturating_add(to);
+        Self(Cell::new((shift(low), shift(high))))
     }
 }
 
@@ -77,6 +139,12 @@ impl<P: VmPlatform> Region<P> {
         .union(MapFlags::WIPE_ON_FORK)
         .union(MapFlags::DONT_DUMP);
 
+    /// Private memory with no file behind it.
+    #[inline]
+    pub(crate) fn is_anonymous(&self) -> bool {
+        matches!(self.object, Object::Anonymous)
+    }
+
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self.object, Object::Shared(_))
     }
@@ -93,7 +161,14 @@ impl<P: VmPlatform> Region<P> {
 
     /// Counted by the data limit.
     pub(crate) fn is_data(&self) -> bool {
-        self.is_private_writable() && !self.flags.contains(MapFlags::GROWS_DOWN)
+        self.is_data_with(self.prot)
+    }
+
+    /// Would it be, with this protection?
+    pub(crate) fn is_data_with(&self, prot: Prot) -> bool {
+        !self.is_shared()
+            && prot.contains(Prot::WRITE)
+            && !self.flags.contains(MapFlags::GROWS_DOWN)
     }
 
     /// The page's index in the object.
@@ -107,7 +182,7 @@ impl<P: VmPlatform> Region<P> {
             Object::Anonymous => 0,
             _ => self.anchor.wrapping_add(from).wrapping_sub(to),
         };
-        Self { anchor, ..self.clone() }
+        Self { anchor, touched: self.touched.moved(from, to), ..self.clone() }
     }
 
     fn same(&self, other: &Self) -> bool {
@@ -203,6 +278,35 @@ impl<P: VmPlatform> Regions<P> {
         self.tree.lowest_hole(window, len)
     }
 
+    /// A copy of what `keep` lets through, as `keep` alters it: regions that were not alike are not
+    /// to become so.
+    pub(crate) fn copy<E: From<NoMemory>>(
+        &self,
+        keep: impl FnMut(&Entry<Region<P>>) -> Result<Option<Region<P>>, E>,
+    ) -> Result<Self, E> {
+        Ok(Self { tree: self.tree.copy(keep)? })
+    }
+
+    /// Removes the region from `start` to `end`, or its part below `to`, and counts it out.
+    pub(crate) fn trim_start(
+        &mut self,
+        start: PageNumber,
+        end: PageNumber,
+        to: PageNumber,
+        stats: &mut SpaceStats,
+    ) {
+        if to == end {
+            if let Some(entry) = self.tree.remove(start) {
+                stats.promise(&entry.value, to - start, false);
+            }
+        } else {
+            self.tree.update(start, |entry| {
+                stats.promise(&entry.value, to - start, false);
+                entry.start = to;
+            });
+        }
+    }
+
     /// Allocates ahead for any one of the changes below at the ends of each of `windows`.
     pub(crate) fn reserve(&mut self, windows: &[Window]) -> Result<(), NoMemory> {
         match *windows {
@@ -247,10 +351,16 @@ impl<P: VmPlatform> Regions<P> {
     /// Puts a region where nothing is, merging it with its neighbours. Reserved before.
     pub(crate) fn insert(&mut self, window: Window, region: Region<P>) {
         let (start, end) = window;
-        let touches_below =
-            self.tree.before(start).is_some_and(|e| e.end == start && e.value.same(&region));
-        let above = self.tree.find(end).filter(|e| e.start == end && e.value.same(&region));
-        match (touches_below, above.map(|above| above.end)) {
+        let (below, above) = self.tree.neighbours(start);
+        let below = below.filter(|below| below.end == start && below.value.same(&region));
+        let above = above.filter(|above| above.start == end && above.value.same(&region));
+        if let Some(neighbour) = below.or(above) {
+            neighbour.value.touched.join(&region.touched);
+        }
+        if let (Some(below), Some(above)) = (below, above) {
+            below.value.touched.join(&above.value.touched);
+        }
+        match (below.is_some(), above.map(|above| above.end)) {
             (true, Some(far)) => {
                 self.tree.remove(end);
                 self.tree.update(start - 1, |below| below.end = far);
@@ -331,6 +441,7 @@ impl<P: VmPlatform> Regions<P> {
         let Some(above) = self.tree.find(page).filter(|entry| entry.start == page) else { return };
         let Some(below) = self.tree.before(page).filter(|entry| entry.end == page) else { return };
         if below.value.same(&above.value) {
+            below.value.touched.join(&above.value.touched);
             let (start, end) = (below.start, above.end);
             self.tree.remove(page);
             self.tree.update(start, |entry| entry.end = end);

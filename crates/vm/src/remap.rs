@@ -6,11 +6,11 @@
 //!
 //! Left out: moving several mappings by one call (Linux 6.17).
 
-use pagoda_addr::{Page, PageRange, VirtAddr};
-use pagoda_paging::{Cursor, Entry, Fate, Format};
+use pagoda_addr::{PageRange, VirtAddr};
+use pagoda_paging::{Cursor, Fate, Format};
 
 use crate::map::address;
-use crate::region::{Region, Window};
+use crate::region::{Region, Touched, Window};
 use crate::space::{Inner, number, page_count_wrapping, pages};
 use crate::tree::PageNumber;
 use crate::{AddressSpace, MapFlags, Place, RemapPlace, RemapRequest, VmError, VmPlatform};
@@ -45,7 +45,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         }
         if keep_old {
             let region = self.resizable(inner, start, old_len, new_len, true)?;
-            let to = self.place(inner, Place::Anywhere, new_len, MapFlags::empty())?;
+            let (to, _) = self.place(inner, Place::Anywhere, new_len, MapFlags::empty())?;
             return self.relocate(inner, (start, start + old_len), to, region, true);
         }
         if new_len <= old_len {
@@ -65,7 +65,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if !movable {
             return Err(VmError::NoSpace);
         }
-        let to = self.place(inner, Place::Anywhere, new_len, MapFlags::empty())?;
+        let (to, _) = self.place(inner, Place::Anywhere, new_len, MapFlags::empty())?;
         self.relocate(inner, (start, start + old_len), to, region, false)
     }
 
@@ -181,7 +181,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         }
         let moved = region.moved(from.0, to.0);
         inner.regions.reserve(&[from, to])?;
-        self.move_leaves(from, to)?;
+        self.move_leaves(from, to, &region.touched)?;
         if !keep_old {
             inner.count_out(from);
             inner.regions.carve(from);
@@ -196,57 +196,53 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         Ok(address(to.0))
     }
 
-    fn move_leaves(&self, from: Window, to: Window) -> Result<(), VmError> {
-        let (Some(old), Some(new)) = (pages(from), pages(to)) else { return Ok(()) };
-        let all = (from.0.min(to.0), from.1.max(to.1));
-        let all = pages(all).ok_or(VmError::Invalid)?;
-        if old.is_empty() {
+    fn move_leaves(&self, from: Window, to: Window, touched: &Touched) -> Result<(), VmError> {
+        let (low, high) = touched.within(from);
+        if low >= high {
             return Ok(());
         }
-        let mut cursor = self.table.cursor(all).map_err(|_| VmError::OutOfRange)?;
-        let target = |page: Page| new.start().checked_add(page.number() - old.start().number());
+        let place = (to.0 + (low - from.0), to.0 + (high - from.0));
+        let (Some(old), Some(new)) = (pages((low, high)), pages(place)) else { return Ok(()) };
+        let all = pages((low.min(place.0), high.max(place.1))).ok_or(VmError::Invalid)?;
         let mut batch = self.table.batch();
-        // Prepare.
-        let mut result = Ok(());
-        for_each_used(&mut cursor, old, |cursor, page, _| {
-            let Some(to) = target(page) else { return false };
-            result = cursor.prepare(PageRange::single(to));
-            result.is_ok()
-        });
-        if result.is_err() {
-            // Gives back the tables that were made for nothing.
-            let _ = cursor.take(new, &mut batch, |_, _| Fate::Keep);
-            batch.finish();
-            return Err(VmError::OutOfMemory);
-        }
-        // Commit: enter everything at the new place before anything leaves the old one. Taking a
-        // leaf out gives back the table that becomes empty, which may be one just prepared.
-        for_each_used(&mut cursor, old, |cursor, page, entry| {
-            if let (Some(to), Entry::Mapped { frame, size, flags }) = (target(page), entry) {
-                let mapped = cursor.map(to, frame, size, flags);
-                debug_assert!(mapped.is_ok(), "prepared");
-            }
-            true
-        });
-        let taken = cursor.take(old, &mut batch, |_, _| Fate::Keep);
-        debug_assert!(taken.is_ok(), "nothing to split");
-        drop(cursor);
-        batch.finish();
-        Ok(())
+        let moved = {
+            let mut cursor = self.table.cursor(all).map_err(|_| VmError::OutOfRange)?;
+            self.prepare_tables(&mut cursor, old, new)
+                .inspect_err(|_| {
+                    // Gives back the tables that were made for nothing.
+                    let _ = cursor.take(new, &mut batch, |_, _| Fate::Keep);
+                })
+                // Cannot fail: the tables stand.
+                .and_then(|()| {
+                    cursor.shift(old, new.start(), &mut batch).map_err(|_| VmError::Fault)
+                })
+        };
+        batch.flush_now();
+        moved
     }
-}
 
-/// Shows every used page of `range`, lowest first, until `each` says no.
-fn for_each_used<F: Format, P: VmPlatform>(
-    cursor: &mut Cursor<'_, F, P>,
-    range: PageRange,
-    mut each: impl FnMut(&mut Cursor<'_, F, P>, Page, Entry) -> bool,
-) {
-    let mut next = Some(range.start());
-    while let Some((page, entry)) = next.and_then(|from| cursor.next_used(from)) {
-        if !range.contains(page) || !each(cursor, page, entry) {
-            return;
+    /// Makes the tables for the pages of `new` that take over what stands in `old`.
+    fn prepare_tables(
+        &self,
+        cursor: &mut Cursor<'_, F, P>,
+        old: PageRange,
+        new: PageRange,
+    ) -> Result<(), VmError> {
+        let mut next = Some(old.start());
+        while let Some((page, _)) = next.and_then(|from| cursor.next_used(from)) {
+            let Some(to) = new.start().checked_add(page.number() - old.start().number()) else {
+                break;
+            };
+            if !new.contains(to) {
+                break;
+            }
+            // All pages of the source's table up to the end of one of the two.
+            let rest = (512 - (page.number() % 512).max(to.number() % 512))
+                .min(new.end_number() - to.number());
+            let part = PageRange::new(to, rest).ok_or(VmError::Invalid)?;
+            cursor.prepare(part).map_err(|_| VmError::OutOfMemory)?;
+            next = page.checked_add(rest).filter(|&page| old.contains(page));
         }
-        next = page.checked_add(1).filter(|&page| range.contains(page));
+        Ok(())
     }
 }

@@ -13,12 +13,15 @@
 //! the lock; so "one" cannot change under a fault that has seen it.
 //!
 //! *class-marks*: a leaf marked [`ANONYMOUS`] holds memory of this program alone, one marked
-//! [`SHARED`] belongs to a [`SharedObject`](crate::SharedObject), one with neither is an unchanged
-//! copy of a file. The resident sizes are exactly the counts of the three. A leaf with both marks
-//! ([`FORKED`]) counts as the first: a fork has shared it, and nobody has written here since.
+//! [`SHARED`] belongs to an object that others see. One with neither is a file's, in the region of a file, and the
+//! page of zeroes in anonymous memory. The resident sizes are exactly the counts of the first
+//! three; the page of zeroes is not counted, as on Linux. A leaf with both marks ([`FORKED`]) counts
+//! as the first: a fork has shared it, and nobody has written here since.
+//!
+//! *touched*: every leaf of a region lies in the window that the region remembers as touched.
 //!
 //! *flushed-before-return*: a call that takes rights away finishes its
-//! [`FlushBatch`] before it gives up the lock, hence before a moved or
+//! [`FlushBatch`](pagoda_paging::FlushBatch) before it gives up the lock, hence before a moved or
 //! copied page can be seen at two values, and before a fork's parent returns.
 //!
 //! *prepare-commit*: a call first checks, then allocates, then changes; an error for exhaustion
@@ -28,18 +31,19 @@
 //!
 //! Lock order: the lock of the regions, then an object's, then the page table's.
 //!
-//! Left out: large pages, the zero page, fault-around, file pages shared between spaces, reclaim,
+//! Left out: large pages, file pages shared between spaces, reclaim,
 //! `MADV_FREE` that waits for pressure (it frees at once), guard markers. Anonymous regions that are
 //! alike always merge; Linux keeps some apart (after moves and forks), where a later `mremap` over
 //! the border then fails with `EFAULT` and here succeeds.
 
 use lock_api::{Mutex, MutexGuard};
 use pagoda_addr::{Frame, Page, PageRange, UserRange, UserRangeError, VirtAddr, VirtRange};
-use pagoda_paging::{Entry, FlushBatch, Format, PageFlags, PageTable};
+use pagoda_paging::{Entry, Format, PageFlags, PageTable};
 
+use crate::ahead::Streams;
 use crate::region::{Object, Region, Regions, Window};
 use crate::tree::{Entry as Interval, PageNumber};
-use crate::{FileObject, Layout, Limits, MapFlags, Prot, VmError, VmPlatform};
+use crate::{FileObject, Layout, Limits, MapFlags, Policy, Prot, VmError, VmPlatform};
 
 /// Mark of a leaf with memory of this program alone.
 pub(crate) const ANONYMOUS: PageFlags = PageFlags::SOFT1;
@@ -75,6 +79,7 @@ pub(crate) struct Inner<P: VmPlatform> {
     pub(crate) stats: SpaceStats,
     /// Start and end of the heap, in bytes.
     pub(crate) brk: (u64, u64),
+    pub(crate) streams: Streams,
     /// A byte of the main stack.
     pub(crate) stack: u64,
 }
@@ -114,34 +119,34 @@ impl SpaceStats {
         self.rss_anonymous + self.rss_file + self.rss_shared
     }
 
-    /// The count that a leaf with these marks belongs to.
-    pub(crate) fn class(&mut self, flags: PageFlags) -> &mut u64 {
+    /// The count that a leaf with these marks belongs to, under a region that is anonymous or not.
+    #[inline]
+    fn class(&mut self, anonymous: bool, flags: PageFlags) -> Option<&mut u64> {
         if flags.contains(ANONYMOUS) {
-            &mut self.rss_anonymous
+            Some(&mut self.rss_anonymous)
         } else if flags.contains(SHARED) {
-            &mut self.rss_shared
+            Some(&mut self.rss_shared)
+        } else if anonymous {
+            None
         } else {
-            &mut self.rss_file
+            Some(&mut self.rss_file)
         }
     }
 
-    pub(crate) fn page_came(&mut self, flags: PageFlags) {
-        self.pages_came(flags, 1);
+    #[inline]
+    pub(crate) fn pages_came(&mut self, anonymous: bool, flags: PageFlags, pages: u64) {
+        if let Some(count) = self.class(anonymous, flags) {
+            *count += pages;
+            self.rss_peak = self.rss_peak.max(self.rss());
+        }
     }
 
-    pub(crate) fn pages_came(&mut self, flags: PageFlags, pages: u64) {
-        *self.class(flags) += pages;
-        self.rss_peak = self.rss_peak.max(self.rss());
-    }
-
-    pub(crate) fn page_went(&mut self, flags: PageFlags) {
-        self.pages_went(flags, 1);
-    }
-
-    pub(crate) fn pages_went(&mut self, flags: PageFlags, pages: u64) {
-        let count = self.class(flags);
-        debug_assert!(*count >= pages, "class-marks");
-        *count = count.saturating_sub(pages);
+    #[inline]
+    pub(crate) fn pages_went(&mut self, anonymous: bool, flags: PageFlags, pages: u64) {
+        if let Some(count) = self.class(anonymous, flags) {
+            debug_assert!(*count >= pages, "class-marks");
+            *count = count.saturating_sub(pages);
+        }
     }
 
     /// Counts `pages` of `region` in (or out).
@@ -210,6 +215,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             limits: Limits::default(),
             stats: SpaceStats::default(),
             brk: (0, 0),
+            streams: Streams::new(Policy::LINUX),
             stack: 0,
         };
         Self { table, layout, inner: Mutex::new(inner) }
@@ -260,6 +266,11 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         self.lock().limits = limits;
     }
 
+    /// Another policy, from now on and for children.
+    pub fn set_policy(&self, policy: Policy) {
+        self.lock().streams = Streams::new(policy);
+    }
+
     /// Says that the region around `addr` is the main stack, for [`RegionInfo::stack`].
     pub fn set_stack(&self, addr: VirtAddr) {
         self.lock().stack = addr.as_u64();
@@ -277,12 +288,19 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         let inner = self.lock();
         let mut sum = Residency::default();
         let Some(entry) = inner.regions.covering(addr.block().number()) else { return sum };
-        let Some(range) = pages((entry.start, entry.end)) else { return sum };
+        let zero = self.platform().zero_page().filter(|_| entry.value.is_anonymous());
+        let Some(range) = pages(entry.value.touched.within((entry.start, entry.end))) else {
+            return sum;
+        };
         let Ok(mut cursor) = self.table.cursor(range) else { return sum };
         let mut next = Some(range.start());
         while let Some((page, Entry::Mapped { frame, flags, .. })) =
             next.and_then(|from| cursor.next_used(from))
         {
+            next = page.checked_add(1).filter(|&page| range.contains(page));
+            if Some(frame) == zero {
+                continue;
+            }
             let refs = u64::from(self.platform().refs(frame)).max(1);
             // A shared object holds one reference besides those of the mappings.
             let users = if is_objects(flags) { (refs - 1).max(1) } else { refs };
@@ -292,21 +310,57 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             sum.sole_dirty += u64::from(users == 1 && flags.contains(PageFlags::DIRTY));
             sum.anonymous += u64::from(flags.contains(ANONYMOUS));
             sum.proportional += 4096 / users;
-            next = page.checked_add(1).filter(|&page| range.contains(page));
         }
         sum
     }
 
-    /// Takes everything out of the table in `window`, counts it out and returns it after the flush.
-    pub(crate) fn drop_pages(
+    /// Takes everything out of the table in `window`, counts it out, and returns it after the flush,
+    /// which is done.
+    pub(crate) fn drop_pages(&self, inner: &mut Inner<P>, window: Window) -> Result<(), VmError> {
+        let Inner { regions, stats, .. } = inner;
+        // One pass for each run of regions of one kind: what is not marked is of that kind.
+        let mut run: Option<(Window, bool)> = None;
+        for entry in regions.within(window) {
+            let anonymous = entry.value.is_anonymous();
+            let part = (entry.start.max(window.0), entry.end.min(window.1));
+            let (from, to) = entry.value.touched.within(part);
+            entry.value.touched.forget(part);
+            if from >= to {
+                continue;
+            }
+            run = Some(match run {
+                Some((before, kind)) if kind == anonymous => ((before.0, to), kind),
+                _ => {
+                    if let Some((before, kind)) = run {
+                        self.drop_run(stats, before, kind)?;
+                    }
+                    ((from, to), anonymous)
+                }
+            });
+        }
+        match run {
+            Some((last, kind)) => self.drop_run(stats, last, kind),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`drop_pages`](Self::drop_pages), for regions that are all anonymous, or none of them.
+    #[inline(never)]
+    pub(crate) fn drop_run(
         &self,
         stats: &mut SpaceStats,
         window: Window,
-        batch: &mut FlushBatch<'_, P>,
+        anonymous: bool,
     ) -> Result<(), VmError> {
         let Some(range) = pages(window).filter(|range| !range.is_empty()) else { return Ok(()) };
-        let mut cursor = self.table.cursor(range).map_err(|_| VmError::OutOfRange)?;
-        let taken = cursor.take_all(range, batch, |flags, pages| stats.pages_went(flags, pages));
+        let mut batch = self.table.batch();
+        let taken = {
+            let mut cursor = self.table.cursor(range).map_err(|_| VmError::OutOfRange)?;
+            cursor.take_all(range, &mut batch, |flags, pages| {
+                stats.pages_went(anonymous, flags, pages);
+            })
+        };
+        batch.flush_now();
         taken.map_err(|_| VmError::OutOfMemory)
     }
 
@@ -314,12 +368,22 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     pub fn clear(&self) {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        let mut batch = self.table.batch();
         // Leaves are 4 KiB, so nothing has to be split, and taking them out cannot fail.
-        let all = (0, self.layout.limit.block().number());
-        let taken = self.drop_pages(&mut inner.stats, all, &mut batch);
-        debug_assert!(taken.is_ok() && inner.stats.rss() == 0, "class-marks");
-        batch.finish();
+        if cfg!(debug_assertions) {
+            let taken = self.drop_pages(inner, (0, self.layout.limit.block().number()));
+            debug_assert!(taken.is_ok() && inner.stats.rss() == 0, "class-marks");
+        }
+        // All at once: tables need not be looked through to see whether they are empty.
+        let mut batch = self.table.batch();
+        if let Some(all) = pages((0, self.layout.limit.block().number())) {
+            if let Ok(mut cursor) = self.table.cursor(all) {
+                let taken = cursor.take_all(all, &mut batch, |_, _| {
+                    debug_assert!(false, "touched");
+                });
+                debug_assert!(taken.is_ok(), "nothing to split");
+            }
+        }
+        batch.flush_now();
         inner.regions = Regions::new();
         inner.stats = SpaceStats {
             mapped_peak: inner.stats.mapped_peak,

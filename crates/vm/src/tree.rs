@@ -7,7 +7,7 @@
 //! Invariants (checked by `Tree::check` in tests):
 //! - *ordered*: entries are not empty, ascend and do not overlap;
 //! - *summaries*: what stands beside a child is what its entries add up to;
-//! - *no-empty-node*: only the tree as a whole may be empty.
+//! - *no-empty-node*: only the root may be empty, a leaf then.
 //!
 //! A *hole* is a run of pages that no entry covers and no entry guards: an entry may keep a number
 //! of pages below itself free ([`Value::guard`]). The search for the highest or lowest hole of a length
@@ -56,20 +56,9 @@ impl<V> Entry<V> {
 
 impl<V: Value> Piece for Entry<V> {
     #[inline]
-    fn start(&self) -> PageNumber {
-        self.start
-    }
-    #[inline]
-    fn low(&self) -> PageNumber {
-        self.start.saturating_sub(self.value.guard())
-    }
-    #[inline]
-    fn end(&self) -> PageNumber {
-        self.end
-    }
-    #[inline]
-    fn gap(&self) -> u64 {
-        0
+    fn key(&self) -> Summary {
+        let low = self.start.saturating_sub(self.value.guard());
+        Summary { start: self.start, low, end: self.end, gap: 0 }
     }
 }
 
@@ -88,26 +77,14 @@ struct Child<V> {
 
 impl<V> Piece for Child<V> {
     #[inline]
-    fn start(&self) -> PageNumber {
-        self.sum.start
-    }
-    #[inline]
-    fn low(&self) -> PageNumber {
-        self.sum.low
-    }
-    #[inline]
-    fn end(&self) -> PageNumber {
-        self.sum.end
-    }
-    #[inline]
-    fn gap(&self) -> u64 {
-        self.sum.gap
+    fn key(&self) -> Summary {
+        self.sum
     }
 }
 
 /// The tree.
 pub(crate) struct Tree<V> {
-    root: Option<Child<V>>,
+    root: Option<Node<V>>,
     len: usize,
     spare: Spare<V>,
 }
@@ -136,58 +113,65 @@ impl<V: Value> Node<V> {
         }
     }
 
-    fn child(self) -> Child<V> {
-        let sum = match &self {
+    fn summary(&self) -> Summary {
+        match self {
             Self::Leaf(slots) => slots.summary(),
             Self::Inner(slots) => slots.summary(),
-        };
-        Child { sum, node: self }
+        }
     }
-}
 
-impl<V: Value> Child<V> {
-    fn refresh(&mut self) {
-        self.sum = match &self.node {
-            Node::Leaf(slots) => slots.summary(),
-            Node::Inner(slots) => slots.summary(),
-        };
+    /// The first page.
+    fn start(&self) -> PageNumber {
+        match self {
+            Self::Leaf(slots) => slots.key(0).start,
+            Self::Inner(slots) => slots.key(0).start,
+        }
+    }
+
+    fn child(self) -> Child<V> {
+        Child { sum: self.summary(), node: self }
     }
 
     /// Inserts below; returns the new right neighbour if the node had to be split.
-    fn insert(&mut self, entry: Entry<V>, spare: &mut Spare<V>) -> Option<Self> {
+    fn insert(&mut self, entry: Entry<V>, spare: &mut Spare<V>) -> Option<Child<V>> {
         let page = entry.start;
-        let extra = match &mut self.node {
-            Node::Leaf(slots) => {
+        let extra = match self {
+            Self::Leaf(slots) => {
                 let at = slots.first_ending_above(page);
-                place(slots, at, entry, || spare.leaf()).map(Node::Leaf)
+                place(slots, at, entry, || spare.leaf()).map(Self::Leaf)
             }
-            Node::Inner(slots) => {
+            Self::Inner(slots) => {
                 let at = slots.last_starting_below(page);
-                let extra = slots.get_mut(at)?.insert(entry, spare);
+                let extra = slots.edit(at, |child| {
+                    let extra = child.node.insert(entry, spare);
+                    child.refresh();
+                    extra
+                })?;
                 extra
                     .and_then(|child| place(slots, at + 1, child, || spare.inner()))
-                    .map(Node::Inner)
+                    .map(Self::Inner)
             }
         };
-        self.refresh();
         extra.map(Node::child)
     }
 
     /// Removes the entry that covers `page`.
     fn remove(&mut self, page: PageNumber) -> Option<Entry<V>> {
-        let entry = match &mut self.node {
-            Node::Leaf(slots) => {
+        match self {
+            Self::Leaf(slots) => {
                 let at = slots.first_ending_above(page);
                 if slots.get(at)?.start > page {
                     return None;
                 }
-                slots.remove(at)?
+                slots.remove(at)
             }
-            Node::Inner(slots) => {
+            Self::Inner(slots) => {
                 let at = slots.first_ending_above(page);
-                let child = slots.get_mut(at)?;
-                let entry = child.remove(page)?;
-                let left = child.node.len();
+                let (entry, left) = slots.edit(at, |child| {
+                    let entry = child.node.remove(page);
+                    child.refresh();
+                    (entry, child.node.len())
+                })?;
                 if left == 0 {
                     slots.remove(at);
                 } else if left < CAP / 2 && !merge(slots, at) && at > 0 {
@@ -195,31 +179,68 @@ impl<V: Value> Child<V> {
                 }
                 entry
             }
-        };
-        self.refresh();
-        Some(entry)
+        }
     }
 
     /// Lets `change` alter the entry that covers `page`, including its bounds.
     fn update(&mut self, page: PageNumber, change: impl FnOnce(&mut Entry<V>)) -> bool {
-        let done = match &mut self.node {
-            Node::Leaf(slots) => {
+        match self {
+            Self::Leaf(slots) => {
                 let at = slots.first_ending_above(page);
-                match slots.get_mut(at) {
-                    Some(entry) if entry.start <= page => {
-                        change(entry);
-                        true
-                    }
-                    _ => false,
+                if slots.get(at).is_none_or(|entry| entry.start > page) {
+                    return false;
                 }
+                slots.edit(at, change).is_some()
             }
-            Node::Inner(slots) => {
+            Self::Inner(slots) => {
                 let at = slots.first_ending_above(page);
-                slots.get_mut(at).is_some_and(|child| child.update(page, change))
+                let done = slots.edit(at, |child| {
+                    let done = child.node.update(page, change);
+                    child.refresh();
+                    done
+                });
+                done.unwrap_or(false)
             }
-        };
-        self.refresh();
-        done
+        }
+    }
+
+    /// A copy with the same shape of what `keep` lets through, as `keep` alters it; none if nothing
+    /// is left.
+    fn copy<E: From<NoMemory>>(
+        &self,
+        keep: &mut impl FnMut(&Entry<V>) -> Result<Option<V>, E>,
+        len: &mut usize,
+    ) -> Result<Option<Self>, E> {
+        Ok(match self {
+            Self::Leaf(slots) => {
+                let mut copy = try_box(Slots::default())?;
+                for entry in slots.iter() {
+                    if let Some(value) = keep(entry)? {
+                        copy.insert(
+                            copy.len(),
+                            Entry { start: entry.start, end: entry.end, value },
+                        );
+                    }
+                }
+                *len += copy.len();
+                (copy.len() != 0).then_some(Self::Leaf(copy))
+            }
+            Self::Inner(slots) => {
+                let mut copy = try_box(Slots::default())?;
+                for child in slots.iter() {
+                    if let Some(node) = child.node.copy(keep, len)? {
+                        copy.insert(copy.len(), node.child());
+                    }
+                }
+                (copy.len() != 0).then_some(Self::Inner(copy))
+            }
+        })
+    }
+}
+
+impl<V: Value> Child<V> {
+    fn refresh(&mut self) {
+        self.sum = self.node.summary();
     }
 }
 
@@ -254,14 +275,15 @@ fn merge<V: Value>(slots: &mut Slots<Child<V>>, at: usize) -> bool {
         return false;
     }
     let Some(mut right) = slots.remove(at + 1) else { return false };
-    let Some(left) = slots.get_mut(at) else { return false };
-    match (&mut left.node, &mut right.node) {
-        (Node::Leaf(left), Node::Leaf(right)) => left.append(right),
-        (Node::Inner(left), Node::Inner(right)) => left.append(right),
-        _ => debug_assert!(false, "all leaves have the same depth"),
-    }
-    left.refresh();
-    true
+    let merged = slots.edit(at, |left| {
+        match (&mut left.node, &mut right.node) {
+            (Node::Leaf(left), Node::Leaf(right)) => left.append(right),
+            (Node::Inner(left), Node::Inner(right)) => left.append(right),
+            _ => debug_assert!(false, "all leaves have the same depth"),
+        }
+        left.refresh();
+    });
+    merged.is_some()
 }
 
 impl<V: Value> Tree<V> {
@@ -277,7 +299,7 @@ impl<V: Value> Tree<V> {
     /// The first entry that ends above `page`: the one that covers it, or else the next one.
     #[inline]
     pub(crate) fn find(&self, page: PageNumber) -> Option<&Entry<V>> {
-        let mut node = &self.root.as_ref()?.node;
+        let mut node = self.root.as_ref()?;
         loop {
             match node {
                 Node::Leaf(slots) => return slots.get(slots.first_ending_above(page)),
@@ -294,7 +316,7 @@ impl<V: Value> Tree<V> {
 
     /// The last entry that starts below `page`.
     pub(crate) fn before(&self, page: PageNumber) -> Option<&Entry<V>> {
-        let mut node = &self.root.as_ref().filter(|root| root.sum.start < page)?.node;
+        let mut node = self.root.as_ref()?;
         loop {
             match node {
                 Node::Leaf(slots) => return slots.before(page),
@@ -305,6 +327,30 @@ impl<V: Value> Tree<V> {
         }
     }
 
+    /// The last entry that starts below `page`, and the first one that does not.
+    #[inline]
+    pub(crate) fn neighbours(&self, page: PageNumber) -> (Option<&Entry<V>>, Option<&Entry<V>>) {
+        if let Some(Node::Leaf(slots)) = &self.root {
+            let above = slots.count_below(page);
+            return (above.checked_sub(1).and_then(|below| slots.get(below)), slots.get(above));
+        }
+        let below = self.before(page);
+        (below, self.find(below.map_or(page, |below| below.end.max(page))))
+    }
+
+    /// A copy of what `keep` lets through, as `keep` alters it: O(entries), nothing is searched.
+    pub(crate) fn copy<E: From<NoMemory>>(
+        &self,
+        mut keep: impl FnMut(&Entry<V>) -> Result<Option<V>, E>,
+    ) -> Result<Self, E> {
+        let mut copy = Self::new();
+        if let Some(root) = &self.root {
+            copy.root = root.copy(&mut keep, &mut copy.len)?;
+        }
+        copy.shrink();
+        Ok(copy)
+    }
+
     /// Allocates what `inserts` (at most [`SLACK`]) inserts at or next to each of `places` can need.
     pub(crate) fn reserve(
         &mut self,
@@ -312,6 +358,12 @@ impl<V: Value> Tree<V> {
         inserts: usize,
     ) -> Result<(), NoMemory> {
         debug_assert!(inserts <= SLACK);
+        // The common case: all in one leaf that has room for every insert.
+        if let Some(Node::Leaf(slots)) = &self.root {
+            if slots.len() + inserts <= CAP {
+                return Ok(());
+            }
+        }
         let (mut leaves, mut inners) = (0, 0);
         for &page in places {
             let (leaf, inner) = self.overflowing(page, inserts);
@@ -338,19 +390,19 @@ impl<V: Value> Tree<V> {
     /// entry starts below, the leaf may change: every level counts.
     fn overflowing(&self, page: PageNumber, inserts: usize) -> (usize, usize) {
         let Some(root) = &self.root else { return (1, 0) };
-        let (mut child, mut levels, mut run) = (root, 1, 0);
+        let (mut node, mut levels, mut run) = (root, 1, 0);
         loop {
-            run = if child.node.len() + inserts > CAP { run + 1 } else { 0 };
-            match &child.node {
+            run = if node.len() + inserts > CAP { run + 1 } else { 0 };
+            match node {
                 Node::Leaf(_) => break,
                 Node::Inner(slots) => match slots.get(slots.last_starting_below(page)) {
-                    Some(next) => child = next,
+                    Some(next) => node = &next.node,
                     None => break,
                 },
             }
             levels += 1;
         }
-        if root.sum.start >= page {
+        if root.start() >= page {
             (1, levels)
         } else if run > 0 {
             (1, run)
@@ -366,38 +418,36 @@ impl<V: Value> Tree<V> {
         let Some(root) = &mut self.root else {
             let mut leaf = self.spare.leaf();
             leaf.insert(0, entry);
-            self.root = Some(Node::Leaf(leaf).child());
+            self.root = Some(Node::Leaf(leaf));
             return;
         };
         if let Some(right) = root.insert(entry, &mut self.spare) {
             let mut top = self.spare.inner();
             if let Some(left) = self.root.take() {
-                top.insert(0, left);
+                top.insert(0, left.child());
             }
             top.insert(1, right);
-            self.root = Some(Node::Inner(top).child());
+            self.root = Some(Node::Inner(top));
         }
     }
 
     /// Removes the entry that covers `page`.
     pub(crate) fn remove(&mut self, page: PageNumber) -> Option<Entry<V>> {
-        let root = self.root.as_mut()?;
-        let entry = root.remove(page)?;
+        let entry = self.root.as_mut()?.remove(page)?;
         self.len -= 1;
-        loop {
-            match &mut root.node {
-                Node::Inner(slots) if slots.len() == 1 => {
-                    let Some(only) = slots.remove(0) else { break };
-                    *root = only;
-                }
-                node if node.len() == 0 => {
-                    self.root = None;
-                    break;
-                }
-                _ => break,
-            }
-        }
+        self.shrink();
         Some(entry)
+    }
+
+    /// No root with one child. (An empty leaf is kept for the next insert, which counts on it.)
+    #[inline]
+    fn shrink(&mut self) {
+        while let Some(Node::Inner(slots)) = &mut self.root {
+            if slots.len() > 1 {
+                return;
+            }
+            self.root = slots.remove(0).map(|only| only.node);
+        }
     }
 
     /// Lets `change` alter the entry that covers `page`. Its bounds may change as long as the order

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use pagoda_kernel_fs::Vfs;
 use pagoda_kernel_fs::tty::{Signals, Terminal};
 use pagoda_sync::SpinMutex;
+use pagoda_vm::Policy;
 
 use crate::host::{CoreHost, RawInput, TerminalFeed};
 use crate::machine::Machine;
@@ -36,6 +37,8 @@ pub(crate) struct Kernel<M: Machine> {
     /// The floating-point state that a program and a handler start with.
     pub(crate) clean_fpu: SpinMutex<M::Fpu>,
     pub(crate) command_line: &'static [u8],
+    /// How many pages a fault may bring.
+    pub(crate) policy: Policy,
     /// Set when the first process has ended.
     pub(crate) first_status: SpinMutex<Option<WaitStatus>>,
     /// A process that a signal has continued and whose parent is to be told.
@@ -65,6 +68,7 @@ impl<M: Machine> Kernel<M> {
             tables: SpinMutex::new(Tables::new()),
             clean_fpu: SpinMutex::new(clean_fpu),
             command_line,
+            policy: policy(command_line),
             first_status: SpinMutex::new(None),
             report_continue: AtomicU32::new(0),
             next_alarm: AtomicU64::new(u64::MAX),
@@ -185,4 +189,11 @@ impl LoadAverage {
             *value = (*value * keep + runnable * Self::ONE * (Self::ONE - keep)) / Self::ONE;
         }
     }
+}
+
+/// `faultahead=N` on the command line.
+fn policy(command_line: &[u8]) -> Policy {
+    let ahead = crate::start::option(command_line, b"faultahead");
+    let ahead = ahead.and_then(|digits| core::str::from_utf8(digits).ok()?.parse().ok());
+    ahead.map_or(Policy::ADAPTIVE, |ahead| Policy { ahead })
 }

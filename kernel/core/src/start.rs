@@ -23,7 +23,8 @@ use crate::user::StrList;
 #[derive(Clone, Copy, Debug)]
 pub struct BootConfig {
     /// The kernel's command line: `key=value`, separated by spaces. Read here: `stdio=tty` (the
-    /// default) or `stdio=raw`.
+    /// default) or `stdio=raw`, and `faultahead=N`: the most pages of anonymous memory that one fault
+    /// brings (default 16; 1 is what Linux does).
     pub command_line: &'static [u8],
     /// The cpio archive (newc) that the file system starts from; may be empty.
     pub initramfs: &'static [u8],
@@ -57,7 +58,7 @@ impl From<Errno> for StartError {
 const ARGV_MAX: u64 = 1 << 20;
 
 /// The value of `key=` on the command line.
-fn option<'c>(command_line: &'c [u8], key: &[u8]) -> Option<&'c [u8]> {
+pub(crate) fn option<'c>(command_line: &'c [u8], key: &[u8]) -> Option<&'c [u8]> {
     command_line
         .split(|byte| byte.is_ascii_whitespace())
         .rev()

@@ -33,7 +33,7 @@ impl FileObject for Content {
 }
 
 pub fn host() -> Host {
-    Host(Machine::new(pagoda_emu::Config { frames: 4096, ..Default::default() }))
+    Host(Machine::new(pagoda_emu::Config { frames: 4096, ..Default::default() }), false)
 }
 
 pub struct Ours<'h> {

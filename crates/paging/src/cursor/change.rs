@@ -175,7 +175,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
 
     /// Does this change of flags need a moment of absence?
     #[inline]
-    fn breaks_for(&self, old: PageFlags, new: PageFlags) -> bool {
+    pub(super) fn breaks_for(&self, old: PageFlags, new: PageFlags) -> bool {
         const TARGET: PageFlags =
             PageFlags::UNCACHED.union(PageFlags::WRITE_COMBINE).union(PageFlags::GLOBAL);
         self.format().breaks_for(Rewrite::Target)
@@ -185,7 +185,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
 
     /// The leaf that was `old`, from page `at`, has the flags `new` now: does it allow more?
     #[inline]
-    fn note_gain(&mut self, at: u64, old: Leaf, new: PageFlags) {
+    pub(super) fn note_gain(&mut self, at: u64, old: Leaf, new: PageFlags) {
         const MORE: PageFlags =
             PageFlags::ACCESS.union(PageFlags::ACCESSED).union(PageFlags::DIRTY);
         if (new - old.flags).intersects(MORE) && new.intersects(PageFlags::ACCESS) {

@@ -7,6 +7,7 @@
 mod bulk;
 mod change;
 mod place;
+mod run;
 mod split;
 mod take;
 
@@ -22,6 +23,7 @@ use crate::{
     PageTable, Platform, Remembers,
 };
 
+pub use run::Rewritten;
 pub use take::Fate;
 
 /// A locked range of a page table: walk once, do many things.

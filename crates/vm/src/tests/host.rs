@@ -7,7 +7,9 @@ use pagoda_addr::VirtAddr;
 use pagoda_emu::{Config, Mode};
 use pagoda_paging::{PageTable, X86_64};
 
-use crate::{Access, AddressSpace, FaultError, FileIdentity, FileObject, Layout, ReadError};
+use crate::{
+    Access, AddressSpace, FaultError, FileIdentity, FileObject, Layout, Policy, ReadError,
+};
 
 include!("platform.rs");
 
@@ -15,7 +17,25 @@ pub(super) type Space<'h> = AddressSpace<X86_64, &'h Host>;
 
 impl Host {
     pub(super) fn new(frames: u64) -> Self {
-        Self(Machine::new(Config { frames, ..Config::default() }))
+        Self(Machine::new(Config { frames, ..Config::default() }), false)
+    }
+
+    /// A host with a page of zeroes, whose spaces bring more than was asked for.
+    pub(super) fn adaptive(frames: u64) -> Self {
+        Self(Machine::new(Config { frames, ..Config::default() }), true)
+    }
+
+    /// What its spaces do beyond what was asked.
+    pub(super) fn policy(&self) -> Policy {
+        if self.1 { Policy::ADAPTIVE } else { Policy::LINUX }
+    }
+
+    /// Nobody has written to the page of zeroes.
+    pub(super) fn check_zero_page(&self) {
+        let Some(zero) = self.zero_page() else { return };
+        let mut bytes = [1; 4096];
+        crate::memory::read(self, zero, 0, &mut bytes);
+        assert!(bytes.iter().all(|&byte| byte == 0), "the page of zeroes was written to");
     }
 
     pub(super) fn table(&self) -> PageTable<X86_64, &Self> {

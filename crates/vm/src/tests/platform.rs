@@ -6,7 +6,8 @@ use pagoda_paging::{FlushRange, OutOfFrames, Platform, Released, SpaceTlb};
 use pagoda_sync::RawSpin;
 use pagoda_vm::VmPlatform;
 
-pub(crate) struct Host(pub(crate) Machine);
+/// The machine; has it a page of zeroes?
+pub(crate) struct Host(pub(crate) Machine, pub(crate) bool);
 
 // SAFETY: forwards to the machine.
 unsafe impl PhysMap for Host {
@@ -46,6 +47,9 @@ unsafe impl VmPlatform for Host {
     }
     fn refs(&self, frame: Frame) -> u32 {
         self.0.refs(frame)
+    }
+    fn zero_page(&self) -> Option<Frame> {
+        self.1.then(|| self.0.arena().zero_page())
     }
     fn may_commit(&self, pages: u64) -> bool {
         pages <= 1 << 26

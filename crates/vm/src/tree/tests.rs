@@ -24,29 +24,47 @@ impl<V: Value> Tree<V> {
         }
         let mut all = Vec::new();
         if let Some(root) = &self.root {
-            walk(&root.node, &mut all);
+            walk(root, &mut all);
         }
         all
     }
 
     /// *ordered*, *summaries*, *no-empty-node*, and equal depth.
     pub(crate) fn check(&self) {
-        fn walk<V: Value>(child: &Child<V>) -> usize {
-            assert!(child.node.len() > 0, "no-empty-node");
-            match &child.node {
+        fn keys<T: Piece>(slots: &Slots<T>) {
+            for (index, piece) in slots.iter().enumerate() {
+                assert_eq!(*slots.key(index), piece.key(), "keys");
+            }
+        }
+        fn walk<V: Value>(node: &Node<V>) -> usize {
+            match node {
                 Node::Leaf(slots) => {
-                    assert_eq!(slots.summary(), child.sum, "summaries");
+                    keys(slots);
                     1
                 }
                 Node::Inner(slots) => {
-                    assert_eq!(slots.summary(), child.sum, "summaries");
-                    let depths: Vec<_> = slots.iter().map(walk).collect();
+                    keys(slots);
+                    let depths: Vec<_> = slots
+                        .iter()
+                        .map(|child| {
+                            assert_eq!(child.node.summary(), child.sum, "summaries");
+                            walk(&child.node)
+                        })
+                        .collect();
                     assert!(depths.windows(2).all(|pair| pair[0] == pair[1]), "depth");
                     depths[0] + 1
                 }
             }
         }
+        fn filled<V: Value>(node: &Node<V>) -> bool {
+            let below = match node {
+                Node::Leaf(_) => true,
+                Node::Inner(slots) => slots.iter().all(|child| filled(&child.node)),
+            };
+            node.len() > 0 && below
+        }
         if let Some(root) = &self.root {
+            assert!(self.len == 0 || filled(root), "no-empty-node");
             walk(root);
         }
         let all = self.entries();
@@ -149,5 +167,5 @@ fn reserved_inserts_never_allocate_however_deep_the_tree() {
     }
     tree.check();
     assert_eq!(tree.len(), 0);
-    assert!(tree.root.is_none());
+    assert!(tree.entries().is_empty());
 }

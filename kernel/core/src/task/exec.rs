@@ -177,6 +177,7 @@ pub(crate) fn load<M: Machine>(
     let mut limits = space.limits();
     limits.stack = stack_limit;
     space.set_limits(limits);
+    space.set_policy(kernel.policy);
 
     let path = kernel.vfs.path_of(view.root, &node).unwrap_or_default();
     let stack = map_stack::<M>(kernel, &space, &plan, &request, ids)?;

@@ -88,6 +88,9 @@ pub(crate) struct Kernel {
     pub(crate) tables_in_use: AtomicU64,
     /// Frames that the allocator was given, free or not: never changes once it stands.
     pub(crate) total_frames: AtomicU64,
+    /// The number of the frame that shows zeroes to programs; 0 before there is one. The frame
+    /// allocator does not know it.
+    pub(crate) zero_page: AtomicU64,
 }
 
 /// The one kernel.
@@ -100,6 +103,7 @@ pub(crate) static KERNEL: Kernel = Kernel {
     tags: Tags::none(),
     tables_in_use: AtomicU64::new(0),
     total_frames: AtomicU64::new(0),
+    zero_page: AtomicU64::new(0),
 };
 
 #[global_allocator]
@@ -119,8 +123,14 @@ unsafe impl PhysMap for Kernel {
 }
 
 impl Kernel {
+    /// Is it the page of zeroes, which nobody counts?
+    #[inline]
+    fn is_zero_page(&self, frame: Frame) -> bool {
+        frame.number() == self.zero_page.load(Ordering::Relaxed)
+    }
+
     /// A zeroed frame from the early allocator, from the memory that can be reached already.
-    fn early_table(&self) -> Option<Frame> {
+    pub(crate) fn early_table(&self) -> Option<Frame> {
         let mut early = self.early.lock();
         let below = Some(PhysAddr::new(4 << 30));
         let range = early.as_mut()?.alloc(Order::PAGE.bytes(), Order::PAGE.bytes(), below).ok()?;
@@ -172,6 +182,9 @@ impl Kernel {
     /// One reference less to a page of a program, or one page table less.
     #[inline]
     fn let_go(&self, frame: Frame) {
+        if self.is_zero_page(frame) {
+            return;
+        }
         match self.frames.get().map(|frames| frames.release(frame)) {
             Some(Ok(_)) => {}
             Some(Err(error)) => panic!("frames: {error}"),
@@ -244,6 +257,9 @@ unsafe impl VmPlatform for Kernel {
 
     #[inline]
     fn share(&self, frame: Frame) {
+        if self.is_zero_page(frame) {
+            return;
+        }
         match self.frames.get().map(|frames| frames.table().share(frame)) {
             Some(Ok(_)) => {}
             Some(Err(error)) => panic!("frames: {frame:?} cannot be shared: {error}"),
@@ -252,7 +268,15 @@ unsafe impl VmPlatform for Kernel {
     }
 
     #[inline]
+    fn zero_page(&self) -> Option<Frame> {
+        Frame::new(self.zero_page.load(Ordering::Relaxed)).filter(|frame| frame.number() != 0)
+    }
+
+    #[inline]
     fn refs(&self, frame: Frame) -> u32 {
+        if self.is_zero_page(frame) {
+            return u32::MAX;
+        }
         match self.frames.get().map(|frames| frames.table().refs(frame)) {
             Some(Ok(refs)) => refs,
             Some(Err(error)) => panic!("frames: {frame:?} has no owners: {error}"),

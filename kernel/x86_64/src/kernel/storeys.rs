@@ -385,6 +385,9 @@ fn storey2_frames() -> Result<(), BuildError> {
     // SAFETY: *tags-first*: the boot CPU, once; the frame allocator is made below.
     unsafe { KERNEL.tags.set(tags) };
 
+    let zero = KERNEL.early_table().map_or(0, |frame| frame.number());
+    KERNEL.zero_page.store(zero, Ordering::Relaxed);
+
     let map = KERNEL.early.lock().take().ok_or(BuildError::Twice)?.finish();
     let map = KERNEL.map.set(map).map_err(|_| BuildError::Twice)?;
     ranges.fill(map.usable())?;
