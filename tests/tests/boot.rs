@@ -97,3 +97,33 @@ fn programs_live_in_the_same_addresses_with_five_levels() {
         assert_eq!((said.status, said.out.as_str()), (139, "low\n"), "{}", said.err);
     }
 }
+
+/// The seconds that the kernel's log puts before the line with `word`.
+fn seconds(log: &str, word: &str) -> f64 {
+    let line = log.lines().find(|line| line.contains(word)).expect(word);
+    let stamp = line.trim_start().strip_prefix('[').and_then(|line| line.split(']').next());
+    stamp.expect("a stamp").trim().parse().expect("a number")
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn four_tebibytes_boot_in_seconds_and_come_back_whole() {
+    let machines: [&[&str]; 3] = [
+        // All memory but the first 4 GiB lies above 1 TiB.
+        &["--memory=4T"],
+        &["--memory=4T", "--machine=q35", "--cpu=max,vendor=GenuineIntel", "--la57", "--smp=2"],
+        &["--memory=4T", "--machine=microvm"],
+    ];
+    for machine in machines {
+        let mut options = machine.to_vec();
+        options.push("--append=selftest=huge");
+        let said = run(&mut xtask_run(&options), b"");
+        assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
+        let blocks = said.out.split("16 blocks of 1 GiB, the first at 0x").nth(1).expect("blocks");
+        let first = u64::from_str_radix(blocks.split(',').next().unwrap_or_default(), 16).unwrap();
+        assert!(first > 4000 << 30, "{first:#x} is not near the top");
+        assert!(said.out.contains(", 0 lost"), "{}", said.out);
+        let time = seconds(&said.out, "every frame returned");
+        assert!(time < 5.0, "{machine:?}: {time} s");
+    }
+}

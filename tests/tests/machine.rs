@@ -84,14 +84,3 @@ fn nobody_switches_while_pinned() {
 fn a_lost_frame_fails_the_run() {
     mistake("leak", &["1 frames were not returned", "1 frames as self-test", "1 lost"]);
 }
-
-#[test]
-#[ignore = "boots a machine"]
-fn a_terabyte_boots() {
-    let said = boot("selftest", &["--memory=1T", "--cpu=max,phys-bits=48"]);
-    // A host without that much address space may refuse to start the machine at all.
-    if said.err.contains("cannot set up guest memory") || said.err.contains("cannot allocate") {
-        return;
-    }
-    assert!(said.out.contains(", 0 lost"), "{}\n{}", said.out, said.err);
-}

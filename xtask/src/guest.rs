@@ -49,6 +49,15 @@ pub fn cpu(model: &str, five_levels: bool) -> String {
     format!("{model},{}la57", if five_levels { '+' } else { '-' })
 }
 
+/// A size in QEMU's words: a number and a unit, MiB where there is none.
+fn bytes(size: &str) -> Option<u64> {
+    let units = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
+    let lower = size.to_ascii_lowercase();
+    let found = units.iter().find_map(|&(unit, shift)| Some((lower.strip_suffix(unit)?, shift)));
+    let (digits, shift) = found.unwrap_or((&lower, 20));
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
 /// Is it QEMU's machine without a PC's past?
 fn is_microvm(machine: &str) -> bool {
     machine.split(',').next() == Some("microvm")
@@ -121,8 +130,8 @@ impl Guest {
         let mut lines = SerialLines::new()?;
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-display", "none", "-monitor", "none", "-nodefaults", "-no-reboot"]);
-        command.args(["-machine", &self.machine, "-accel", "tcg", "-cpu", &self.cpu]);
-        command.args(["-m", &self.memory]);
+        command.args(["-accel", "tcg"]);
+        self.memory_arguments(&mut command);
         command.args(["-smp", &self.smp.to_string()]);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         self.boot_arguments(&mut command)?;
@@ -142,6 +151,25 @@ impl Guest {
         let child = command.spawn().context("qemu-system-x86_64 does not start")?;
         let mut running = Running(child);
         self.attend(&mut lines, &mut running)
+    }
+
+    /// Memory of this size and the board that takes it. What a person's machine may not have is not
+    /// reserved: only what the guest touches must be there. Addresses above 1 TiB need a CPU that
+    /// has so many.
+    fn memory_arguments(&self, command: &mut Command) {
+        const NOT_RESERVED: u64 = 8 << 30;
+        const ORDINARY_ADDRESSES: u64 = 512 << 30;
+        let bytes = bytes(&self.memory).unwrap_or(0);
+        let (mut machine, mut cpu) = (self.machine.clone(), self.cpu.clone());
+        if bytes > NOT_RESERVED {
+            let backend = format!("memory-backend-ram,id=ram,size={},reserve=off", self.memory);
+            command.args(["-object", &backend]);
+            machine += ",memory-backend=ram";
+        }
+        if bytes > ORDINARY_ADDRESSES && !cpu.contains("phys-bits") {
+            cpu += ",phys-bits=48";
+        }
+        command.args(["-m", &self.memory, "-machine", &machine, "-cpu", &cpu]);
     }
 
     fn line_arguments(&self, command: &mut Command) {
@@ -358,4 +386,18 @@ fn feed(mut com1: PipeWriter, mut control: PipeWriter, wait: Receiver<()>) {
         }
         let _ = control.write_all(format!("eof {sent}\n").as_bytes());
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_qemu_reads_them() {
+        assert_eq!(bytes("256M"), Some(256 << 20));
+        assert_eq!(bytes("4T"), Some(4 << 40));
+        assert_eq!(bytes("16"), Some(16 << 20));
+        assert_eq!(bytes("1g"), Some(1 << 30));
+        assert_eq!(bytes("much"), None);
+    }
 }

@@ -22,11 +22,13 @@
 //! `selftest=cost` prints what the border and the allocators cost, and goes on.
 //! `selftest=heap` prints how many instructions a `kalloc` and its `kfree` take, and goes on.
 //! `selftest=storm` crosses the border for four seconds, for NMIs from outside to hit it; goes on.
+//! `selftest=huge` takes blocks of 1 GiB, marks them and gives them back ([`huge`]); goes on.
 //! `selftest` alone runs what must work ([`border`]) and goes on.
 #![allow(unsafe_code)] // makes mistakes
 
 mod border;
 mod counted;
+mod huge;
 
 use core::alloc::Layout;
 use core::hint::black_box;
@@ -73,6 +75,7 @@ fn mistake(name: &[u8]) {
         },
         b"storm" => border::storm(),
         b"cost" => border::cost(),
+        b"huge" => huge::run(),
         b"heap" => counted::run(),
         b"pinned" => switch_while_pinned(),
         b"rank" => locks_in_the_wrong_order(),
