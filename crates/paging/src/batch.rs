@@ -12,14 +12,15 @@ use crate::stack::StackVec;
 use crate::{FlushRange, PageSize, Platform, Released, SpaceTlb};
 
 const SPANS: usize = 16;
-const ITEMS: usize = 16;
+const ITEMS: usize = 8;
+const TABLES: usize = 16;
 /// One kibibyte of stack.
 const PAGES: usize = 128;
 
 /// Remembers which pages have to be flushed and what may be released afterwards.
 ///
-/// Holds up to 128 pages of 4 KiB, and 16 other things, to release; when it is full, it flushes and releases early. To be ended
-/// with [`finish`](Self::finish) before anybody relies on the change: before a system call returns,
+/// Holds up to 128 pages of 4 KiB, 16 tables and 8 larger pages to release; when it is full, it
+/// flushes and releases early. To be ended with [`finish`](Self::finish) before anybody relies on the change: before a system call returns,
 /// before a lock that protects a move is dropped. Dropping a batch with something in it does the
 /// work too, and panics in debug builds.
 #[must_use = "a batch is a duty: call `finish`"]
@@ -28,6 +29,8 @@ pub struct FlushBatch<'a, P: Platform> {
     space: &'a SpaceTlb,
     spans: StackVec<PageRange, SPANS>,
     items: StackVec<Released, ITEMS>,
+    /// Unlinked, and all zero.
+    emptied: StackVec<Frame, TABLES>,
     pages: StackVec<Frame, PAGES>,
     everything: bool,
     tables: bool,
@@ -35,12 +38,14 @@ pub struct FlushBatch<'a, P: Platform> {
 }
 
 impl<'a, P: Platform> FlushBatch<'a, P> {
+    #[inline(always)] // in place, not moved
     pub(crate) fn new(platform: &'a P, space: &'a SpaceTlb) -> Self {
         Self {
             platform,
             space,
             spans: StackVec::new(),
             items: StackVec::new(),
+            emptied: StackVec::new(),
             pages: StackVec::new(),
             everything: false,
             tables: false,
@@ -53,7 +58,9 @@ impl<'a, P: Platform> FlushBatch<'a, P> {
         core::ptr::eq(self.space, space)
     }
 
-    /// Flushes, then releases.
+    /// Flushes, then releases. ([`flush_now`](Self::flush_now) does the same, and does not move the
+    /// batch's kilobyte.)
+    #[inline(always)]
     pub fn finish(mut self) {
         self.work();
     }
@@ -65,7 +72,10 @@ impl<'a, P: Platform> FlushBatch<'a, P> {
 
     /// Nothing to flush and nothing to release?
     pub fn is_empty(&self) -> bool {
-        !self.must_flush() && self.items.as_slice().is_empty() && self.pages.as_slice().is_empty()
+        !self.must_flush()
+            && self.items.as_slice().is_empty()
+            && self.emptied.as_slice().is_empty()
+            && self.pages.as_slice().is_empty()
     }
 
     /// Adds pages to flush. Every changed entry is added by the cursor that changes it; this is for
@@ -129,11 +139,14 @@ impl<'a, P: Platform> FlushBatch<'a, P> {
         self.flush_also(range);
     }
 
-    /// A table was unlinked on the way to `page`.
-    pub(crate) fn unlinked(&mut self, page: Page, item: Released) {
+    /// A table, empty by now, was unlinked on the way to `page`.
+    pub(crate) fn unlinked(&mut self, page: Page, table: Frame) {
+        if self.emptied.is_full() {
+            self.work();
+        }
         self.tables = true;
         self.flush_also(PageRange::single(page));
-        self.release_also(item);
+        let _ = self.emptied.push(table);
     }
 
     /// An entry on the way to a page that is flushed anyway turned from a leaf into a table.
@@ -163,6 +176,10 @@ impl<'a, P: Platform> FlushBatch<'a, P> {
             self.platform.release(item);
         }
         self.items.clear();
+        for &table in self.emptied.as_slice() {
+            self.platform.release_zeroed_table(table);
+        }
+        self.emptied.clear();
         if !self.pages.as_slice().is_empty() {
             self.platform.release_pages(self.pages.as_slice());
             self.pages.clear();

@@ -73,6 +73,15 @@ pub trait Format: Copy {
     fn absent(&self, word: AbsentWord) -> u64;
     /// Reads a word of a table of `level`.
     fn decode(&self, word: u64, level: u32) -> Decoded;
+    /// The next lower table, if that is what a word of a table of `level` (2 at least) names: what a
+    /// walk asks at every step.
+    #[inline]
+    fn next_table(&self, word: u64, level: u32) -> Option<Frame> {
+        match self.decode(word, level) {
+            Decoded::Table(frame) => Some(frame),
+            _ => None,
+        }
+    }
     /// The bits of a leaf's word that say which frame, and do nothing else: what is left of two
     /// leaves of one size is equal exactly if their flags are. Zero where no such bits are named,
     /// which costs speed alone.

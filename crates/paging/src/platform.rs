@@ -128,6 +128,12 @@ pub unsafe trait Platform: PhysMap {
     /// reachable.
     fn release(&self, item: Released);
 
+    /// As [`release`](Self::release) of a table, all of whose words are zero again: a host may keep it
+    /// for the next [`alloc_table`](Self::alloc_table), which need not clear it.
+    fn release_zeroed_table(&self, table: Frame) {
+        self.release(Released::Table(table));
+    }
+
     /// As [`release`](Self::release) of a 4 KiB page for each of `frames`; a host that frees many
     /// frames cheaper than one by one says how.
     fn release_pages(&self, frames: &[Frame]) {
@@ -168,6 +174,9 @@ unsafe impl<P: Platform + ?Sized> Platform for &P {
     }
     fn release(&self, item: Released) {
         (**self).release(item);
+    }
+    fn release_zeroed_table(&self, table: Frame) {
+        (**self).release_zeroed_table(table);
     }
     fn release_pages(&self, frames: &[Frame]) {
         (**self).release_pages(frames);

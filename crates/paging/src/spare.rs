@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use pagoda_addr::Frame;
 
 use crate::slot::slot;
-use crate::{OutOfFrames, Platform, Released};
+use crate::{OutOfFrames, Platform};
 
 /// Zeroed tables that nobody can reach yet, chained through their first words (the number of the
 /// next frame plus one; 0 ends the chain). What is left over goes back when the value is dropped.
@@ -43,7 +43,7 @@ impl<P: Platform> Drop for Spare<'_, P> {
     fn drop(&mut self) {
         while self.first.is_some() {
             let Ok(table) = self.pop() else { return };
-            self.platform.release(Released::Table(table));
+            self.platform.release_zeroed_table(table);
         }
     }
 }

@@ -10,8 +10,8 @@ use crate::gains::Gains;
 use crate::slot::{entries, index, next_nonzero, pieces, slot};
 use crate::spare::Spare;
 use crate::{
-    Cursor, Decoded, ENTRIES, FlushBatch, Format, Gain, MapError, OutOfFrames, Platform, Released,
-    Remembers, SpaceTlb,
+    Cursor, Decoded, ENTRIES, FlushBatch, Format, Gain, MapError, OutOfFrames, PageSize, Platform,
+    Released, Remembers, SpaceTlb,
 };
 
 /// What the lock of a tree protects, besides the tree.
@@ -20,6 +20,29 @@ pub(crate) struct Inner {
     pub(crate) tables: u64,
     /// Other trees share the upper half: its top-level entries stay as they are.
     pub(crate) sealed: bool,
+    /// Of a sealed or shared upper half: which of the root's entries are in use, a bit each. There are
+    /// few, and every new tree copies them.
+    upper: Upper,
+}
+
+/// A bit for each entry of a root.
+#[derive(Clone, Copy, Default)]
+struct Upper([u64; ENTRIES / 64]);
+
+impl Upper {
+    fn set(&mut self, index: usize) {
+        self.0[index / 64 % (ENTRIES / 64)] |= 1 << (index % 64);
+    }
+
+    fn each(self, mut see: impl FnMut(usize)) {
+        for (first, &word) in self.0.iter().enumerate() {
+            let mut rest = word;
+            while rest != 0 {
+                see(64 * first + rest.trailing_zeros() as usize);
+                rest &= rest - 1;
+            }
+        }
+    }
 }
 
 pub(crate) type Guard<'a, P> = MutexGuard<'a, <P as Platform>::Lock, Inner>;
@@ -67,18 +90,23 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         let platform = kernel.platform.clone();
         let root = platform.alloc_table()?;
         let mut inner = kernel.lock.lock();
-        inner.sealed = true;
-        for index in kernel.format.upper_index()..ENTRIES {
-            let word = slot(&kernel.platform, kernel.root, index).load(Ordering::Relaxed);
-            slot(&platform, root, index).store(word, Ordering::Relaxed);
+        let word = |index| slot(&kernel.platform, kernel.root, index).load(Ordering::Relaxed);
+        if !inner.sealed {
+            inner.sealed = true;
+            let used = (kernel.format.upper_index()..ENTRIES).filter(|&index| word(index) != 0);
+            used.for_each(|index| inner.upper.set(index));
         }
+        let upper = inner.upper;
+        upper.each(|index| slot(&platform, root, index).store(word(index), Ordering::Relaxed));
         drop(inner);
-        Ok(Self::with_root(kernel.format, platform, root, 1, true))
+        let mut table = Self::with_root(kernel.format, platform, root, 1, true);
+        table.lock.get_mut().upper = upper;
+        Ok(table)
     }
 
     fn with_root(format: F, platform: P, root: Frame, tables: u64, shares_upper: bool) -> Self {
         let owns = if shares_upper { Owns::LowerHalf } else { Owns::Everything };
-        let lock = Mutex::new(Inner { tables, sealed: false });
+        let lock = Mutex::new(Inner { tables, sealed: false, upper: Upper::default() });
         Self { format, platform, root, space: SpaceTlb::new(), lock, shares_upper, owns }
     }
 
@@ -236,8 +264,22 @@ impl<F: Format, P: Platform> Drop for PageTable<F, P> {
             );
             return;
         }
-        self.each_table(self.root, self.format.levels(), limit, &mut |table| {
-            self.platform.release(Released::Table(table));
+        let (root, mut others) = (self.root, 0);
+        self.each_table(root, self.format.levels(), limit, &mut |table| {
+            if table != root {
+                others += 1;
+                self.platform.release(Released::Table(table));
+            }
         });
+        // A root that can hold no leaf, and holds no table in its lower half, has only what was copied
+        // into it.
+        let bare = others == 0 && PageSize::of_level(self.format.levels()).is_none();
+        if bare && self.owns == Owns::LowerHalf && self.shares_upper {
+            let upper = self.lock.get_mut().upper;
+            upper.each(|index| slot(&self.platform, root, index).store(0, Ordering::Relaxed));
+            self.platform.release_zeroed_table(root);
+        } else {
+            self.platform.release(Released::Table(root));
+        }
     }
 }

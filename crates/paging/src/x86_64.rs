@@ -201,6 +201,13 @@ impl Format for X86_64 {
     }
 
     #[inline]
+    fn next_table(&self, word: u64, _: u32) -> Option<Frame> {
+        // A table is always present.
+        let is_table = word & (PRESENT | LEAF) == PRESENT;
+        is_table.then(|| PhysAddr::new(word & ADDRESS).block())
+    }
+
+    #[inline]
     fn decode(&self, word: u64, level: u32) -> Decoded {
         let frame = PhysAddr::new(word & ADDRESS).block();
         if word & (PRESENT | PARKED) == 0 {

@@ -12,7 +12,7 @@ use pagoda_addr::{Frame, Page, PageRange};
 
 use super::Cursor;
 use super::change::must_flush;
-use crate::slot::{index, next_nonzero, page, used_pieces};
+use crate::slot::{index, next_nonzero, page, span, used_pieces};
 use crate::stack::StackVec;
 use crate::{
     Decoded, ENTRIES, Entry, FlushBatch, Format, MapError, PageFlags, Platform, Released,
@@ -90,36 +90,25 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
         let (start, end) = self.bounds(range)?;
         self.check_sealed(start, end)?;
         self.split_edges(start, end, batch)?;
-        let (root, level) = (self.table.root(), format.levels());
-        self.edit_in(root, level, start, end, batch, &mut decide);
-        Ok(())
-    }
-
-    fn edit_in(
-        &mut self,
-        table: Frame,
-        level: u32,
-        start: u64,
-        end: u64,
-        batch: &mut FlushBatch<'_, P>,
-        decide: &mut impl FnMut(PageFlags) -> PageFlags,
-    ) {
-        for (_, start, end, word) in used_pieces(self.entries(table), level, start, end) {
-            match self.format().decode(word, level) {
-                Decoded::Absent(_) => {}
-                Decoded::Table(child) if level == 2 => {
-                    self.edit_leaves(child, start, end, batch, decide);
-                }
-                Decoded::Table(child) => {
-                    self.edit_in(child, level - 1, start, end, batch, decide);
-                }
-                Decoded::Leaf(..) => {
-                    self.change_in(table, level, start, end, batch, &mut |_, leaf| {
-                        decide(leaf.flags)
-                    });
-                }
+        let mut at = start;
+        while at < end {
+            let place = self.walk(at, 1);
+            if place.level == 1 {
+                let next = table_end(at).min(end);
+                self.edit_leaves(place.table, at, next, batch, &mut decide);
+                at = next;
+                continue;
             }
+            if matches!(format.decode(place.word, place.level), Decoded::Leaf(..)) {
+                let next = ((at | (span(place.level) - 1)) + 1).min(end);
+                let (table, level) = (place.table, place.level);
+                self.change_in(table, level, at, next, batch, &mut |_, leaf| decide(leaf.flags));
+                at = next;
+                continue;
+            }
+            at = self.next_nonzero(at, place, end);
         }
+        Ok(())
     }
 
     fn edit_leaves(
@@ -186,6 +175,21 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
     ) -> Result<(), MapError> {
         self.check_batch(batch)?;
         let (start, end) = self.bounds(range)?;
+        if start == end {
+            return Ok(());
+        }
+        // All in one table, in which something else is left: most of the calls.
+        if (start ^ (end - 1)) < ENTRIES as u64 {
+            let place = self.walk(start, 1);
+            if place.level == 1 {
+                self.drain_leaves(place.table, start, end, batch, &mut gone);
+                if !self.is_empty(place.table, 2, start, end) {
+                    return Ok(());
+                }
+            } else if place.word == 0 {
+                return Ok(());
+            }
+        }
         self.check_sealed(start, end)?;
         self.split_edges(start, end, batch)?;
         let (root, level) = (self.table.root(), self.format().levels());
@@ -222,7 +226,7 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
             if !self.table.keeps_top(start, level) && self.is_empty(child, level, start, end) {
                 entries[index % ENTRIES].store(0, Ordering::Release);
                 self.guard.tables -= 1;
-                batch.unlinked(page(start), Released::Table(child));
+                batch.unlinked(page(start), child);
             }
         }
     }
@@ -308,32 +312,19 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
         let (start, end) = self.bounds(range)?;
         to.bounds(range)?;
         self.check_sealed(start, end)?;
-        let (root, level) = (self.table.root(), self.format().levels());
-        self.copy_in(root, level, (start, end), to, batch, &mut decide, &mut copied)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one recursion")]
-    fn copy_in(
-        &mut self,
-        table: Frame,
-        level: u32,
-        (start, end): (u64, u64),
-        to: &mut Cursor<'_, F, P>,
-        batch: &mut FlushBatch<'_, P>,
-        decide: &mut impl FnMut(PageFlags) -> PageFlags,
-        copied: &mut impl FnMut(PageFlags, &[Frame]),
-    ) -> Result<(), MapError> {
-        for (_, start, end, word) in used_pieces(self.entries(table), level, start, end) {
-            match self.format().decode(word, level) {
-                Decoded::Absent(_) => {}
-                Decoded::Table(child) if level == 2 => {
-                    self.copy_leaves(child, (start, end), to, batch, decide, copied)?;
-                }
-                Decoded::Table(child) => {
-                    self.copy_in(child, level - 1, (start, end), to, batch, decide, copied)?;
-                }
-                Decoded::Leaf(..) => return Err(MapError::Size),
+        let mut at = start;
+        while at < end {
+            let place = self.walk(at, 1);
+            if place.level == 1 {
+                let next = table_end(at).min(end);
+                self.copy_leaves(place.table, (at, next), to, batch, &mut decide, &mut copied)?;
+                at = next;
+                continue;
             }
+            if matches!(self.format().decode(place.word, place.level), Decoded::Leaf(..)) {
+                return Err(MapError::Size);
+            }
+            at = self.next_nonzero(at, place, end);
         }
         Ok(())
     }
@@ -413,6 +404,12 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
         }
         Ok(self.entries(place.table))
     }
+}
+
+/// The first page behind the lowest table over `page`.
+#[inline]
+fn table_end(page: u64) -> u64 {
+    (page | (ENTRIES as u64 - 1)) + 1
 }
 
 /// Writes `new` where `word` stands, unless hardware has made something else of it.

@@ -117,21 +117,24 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
     /// Goes towards `page` down to `target`, or to an entry above that has no table below it.
     #[inline]
     fn walk(&mut self, page: u64, target: u32) -> Place {
-        let differing = page ^ self.at;
-        let common = if differing == 0 { 1 } else { (63 - differing.leading_zeros()) / 9 + 1 };
-        let mut level = common.max(self.lowest).max(target).min(self.table.format().levels());
-        (self.at, self.lowest) = (page, level);
+        // The lowest remembered table that also covers `page`: the one in which the two begin to
+        // differ, nine bits to a level.
+        let differing = (page ^ self.at) | 1;
+        let common = (63 - differing.leading_zeros()) / 9 + 1;
+        let mut level = common.max(self.lowest).max(target).min(self.format().levels());
+        self.at = page;
+        let mut table = self.path[level as usize - 1];
         loop {
-            let table = self.path[level as usize - 1];
             let word = self.slot(table, index(page, level)).load(Ordering::Relaxed);
-            if level > target && word != 0 {
-                if let Decoded::Table(child) = self.format().decode(word, level) {
+            if level > target {
+                if let Some(child) = self.format().next_table(word, level) {
                     level -= 1;
+                    table = child;
                     self.path[level as usize - 1] = child;
-                    self.lowest = level;
                     continue;
                 }
             }
+            self.lowest = level;
             return Place { level, table, word };
         }
     }

@@ -29,6 +29,9 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         end: u64,
         batch: &mut FlushBatch<'_, P>,
     ) -> Result<(), MapError> {
+        if start != end && (start ^ (end - 1)) < ENTRIES as u64 && self.walk(start, 1).level == 1 {
+            return Ok(()); // all in one table of the lowest level
+        }
         let below = self.splits_needed(start);
         let above = if end == start { 0 } else { self.splits_needed(end) };
         if below + above == 0 {

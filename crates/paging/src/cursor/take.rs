@@ -57,7 +57,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
                 if !self.table.keeps_top(start, level) && self.is_empty(child, level, start, end) {
                     slot.store(0, Ordering::Release);
                     self.guard.tables -= 1;
-                    batch.unlinked(page(start), Released::Table(child));
+                    batch.unlinked(page(start), child);
                 }
                 continue;
             }
