@@ -21,6 +21,7 @@
 //! accessed).
 #![allow(unsafe_code)] // implements the unsafe trait `Platform`
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
@@ -377,6 +378,18 @@ unsafe impl Platform for Machine {
             }
             self.arena.release(frame);
         }
+    }
+
+    /// # Panics
+    /// As `release`, and when the table is not all zero.
+    fn release_zeroed_table(&self, table: Frame) {
+        let words = self.arena.ptr(table.start()).cast::<AtomicU64>();
+        for index in 0..512 {
+            // SAFETY: inside the frame; words of tables are only ever accessed as atomics.
+            let word = unsafe { &*words.add(index) }.load(Ordering::Relaxed);
+            assert_eq!(word, 0, "{table:?} is said to be empty, and word {index} is not");
+        }
+        self.release(Released::Table(table));
     }
 
     fn flush(&self, space: &SpaceTlb, what: FlushRange<'_>) {

@@ -15,8 +15,7 @@ use super::change::must_flush;
 use crate::slot::{index, next_nonzero, page, span, used_pieces};
 use crate::stack::StackVec;
 use crate::{
-    Decoded, ENTRIES, Entry, FlushBatch, Format, MapError, PageFlags, Platform, Released,
-    Remembers, Rewrite,
+    Decoded, ENTRIES, Entry, FlushBatch, Format, MapError, PageFlags, Platform, Remembers, Rewrite,
 };
 
 /// Frames that a copy reports at once.

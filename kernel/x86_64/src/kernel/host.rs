@@ -30,6 +30,7 @@ use super::layout::{DIRECT_MAP, HEAP_MEMORY};
 use super::once::Once;
 use super::percpu::{KernelCpus, KernelRanks};
 use super::shootdown::{self, Serve};
+use super::spare_tables;
 use super::stacks::KernelRanges;
 
 /// The raw lock of rank `RANK`.
@@ -158,7 +159,7 @@ impl Kernel {
         // SAFETY: *one-in-kernel*: the other CPUs run programs, idle, or wait for the big lock;
         // handlers neither allocate nor free.
         unsafe { heap().drain_stopped() };
-        let given = heap().shrink();
+        let given = heap().shrink() + spare_tables::trim();
         let Some(frames) = self.frames.get() else { return false };
         let cached = frames.stats().cached;
         // SAFETY: as above.
@@ -203,10 +204,39 @@ unsafe impl Platform for Kernel {
         if self.frames.get().is_none() {
             return self.early_table().ok_or(pagoda_paging::OutOfFrames);
         }
-        let table = self.take(Request::frame().zeroed().kind(kind::PAGE_TABLE));
-        let table = table.map_err(|_| pagoda_paging::OutOfFrames)?;
+        let table = match spare_tables::take() {
+            Some(table) => table,
+            None => {
+                let table = self.take(Request::frame().zeroed().kind(kind::PAGE_TABLE));
+                table.map_err(|_| pagoda_paging::OutOfFrames)?.start()
+            }
+        };
         self.tables_in_use.fetch_add(1, Ordering::Relaxed);
-        Ok(table.start())
+        Ok(table)
+    }
+
+    #[inline]
+    fn release_zeroed_table(&self, table: Frame) {
+        self.tables_in_use.fetch_sub(1, Ordering::Relaxed);
+        if !spare_tables::keep(table) {
+            self.give_back(FrameRange::single(table));
+        }
+    }
+
+    fn release_pages(&self, pages: &[Frame]) {
+        let Some(frames) = self.frames.get() else {
+            panic!("pages released before there is a frame allocator");
+        };
+        let mut rest = pages;
+        while let Err((place, error)) = frames.release_many(rest) {
+            match rest.get(place) {
+                // The page of zeroes, which nobody counts.
+                Some(&frame) if self.is_zero_page(frame) => {
+                    rest = rest.get(place + 1..).unwrap_or_default();
+                }
+                _ => panic!("frames: {error}"),
+            }
+        }
     }
 
     #[inline]
@@ -264,6 +294,14 @@ unsafe impl VmPlatform for Kernel {
             Some(Ok(_)) => {}
             Some(Err(error)) => panic!("frames: {frame:?} cannot be shared: {error}"),
             None => panic!("{frame:?} shared before there is a frame allocator"),
+        }
+    }
+
+    fn share_many(&self, pages: &[Frame]) {
+        let table = self.frames.get().map(|frames| frames.table());
+        if table.is_none_or(|table| table.share_many(pages).is_err()) {
+            // Nothing was shared: a page of zeroes is among them, or a mistake.
+            pages.iter().for_each(|&frame| self.share(frame));
         }
     }
 

@@ -41,7 +41,7 @@ impl Balance {
 /// Gives back what is only kept for later, then counts.
 pub(crate) fn take(frames: &Frames) -> Balance {
     stacks::trim();
-    KERNEL.bring_home();
+    KERNEL.bring_home(); // the spare page tables too
     let stats = frames.stats();
     Balance { free: stats.free + stats.cached, by_kind: by_kind(frames) }
 }

@@ -58,6 +58,7 @@ pub(crate) mod selftest;
 pub(crate) mod serial;
 pub(crate) mod shootdown;
 pub(crate) mod smp;
+pub(crate) mod spare_tables;
 pub(crate) mod stacks;
 pub(crate) mod storeys;
 pub(crate) mod tables;
