@@ -1,13 +1,12 @@
 //! `cargo xtask check`: what a reader of the source may rely on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build, setup};
+use crate::{build, guide, setup};
 
 /// The storey each package stands on. A package may depend on packages of lower storeys only.
 const STOREYS: &[(&str, u32)] = &[
@@ -35,8 +34,8 @@ pub fn execute() -> Result<()> {
     setup::for_boot()?;
     dependencies_point_downwards()?;
     println!("dependencies point downwards");
-    the_guide_names_tests_that_exist()?;
-    println!("the guide names tests that exist");
+    guide::check()?;
+    println!("the guide shows what the tree holds");
     cargo(&["fmt", "--all", "--check"], &[])?;
     println!("format is clean");
     cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])?;
@@ -111,45 +110,6 @@ fn upward_dependencies(manifest: &str, storey: &BTreeMap<&str, u32>) -> Vec<Stri
     problems
 }
 
-/// Every name in backquotes in the last column of `guide/pitfalls.md` is the name of a test.
-pub fn the_guide_names_tests_that_exist() -> Result<()> {
-    let mut tests = BTreeSet::new();
-    for dir in ["crates", "kernel", "tests"] {
-        collect_functions(&build::root().join(dir), &mut tests)?;
-    }
-    let text = fs::read_to_string(build::root().join("guide/pitfalls.md"))?;
-    let named: Vec<&str> = named_tests(&text).collect();
-    if named.is_empty() {
-        bail!("guide/pitfalls.md names no test");
-    }
-    let missing: Vec<&str> = named.into_iter().filter(|name| !tests.contains(*name)).collect();
-    if !missing.is_empty() {
-        bail!("guide/pitfalls.md names tests that do not exist: {}", missing.join(", "));
-    }
-    Ok(())
-}
-
-/// What stands in backquotes in the last cell of each row, if it looks like a test's name.
-fn named_tests(text: &str) -> impl Iterator<Item = &str> {
-    let cells = text.lines().filter_map(|line| line.strip_suffix('|')?.rsplit('|').next());
-    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).filter(|name| name.contains('_'))
-}
-
-fn collect_functions(dir: &Path, into: &mut BTreeSet<String>) -> Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            collect_functions(&path, into)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            for line in fs::read_to_string(&path)?.lines() {
-                let Some(rest) = line.trim_start().strip_prefix("fn ") else { continue };
-                into.extend(rest.split_once('(').map(|(name, _)| name.to_owned()));
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,13 +117,6 @@ mod tests {
     #[test]
     fn every_dependency_in_the_tree_points_downwards() {
         dependencies_point_downwards().unwrap();
-    }
-
-    #[test]
-    fn the_guide_tells_the_truth_about_tests() {
-        the_guide_names_tests_that_exist().unwrap();
-        let row = "| a | b | `one_test`, `another_test` |\n| c | `not_this` | the type |";
-        assert_eq!(named_tests(row).collect::<Vec<_>>(), ["one_test", "another_test"]);
     }
 
     #[test]

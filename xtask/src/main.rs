@@ -3,6 +3,7 @@
 //! - [`setup`] installs what is missing, and says so first.
 //! - [`build`] makes the kernel, the programs and the initramfs ([`cpio`], [`ksyms`]).
 //! - [`guest`] starts QEMU and carries bytes in and out; [`run`] decides what runs in it.
+//! - [`guide`] compares the guide with the tree.
 //! - [`check`] is format, lints, documentation and the direction of the dependencies.
 //! - [`matrix`] boots every kind of machine, or all pairs of them ([`pairs`]).
 //! - [`linux`] measures our kernel beside Linux.
@@ -16,6 +17,7 @@ mod build;
 mod check;
 mod cpio;
 mod guest;
+mod guide;
 mod heap;
 mod ksyms;
 mod linux;
@@ -43,6 +45,8 @@ enum Command {
     Torture(torture::Torture),
     /// The tour on every kind of machine: ways to boot, CPUs, memory, levels of page tables
     Matrix(matrix::Matrix),
+    /// The guide's listings and outputs beside the tree; --bless writes them anew
+    Guide(guide::Guide),
     /// Format, lints, documentation, direction of dependencies
     Check,
     /// Pagoda beside its peers, in one run: table, JSON, SVG in target/bench (frames, heap, linux)
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         Command::Test(test) => test.execute(),
         Command::Torture(torture) => torture.execute(),
         Command::Matrix(matrix) => matrix.execute(),
+        Command::Guide(guide) => guide.execute(),
         Command::Check => check::execute().map(|()| 0),
         Command::Bench { arguments } => bench(&arguments).map(|()| 0),
         Command::Setup => setup::everything().map(|()| 0),

@@ -35,6 +35,7 @@ pub(crate) fn memory() -> &'static LoaderMemory {
     &LOADER_MEMORY
 }
 
+// ANCHOR: loader_memory
 impl BootMemory for LoaderMemory {
     fn bytes(&self, start: PhysAddr, len: u64) -> Option<&[u8]> {
         let range = PhysRange::checked(start, len)?;
@@ -48,6 +49,7 @@ impl BootMemory for LoaderMemory {
         Some(unsafe { core::slice::from_raw_parts(first, usize::try_from(len).ok()?) })
     }
 }
+// ANCHOR_END: loader_memory
 
 /// What the loader said, for good.
 pub(crate) type Loaded = BootInfo<'static, LoaderMemory>;
@@ -92,6 +94,7 @@ pub(crate) fn read(magic: u32, info: PhysAddr) -> Result<Loaded, BootError> {
 pub(crate) fn build_map(loaded: &Loaded) -> Result<MemoryMap<'static>, BootError> {
     let storage = REGION_STORAGE.try_lock().ok_or(BootError::Twice)?;
     let storage = SpinMutexGuard::leak(storage);
+    // ANCHOR: build_map
     let own = [(layout::image(), RegionKind::Kernel), (TRAMPOLINE, RegionKind::Trampoline)];
     let mut map = loaded.memory_map(own, storage).map_err(BootError::Map)?;
     let reach = cpu::features().map_or(36, |features| features.phys_bits).min(52);
@@ -99,6 +102,7 @@ pub(crate) fn build_map(loaded: &Loaded) -> Result<MemoryMap<'static>, BootError
     map.clip(PhysAddr::new(limit)).map_err(BootError::Map)?;
     // Asked in another way than it was made: does anybody sit in what would be handed out?
     map.check_taken(loaded.taken().chain(own)).map_err(BootError::Untaken)?;
+    // ANCHOR_END: build_map
     Ok(map)
 }
 
