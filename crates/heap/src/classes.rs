@@ -100,7 +100,8 @@ pub(crate) fn class_of(layout: Layout) -> Option<u8> {
     if layout.align() > STEP {
         return class_of_aligned(layout);
     }
-    BY_SIZE.get((layout.size() + (STEP - 1)) / STEP).copied()
+    // No overflow: a layout's size is at most half of what a word holds.
+    BY_SIZE.get((layout.size() + (STEP - 1)) >> STEP.trailing_zeros()).copied()
 }
 
 /// Up to an alignment of 64, every multiple of the alignment has a next class that promises it.
