@@ -15,7 +15,7 @@ use crate::guard::{BadOption, DebugFlags, Harm, Track, flags_for};
 use crate::heap::State;
 use crate::inspect::{Found, What};
 use crate::magazine::Area;
-use crate::shelf::Destroy;
+use crate::shelf::{Destroy, Shelf};
 use crate::slab::Slab;
 use crate::{Heap, HeapError, Misuse, MisuseKind, PageSource, Report};
 
@@ -154,7 +154,12 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     }
 
     /// Makes an object of a cache free in its slab. Under the lock.
-    fn shelve(&self, cache: NonNull<CacheShelf>, slab: Slab, index: usize) -> Option<Leaving> {
+    pub(crate) fn shelve(
+        &self,
+        cache: NonNull<CacheShelf>,
+        slab: Slab,
+        index: usize,
+    ) -> Option<Leaving> {
         // SAFETY: *cache-listed*: the shelf lives as long as a slab names it; the lock is held.
         let shelf = unsafe { &mut (*cache.as_ptr()).shelf };
         let slab = shelf.put(slab, index).flatten()?;
@@ -211,36 +216,51 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
 
     /// Calls `each` for every object of the caches, and of the size classes in a debug mode, that is
     /// out: the leak report, when nothing should be. The central lock is held: `each` must not use
-    /// the heap.
+    /// the heap. What lies in the executing CPU's magazines goes home first; what lies in those of
+    /// other CPUs is not told apart from what is live, unless they have drained theirs.
     pub fn live_objects(&self, mut each: impl FnMut(&LiveObject)) {
+        self.drain();
         let state = self.state.lock();
         let mut next = state.caches;
         while let Some(cache) = next {
             // SAFETY: *cache-listed*; the lock is held.
             let cache = unsafe { cache.as_ref() };
-            let shelf = &cache.shelf;
-            for (slab, index) in
-                shelf.iter().flat_map(|slab| (0..slab.count()).map(move |i| (slab, i)))
-            {
-                let object = slab.object(index);
-                let address = object.as_ptr() as usize;
-                let mut live =
-                    LiveObject { cache: shelf.name, address, size: shelf.object, allocated: None };
-                if slab.is_free(index) {
-                    continue;
-                }
-                if let Some(guard) = shelf.guard {
-                    let object = with_exposed_provenance_mut(address);
-                    let Some(object) = NonNull::new(object) else { continue };
-                    // SAFETY: *guard-locked*; an object of this shelf.
-                    let (size, [allocated, _]) = unsafe { guard.story(object) };
-                    let Some(size) = size else { continue };
-                    (live.size, live.allocated) = (size, allocated);
-                }
-                each(&live);
-            }
+            live_on(&cache.shelf, &mut each);
             next = cache.next;
         }
+    }
+
+    /// The same for one cache, whose magazines are empty.
+    pub(crate) fn live_objects_of(
+        &self,
+        cache: NonNull<CacheShelf>,
+        mut each: impl FnMut(&LiveObject),
+    ) {
+        let _state = self.state.lock();
+        // SAFETY: *cache-listed*; the lock is held.
+        live_on(unsafe { &cache.as_ref().shelf }, &mut each);
+    }
+}
+
+/// Under the lock.
+fn live_on(shelf: &Shelf, each: &mut impl FnMut(&LiveObject)) {
+    for (slab, index) in shelf.iter().flat_map(|slab| (0..slab.count()).map(move |i| (slab, i))) {
+        let object = slab.object(index);
+        let address = object.as_ptr() as usize;
+        let mut live =
+            LiveObject { cache: shelf.name, address, size: shelf.object, allocated: None };
+        if slab.is_free(index) {
+            continue;
+        }
+        if let Some(guard) = shelf.guard {
+            let object = with_exposed_provenance_mut(address);
+            let Some(object) = NonNull::new(object) else { continue };
+            // SAFETY: *guard-locked*; an object of this shelf.
+            let (size, [allocated, _]) = unsafe { guard.story(object) };
+            let Some(size) = size else { continue };
+            (live.size, live.allocated) = (size, allocated);
+        }
+        each(&live);
     }
 }
 

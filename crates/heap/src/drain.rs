@@ -67,6 +67,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// Brings home every block in the executing CPU's magazines. To be called before the CPU idles,
     /// so that no memory lies where nobody looks.
     pub fn drain(&self) {
+        self.drain_locals(false);
         for class in 0..CLASSES as u8 {
             loop {
                 let mut blocks = Batch::new();
@@ -112,6 +113,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     pub(crate) fn squeeze(&self) {
         self.wanted.fetch_add(1, Ordering::Relaxed);
         self.honour();
+        self.drain_locals(false);
         self.drain_depots();
         self.release_quarantine();
         self.shrink_caches();
@@ -146,6 +148,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// # Safety
     /// No other CPU is in a call of this heap, nor enters one, until this returns.
     pub unsafe fn drain_stopped(&self) {
+        self.drain_locals(true);
         for cpu in 0..MAX_CPUS {
             let area = self.areas[cpu].swap(no_area(), Ordering::Acquire);
             if let Some(area) = some_area(area) {

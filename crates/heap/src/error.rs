@@ -11,6 +11,8 @@ pub enum HeapError {
     TooLarge,
     /// The page source has nothing left. Exhaustion: try later.
     OutOfPages,
+    /// The cache has as many objects out as its limit allows. Exhaustion: try later.
+    Limit,
     /// The pointer to be resized is not a live block, or the heap's own records are damaged. The
     /// [`Report`] hook has been told already.
     Misuse(MisuseKind),
@@ -21,6 +23,7 @@ impl fmt::Display for HeapError {
         match self {
             Self::TooLarge => f.write_str("the request is larger than the heap can ever serve"),
             Self::OutOfPages => f.write_str("the page source has no pages left"),
+            Self::Limit => f.write_str("the cache is at its limit"),
             Self::Misuse(kind) => f.write_str(kind.name()),
         }
     }
@@ -123,7 +126,13 @@ impl fmt::Display for Misuse {
         let Self { kind, address, cache, block, size, .. } = self;
         write!(f, "heap: {}", kind.name())?;
         match kind {
-            MisuseKind::Leak => return write!(f, ": {size} objects of {cache} are still live"),
+            MisuseKind::Leak => {
+                write!(f, ": {size} objects of {cache} are still live, one at {block:#x}")?;
+                return match self.allocated {
+                    Some(track) => write!(f, "; allocated {track}"),
+                    None => Ok(()),
+                };
+            }
             MisuseKind::Foreign => return write!(f, ": {address:#x} is not the heap's"),
             _ => write!(f, ": {address:#x}")?,
         }

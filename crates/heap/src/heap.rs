@@ -15,6 +15,7 @@ use crate::depot::Depot;
 use crate::magazine::{Area, no_area, some_area};
 use crate::pool::Pool;
 use crate::shelf::Shelf;
+use crate::shrink::{SHRINKERS, Shrinkers};
 use crate::{HeapError, Misuse, MisuseKind, PageSource, PanicReport, Report};
 
 /// A kernel heap over the pages of `S`, for the CPUs of `C`, locked by `R`, telling `P` about
@@ -36,6 +37,8 @@ pub struct Heap<S, C, R, P = PanicReport> {
     pub(crate) state: lock_api::Mutex<R, State>,
     /// The shelf of each class that is in a debug mode; null for the others.
     pub(crate) guarded: [AtomicPtr<CacheShelf>; CLASSES],
+    /// Is a shrinker at work?
+    pub(crate) shrinking: AtomicBool,
     /// Is any debug mode on?
     pub(crate) debugging: AtomicBool,
     /// Bytes taken from the source and not given back.
@@ -61,6 +64,7 @@ pub(crate) struct State {
     /// The debug option for caches to come.
     pub(crate) option: &'static str,
     pub(crate) quarantine: Quarantine,
+    pub(crate) shrinkers: Shrinkers,
 }
 
 // SAFETY: the pointers inside lead to memory that only the holder of the state uses.
@@ -92,6 +96,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             caches: None,
             option: "",
             quarantine: Quarantine::new(),
+            shrinkers: [(0, None); SHRINKERS],
         };
         Self {
             source,
@@ -103,6 +108,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             in_depots: AtomicUsize::new(0),
             state: lock_api::Mutex::const_new(R::INIT, state),
             guarded: [const { AtomicPtr::new(null_mut()) }; CLASSES],
+            shrinking: AtomicBool::new(false),
             debugging: AtomicBool::new(false),
             taken: AtomicUsize::new(0),
             given: AtomicUsize::new(0),

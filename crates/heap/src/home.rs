@@ -152,7 +152,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             let mut guarded = None;
             let retired = {
                 let mut state = self.state.lock();
-                while let (None, None, Some(block)) = (misuse, guarded, blocks.pop()) {
+                while let (None, None) = (misuse, guarded) {
+                    let Some(block) = blocks.pop() else { break };
                     let address = block.as_ptr() as usize;
                     match self.inspect(&state, address) {
                         Ok(found) if !found.is_served_as(Some(Place::Class(class))) => {

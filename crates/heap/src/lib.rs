@@ -24,7 +24,9 @@
 //!   the objects, none inside them. A *shelf* is all slabs of one size.
 //! - *pool*: 64 KiB *chunks* from the page source, cut into blocks of 64-byte *granules*, best fit,
 //!   coalescing.
-//! - [`Cache`]: a shelf of typed objects that stay constructed while they are free.
+//! - [`Cache`]: a shelf of typed objects that stay constructed while they are free, with magazines
+//!   of its own.
+//! - *shrinker*: what the host can give up when memory is short ([`Shrink`]).
 //! - *tag*: a byte for each KiB of the source's memory; it says what begins there, so that
 //!   `kfree(ptr)` learns the class by one load.
 //!
@@ -35,9 +37,9 @@
 //! there is none: a span from the pool becomes a slab; there is no room: the lock is dropped, the
 //! source gives a chunk. `kfree(ptr)`: the tag says the class; the block goes on top of the magazine.
 //! That is full: the older half goes to the depot; that is full: under the central lock each block is
-//! checked and goes home; an empty slab's span goes back to the pool; chunks
-//! that fall empty, but for a few, go back to the source. When the source has no more, all caches are emptied before the caller
-//! hears no.
+//! checked and goes home; an empty slab's span goes back to the pool; chunks that fall empty, but for
+//! a few, go back to the source. When the source has no more, all caches are emptied and the host's
+//! shrinkers are asked before the caller hears no.
 //!
 //! # Invariants
 //!
@@ -63,10 +65,9 @@
 //!
 //! # Left out so far
 //!
-//! Debug modes for blocks without a class, sampling guard pages, borrowing from larger classes when
-//! memory is short, growth of page runs in place, page runs that are not a power of two, magazines
-//! for object caches (they take the central lock), shrinkers with priorities, chunks smaller than
-//! 64 KiB when the source has only those, and nodes: all CPUs are equally far from all memory.
+//! Debug modes for blocks without a class, borrowing from larger classes when memory is short, page
+//! runs that are not a power of two, depots for object caches, chunks smaller than 64 KiB when the
+//! source has only those, and nodes: all CPUs are equally far from all memory.
 #![no_std]
 #![deny(unsafe_code)]
 #![allow(clippy::result_large_err)] // evidence of misuse cannot be boxed: by whom?
@@ -85,25 +86,29 @@ mod guard;
 mod heap;
 mod home;
 mod inspect;
+mod local;
 mod magazine;
 mod pages;
 mod pool;
 mod refill;
 mod shelf;
+mod shrink;
 mod slab;
 mod source;
 mod stats;
 mod sync;
+mod typed;
 
-pub use cache::{Cache, Object};
 pub use debug::{DebugError, LiveObject};
 pub use error::{HeapError, Misuse, MisuseKind, PanicReport, Report};
 pub use guard::{BadOption, DebugFlags, Harm, TRACK_FRAMES, Track};
 pub use heap::Heap;
 pub use pagoda_addr::Order;
 pub use pool::CHUNK_ORDER;
+pub use shrink::Shrink;
 pub use source::{OutOfPages, PageSource, PageTags, TAG_SHIFT};
 pub use stats::Stats;
+pub use typed::{Cache, CacheOptions, CacheStats, Object};
 #[cfg(all(test, not(loom)))]
 mod crimes;
 #[cfg(all(test, loom))]

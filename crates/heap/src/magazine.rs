@@ -142,16 +142,10 @@ impl Area {
             let class = usize::from(class);
             let slots = capacity(class);
             // SAFETY: `AREA` counted one slot below the bottom, and the capacity, for each class.
-            let (bottom, limit) = unsafe {
-                slot.write(null_mut());
-                (slot.add(1), slot.add(1 + slots))
-            };
-            slot = limit;
-            Magazine {
-                top: AtomicPtr::new(bottom),
-                bottom: Cell::new(bottom),
-                limit: Cell::new(limit),
-                mask: Cell::new(usize::from(ALIGN_MASK[class])),
+            unsafe {
+                let place = NonNull::new_unchecked(slot);
+                slot = slot.add(1 + slots);
+                Magazine::over(place, slots, usize::from(ALIGN_MASK[class]))
             }
         });
         // SAFETY: the caller's bytes.
@@ -197,6 +191,24 @@ impl Magazine {
             self.top.store(top, Ordering::Relaxed);
             // No block is null: `push` takes none.
             Some(NonNull::new_unchecked(*top))
+        }
+    }
+
+    /// A magazine over `slots + 1` slots at `place`: the one below the bottom, and those above.
+    ///
+    /// # Safety
+    /// The slots are the magazine's for as long as it lives.
+    pub(crate) unsafe fn over(place: NonNull<*mut u8>, slots: usize, mask: usize) -> Self {
+        // SAFETY: the caller's slots.
+        let (bottom, limit) = unsafe {
+            place.write(null_mut());
+            (place.as_ptr().add(1), place.as_ptr().add(1 + slots))
+        };
+        Self {
+            top: AtomicPtr::new(bottom),
+            bottom: Cell::new(bottom),
+            limit: Cell::new(limit),
+            mask: Cell::new(mask),
         }
     }
 

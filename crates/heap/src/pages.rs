@@ -31,12 +31,17 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         order: Order,
         zeroed: bool,
     ) -> Result<NonNull<u8>, HeapError> {
-        self.take_pages(order, zeroed).or_else(|_| {
-            self.squeeze();
-            self.state.lock().pool.shrink();
-            self.give_retired();
-            self.take_pages(order, zeroed)
-        })
+        let mut step = 0;
+        loop {
+            match self.take_pages(order, zeroed) {
+                Err(_) if self.reclaim(step, order.bytes() as usize) => {
+                    step += 1;
+                    self.state.lock().pool.shrink();
+                    self.give_retired();
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     pub(crate) fn take_pages(&self, order: Order, zeroed: bool) -> Result<NonNull<u8>, HeapError> {

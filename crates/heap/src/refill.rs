@@ -113,11 +113,11 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// Tries `attempt` under the lock until it succeeds: with what there is, with more chunks while
     /// the source has some, and with what all caches give back (`attempt` hears of it).
     fn obtain(&self, mut attempt: impl FnMut(&mut State, bool) -> bool) -> Result<(), HeapError> {
-        let mut squeezed = false;
+        let mut step = 0;
         loop {
             let (done, damage) = {
                 let mut state = self.state.lock();
-                (attempt(&mut state, squeezed), state.pool.damage.take())
+                (attempt(&mut state, step != 0), state.pool.damage.take())
             };
             if let Some(damage) = damage {
                 let misuse = Misuse::at(MisuseKind::Damaged, damage.0);
@@ -133,11 +133,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                     // SAFETY: fresh pages of the right size, exposed.
                     unsafe { state.pool.add(base) };
                 }
-                Err(error) if squeezed => return Err(error),
-                Err(_) => {
-                    self.squeeze();
-                    squeezed = true;
-                }
+                Err(_) if self.reclaim(step, CHUNK) => step += 1,
+                Err(error) => return Err(error),
             }
         }
     }

@@ -7,7 +7,7 @@ use core::ptr::NonNull;
 
 use crate::classes::{NAMES, SIZES, Tag};
 use crate::guard::Guard;
-use crate::slab::{Listed, Slab};
+use crate::slab::{Listed, Slab, room};
 use pagoda_addr::Order;
 
 /// Called for each object of a slab that is given back.
@@ -27,6 +27,8 @@ pub(crate) struct Shelf {
     /// What stands in the tags of its slabs.
     pub(crate) tag: Tag,
     pub(crate) destroy: Option<Destroy>,
+    /// By how much the objects of the next slab are moved, and the step; 0 for none.
+    colour: (usize, usize),
     /// How the objects are guarded, in a debug mode.
     pub(crate) guard: Option<Guard>,
     lists: [Option<Slab>; 3],
@@ -59,6 +61,7 @@ impl Shelf {
             kept,
             tag,
             destroy,
+            colour: (0, 0),
             guard: None,
             lists: [None; 3],
             slabs: 0,
@@ -162,6 +165,36 @@ impl Shelf {
             Tag::Cache(order) => order,
             _ => Order::PAGE,
         }
+    }
+
+    /// Colours the slabs to come in steps of a cache line, or of the alignment if that is more.
+    pub(crate) fn set_coloured(&mut self, align: usize) {
+        self.colour = (0, align.max(64));
+    }
+
+    /// By how much to move the objects of the next slab: within the room that there is anyway.
+    pub(crate) fn next_colour(&mut self) -> usize {
+        let (colour, step) = self.colour;
+        let room = room(self.order().bytes() as usize, self.stride);
+        self.colour.0 = if colour + step <= room { colour + step } else { 0 };
+        colour
+    }
+
+    /// The partly used slab with the fewest live objects, and the one with the most; none when
+    /// there are not two.
+    pub(crate) fn extremes(&self, skipped: impl Fn(Slab) -> bool) -> Option<(Slab, Slab)> {
+        let partial = || self.iter().filter(|slab| slab.listed.get() == Listed::Partial);
+        let emptiest = partial().filter(|&slab| !skipped(slab)).max_by_key(|slab| slab.free())?;
+        let fullest = partial().min_by_key(|slab| slab.free())?;
+        (emptiest != fullest).then_some((emptiest, fullest))
+    }
+
+    /// Takes a free object of this very slab.
+    pub(crate) fn take_from(&mut self, slab: Slab) -> Option<NonNull<u8>> {
+        let object = slab.take()?;
+        self.live += 1;
+        self.relist(slab);
+        Some(object)
     }
 
     /// Takes an empty slab off, if there is one.

@@ -44,6 +44,8 @@ pub(crate) struct Header {
     pub(crate) prev: Cell<Option<Slab>>,
     /// Bytes of a slot in front of the object.
     lead: Cell<u32>,
+    /// Bytes of unused room behind the last object, see [`Slab::set_colour`].
+    colour: Cell<u32>,
     /// The shelf of an object cache; 0 for the slabs of a size class.
     pub(crate) owner: Cell<usize>,
 }
@@ -78,6 +80,12 @@ pub(crate) const fn capacity(span: usize, stride: usize) -> usize {
     if count > u16::MAX as usize { u16::MAX as usize } else { count }
 }
 
+/// Bytes of such a span that no object needs.
+pub(crate) const fn room(span: usize, stride: usize) -> usize {
+    let count = capacity(span, stride);
+    span - HEADER - count.div_ceil(64) * 8 - count * stride
+}
+
 /// Bytes of a span that holds `count` objects of `stride` bytes and nothing else.
 pub(crate) const fn span_for(count: usize, stride: usize) -> usize {
     HEADER + count.div_ceil(64) * 8 + count * stride
@@ -103,6 +111,7 @@ impl Slab {
             next: Cell::new(None),
             prev: Cell::new(None),
             lead: Cell::new(0),
+            colour: Cell::new(0),
             owner: Cell::new(0),
         };
         let slab = Self(base.cast());
@@ -130,7 +139,8 @@ impl Slab {
         let sound = slab.magic.get() == Self::magic_at(base)
             && slab.count() != 0
             && slab.count() == capacity(span, stride)
-            && slab.first.get() as usize == span - slab.count() * stride
+            && slab.first.get() as usize + slab.colour.get() as usize
+                == span - slab.count() * stride
             && slab.free.get() <= slab.count.get()
             && slab.lead.get() < slab.stride.get();
         sound.then_some(slab)
@@ -143,6 +153,16 @@ impl Slab {
     /// Makes objects begin `lead` bytes into their slots. Before any is handed out.
     pub(crate) fn set_lead(self, lead: usize) {
         self.lead.set(lead as u32);
+    }
+
+    /// Moves all objects so many bytes to the front, if there is so much unused room: objects of
+    /// different slabs then fall on different cache lines. Before any is handed out.
+    pub(crate) fn set_colour(self, colour: usize) {
+        let room = self.first.get() as usize - (HEADER + self.count().div_ceil(64) * 8);
+        if colour <= room {
+            self.first.set(self.first.get() - colour as u32);
+            self.colour.set(colour as u32);
+        }
     }
 
     /// The first byte of the span.
@@ -167,7 +187,7 @@ impl Slab {
 
     /// Bytes that are no object's.
     pub(crate) fn overhead(self) -> usize {
-        self.first.get() as usize
+        self.first.get() as usize + self.colour.get() as usize
     }
 
     fn bits(&self) -> &[Cell<u64>] {
@@ -188,7 +208,8 @@ impl Slab {
     /// What lies at `address`.
     pub(crate) fn locate(self, address: usize) -> Spot {
         let offset = address.wrapping_sub(self.0.as_ptr() as usize);
-        if offset < self.first.get() as usize || offset >= self.span.get() as usize {
+        let end = self.span.get() as usize - self.colour.get() as usize;
+        if offset < self.first.get() as usize || offset >= end {
             return Spot::Outside;
         }
         let (stride, rest) = (self.stride.get(), offset as u32 - self.first.get());
@@ -246,6 +267,18 @@ impl Slab {
             && beyond == 0
             && bits.iter().take(hint).all(|word| word.get() == 0)
     }
+}
+
+/// Whose the slab at `base` is, without the lock: the owner is written before a tag vouches for the
+/// slab, and never again.
+///
+/// # Safety
+/// A tag says that a slab of an object cache lies at `base`.
+#[inline]
+pub(crate) unsafe fn owner_at(base: usize) -> usize {
+    let header = core::ptr::with_exposed_provenance::<Header>(base);
+    // SAFETY: the caller's promise.
+    unsafe { (*header).owner.get() }
 }
 
 impl Deref for Slab {

@@ -7,6 +7,7 @@ use core::sync::atomic::Ordering;
 use lock_api::RawMutex;
 use pagoda_sync::Cpus;
 
+use crate::cache::CacheShelf;
 use crate::classes::{CLASSES, NAMES, SIZES, SLAB_CLASSES, Tag};
 use crate::heap::State;
 use crate::magazine::some_area;
@@ -63,19 +64,31 @@ struct Row {
 }
 
 impl State {
-    /// The shelf of object cache `index`, newest first.
-    fn cache(&self, index: usize) -> Option<&Shelf> {
+    /// Object cache `index`, newest first.
+    fn cache(&self, index: usize) -> Option<&CacheShelf> {
         let mut cache = self.caches?;
         for _ in 0..index {
             // SAFETY: *cache-listed*; whoever has the state holds the lock.
             cache = unsafe { cache.as_ref() }.next?;
         }
         // SAFETY: as above.
-        Some(&unsafe { cache.as_ref() }.shelf)
+        Some(unsafe { cache.as_ref() })
+    }
+
+    /// Bytes of objects in the magazines of caches.
+    fn in_locals(&self) -> usize {
+        let (mut bytes, mut next) = (0, self.caches);
+        while let Some(cache) = next {
+            // SAFETY: *cache-listed*; whoever has the state holds the lock.
+            let cache = unsafe { cache.as_ref() };
+            bytes += cache.locals.map_or(0, |locals| locals.len()) * cache.shelf.stride;
+            next = cache.next;
+        }
+        bytes
     }
 
     fn shelves(&self) -> impl Iterator<Item = &Shelf> {
-        self.shelves.iter().chain((0..).map_while(|index| self.cache(index)))
+        self.shelves.iter().chain((0..).map_while(|index| Some(&self.cache(index)?.shelf)))
     }
 
     /// Line `index` of slabinfo: classes first, caches after them.
@@ -97,7 +110,10 @@ impl State {
                 active_slabs: 0,
             });
         }
-        self.cache(index - CLASSES).map(Row::of)
+        let cache = self.cache(index - CLASSES)?;
+        let mut row = Row::of(&cache.shelf);
+        row.live = row.live.saturating_sub(cache.locals.map_or(0, |locals| locals.len()));
+        Some(row)
     }
 }
 
@@ -109,7 +125,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             cached += self.cached(class) * usize::from(size);
         }
         let state = self.state.lock();
-        cached += state.quarantine.bytes();
+        cached += state.quarantine.bytes() + state.in_locals();
         let mut stats = Stats {
             taken: self.taken.load(Ordering::Relaxed),
             live: state.unclassed,

@@ -120,7 +120,9 @@ impl Ledger {
 
     /// Has nothing happened?
     pub(crate) fn is_clean(&self) -> bool {
-        self.0.lock().unwrap().is_empty()
+        let list = self.0.lock().unwrap();
+        list.iter().for_each(|misuse| std::eprintln!("{misuse}"));
+        list.is_empty()
     }
 
     pub(crate) fn kind(&self) -> MisuseKind {

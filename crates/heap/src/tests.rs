@@ -26,6 +26,8 @@ pub(crate) fn layout(size: usize, align: usize) -> Layout {
     Layout::from_size_align(size, align).unwrap()
 }
 
+mod caches;
+
 /// A live block as the model knows it: every byte is derived from the seed.
 #[derive(Clone, Copy)]
 struct Block {
@@ -357,70 +359,6 @@ fn without_a_hook_misuse_stops_loudly() {
         let _ = heap.kfree(block);
         let _ = heap.kfree(block);
     }
-}
-
-#[test]
-fn a_cache_keeps_its_objects_constructed() {
-    let (arena, ledger) = (Arena::new(256), Ledger::default());
-    let heap = heap(&arena, &ledger);
-    {
-        let cache = heap.cache::<String>("names", || String::from("fresh")).unwrap();
-        let mut first = cache.alloc().unwrap();
-        assert_eq!(*first, "fresh");
-        first.push_str(", used");
-        drop(first);
-        assert_eq!(*cache.alloc().unwrap(), "fresh, used");
-        let many: Vec<_> = (0..1000).map(|_| cache.alloc().unwrap()).collect();
-        assert_eq!(cache.live(), 1000);
-        let mut text = String::new();
-        heap.slabinfo(&mut text).unwrap();
-        let line = text.lines().find(|line| line.starts_with("names ")).unwrap();
-        assert_eq!(line.split_whitespace().nth(1), Some("1000"));
-        let raw = many.into_iter().next().unwrap().into_raw();
-        // SAFETY: the raw object is given back once.
-        unsafe {
-            assert!(heap.kfree(raw.cast()).is_err());
-            assert_eq!(ledger.kind(), MisuseKind::WrongCache);
-            let other = heap.cache::<String>("others", String::new).unwrap();
-            assert!(other.free_raw(raw).is_err());
-            assert_eq!(ledger.kind(), MisuseKind::WrongCache);
-            cache.free_raw(raw).unwrap();
-            assert!(cache.free_raw(raw).is_err());
-            assert_eq!(ledger.kind(), MisuseKind::DoubleFree);
-        }
-        heap.check().unwrap();
-    }
-    heap.shrink();
-    assert_eq!(arena.pages_out(), 0);
-}
-
-#[test]
-fn a_cache_dropped_with_live_objects_names_the_leak() {
-    let (arena, ledger) = (Arena::new(256), Ledger::default());
-    let heap = heap(&arena, &ledger);
-    let cache = heap.cache::<[u64; 9]>("nines", || [0; 9]).unwrap();
-    let object = cache.alloc_raw().unwrap();
-    drop(cache);
-    assert_eq!(ledger.one().to_string(), "heap: leaked objects: 1 objects of nines are still live");
-    // SAFETY: the object was leaked, not given back.
-    assert_eq!(unsafe { object.read() }, [0; 9]);
-    assert!(heap.check().is_ok());
-}
-
-#[test]
-fn objects_larger_than_a_page_and_aligned_to_one_have_caches_too() {
-    #[repr(align(4096))]
-    struct Large([u8; 5000]);
-    let (arena, ledger) = (Arena::new(1024), Ledger::default());
-    let heap = heap(&arena, &ledger);
-    let cache = heap.cache::<Large>("large", || Large([7; 5000])).unwrap();
-    let objects: Vec<_> = (0..20).map(|_| cache.alloc().unwrap()).collect();
-    for object in &objects {
-        assert_eq!(&raw const **object as usize % 4096, 0);
-        assert!(object.0.iter().all(|&byte| byte == 7));
-    }
-    let stats = heap.check().unwrap();
-    assert_eq!(stats.accounted(), stats.taken);
 }
 
 #[test]
