@@ -7,7 +7,7 @@
 use core::ffi::{c_int, c_void};
 use core::ptr;
 
-use pagoda_malloc_core::{PAGE_BYTES, PROCESS};
+use pagoda_malloc_core::{PAGE_BYTES, process};
 
 use crate::weak::{EINVAL, ENOMEM, set_errno};
 
@@ -28,14 +28,21 @@ fn refuse(errno: c_int) -> *mut c_void {
 /// `void *malloc(size_t size)`
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc(bytes: usize) -> *mut c_void {
-    or_enomem(PROCESS.alloc(bytes))
+    let block = process::alloc_short(bytes);
+    if block.is_null() { malloc_slow(bytes) } else { block.cast() }
+}
+
+#[cold]
+#[inline(never)]
+extern "C" fn malloc_slow(bytes: usize) -> *mut c_void {
+    or_enomem(process::alloc_slow(bytes))
 }
 
 /// `void *calloc(size_t n, size_t size)`
 #[unsafe(no_mangle)]
 pub extern "C" fn calloc(count: usize, bytes: usize) -> *mut c_void {
     match count.checked_mul(bytes) {
-        Some(bytes) => or_enomem(PROCESS.alloc_zeroed(bytes)),
+        Some(bytes) => or_enomem(process::alloc_zeroed(bytes)),
         None => refuse(ENOMEM),
     }
 }
@@ -48,11 +55,11 @@ pub extern "C" fn calloc(count: usize, bytes: usize) -> *mut c_void {
 pub unsafe extern "C" fn realloc(block: *mut c_void, bytes: usize) -> *mut c_void {
     if bytes == 0 && !block.is_null() {
         // SAFETY: the caller's promise is ours.
-        unsafe { PROCESS.free(block.cast()) };
+        unsafe { process::free(block.cast()) };
         return ptr::null_mut();
     }
     // SAFETY: as above.
-    or_enomem(unsafe { PROCESS.realloc(block.cast(), bytes) })
+    or_enomem(unsafe { process::realloc(block.cast(), bytes) })
 }
 
 /// `void *reallocarray(void *block, size_t n, size_t size)`
@@ -79,7 +86,7 @@ pub unsafe extern "C" fn reallocarray(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free(block: *mut c_void) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free(block.cast()) }
 }
 
 /// `void cfree(void *block)`
@@ -89,7 +96,7 @@ pub unsafe extern "C" fn free(block: *mut c_void) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cfree(block: *mut c_void) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free(block.cast()) }
 }
 
 /// `void free_sized(void *block, size_t size)`
@@ -97,9 +104,9 @@ pub unsafe extern "C" fn cfree(block: *mut c_void) {
 /// # Safety
 /// As for [`free`].
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn free_sized(block: *mut c_void, _bytes: usize) {
+pub unsafe extern "C" fn free_sized(block: *mut c_void, bytes: usize) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free_sized(block.cast(), bytes) }
 }
 
 /// `void free_aligned_sized(void *block, size_t alignment, size_t size)`
@@ -107,9 +114,9 @@ pub unsafe extern "C" fn free_sized(block: *mut c_void, _bytes: usize) {
 /// # Safety
 /// As for [`free`].
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn free_aligned_sized(block: *mut c_void, _align: usize, _bytes: usize) {
+pub unsafe extern "C" fn free_aligned_sized(block: *mut c_void, _align: usize, bytes: usize) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free_sized(block.cast(), bytes) }
 }
 
 /// `void *aligned_alloc(size_t alignment, size_t size)`; the alignment is a power of two.
@@ -118,14 +125,14 @@ pub extern "C" fn aligned_alloc(align: usize, bytes: usize) -> *mut c_void {
     if !align.is_power_of_two() {
         return refuse(EINVAL);
     }
-    or_enomem(PROCESS.alloc_aligned(bytes, align))
+    or_enomem(process::alloc_aligned(bytes, align))
 }
 
 /// `void *memalign(size_t alignment, size_t size)`; the alignment is rounded up to a power of two.
 #[unsafe(no_mangle)]
 pub extern "C" fn memalign(align: usize, bytes: usize) -> *mut c_void {
     match align.checked_next_power_of_two() {
-        Some(align) => or_enomem(PROCESS.alloc_aligned(bytes, align)),
+        Some(align) => or_enomem(process::alloc_aligned(bytes, align)),
         None => refuse(EINVAL),
     }
 }
@@ -143,7 +150,7 @@ pub unsafe extern "C" fn posix_memalign(
     if !align.is_power_of_two() || align < size_of::<*mut c_void>() {
         return EINVAL;
     }
-    let block = PROCESS.alloc_aligned(bytes, align);
+    let block = process::alloc_aligned(bytes, align);
     if block.is_null() {
         return ENOMEM;
     }
@@ -155,14 +162,14 @@ pub unsafe extern "C" fn posix_memalign(
 /// `void *valloc(size_t size)`: aligned to a page.
 #[unsafe(no_mangle)]
 pub extern "C" fn valloc(bytes: usize) -> *mut c_void {
-    or_enomem(PROCESS.alloc_aligned(bytes, PAGE_BYTES))
+    or_enomem(process::alloc_aligned(bytes, PAGE_BYTES))
 }
 
 /// `void *pvalloc(size_t size)`: whole pages.
 #[unsafe(no_mangle)]
 pub extern "C" fn pvalloc(bytes: usize) -> *mut c_void {
     match bytes.checked_next_multiple_of(PAGE_BYTES) {
-        Some(bytes) => or_enomem(PROCESS.alloc_aligned(bytes.max(PAGE_BYTES), PAGE_BYTES)),
+        Some(bytes) => or_enomem(process::alloc_aligned(bytes.max(PAGE_BYTES), PAGE_BYTES)),
         None => refuse(ENOMEM),
     }
 }
@@ -174,5 +181,5 @@ pub extern "C" fn pvalloc(bytes: usize) -> *mut c_void {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.usable(block.cast()) }
+    unsafe { process::usable(block.cast()) }
 }

@@ -5,7 +5,7 @@
 
 use core::ffi::c_void;
 
-use pagoda_malloc_core::PROCESS;
+use pagoda_malloc_core::process;
 
 use crate::weak::{new_handler, throw_bad_alloc};
 
@@ -14,7 +14,7 @@ type Nothrow = *const c_void;
 
 #[inline(always)]
 fn allocate(bytes: usize, align: usize) -> *mut u8 {
-    if align <= 16 { PROCESS.alloc(bytes) } else { PROCESS.alloc_aligned(bytes, align) }
+    if align <= 16 { process::alloc(bytes) } else { process::alloc_aligned(bytes, align) }
 }
 
 // Exceptions pass only through functions of this calling convention.
@@ -114,7 +114,7 @@ pub extern "C" fn _ZnamSt11align_val_tRKSt9nothrow_t(
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn _ZdlPv(block: *mut c_void) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free(block.cast()) }
 }
 
 /// `operator delete(void *, size_t) noexcept`
@@ -123,9 +123,9 @@ pub unsafe extern "C" fn _ZdlPv(block: *mut c_void) {
 /// The block came from here and is not used again.
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdlPvm(block: *mut c_void, _bytes: usize) {
+pub unsafe extern "C" fn _ZdlPvm(block: *mut c_void, bytes: usize) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free_sized(block.cast(), bytes) }
 }
 
 /// `operator delete(void *, std::nothrow_t const &) noexcept`
@@ -136,7 +136,7 @@ pub unsafe extern "C" fn _ZdlPvm(block: *mut c_void, _bytes: usize) {
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn _ZdlPvRKSt9nothrow_t(block: *mut c_void, _: Nothrow) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free(block.cast()) }
 }
 
 /// `operator delete(void *, std::align_val_t) noexcept`
@@ -147,7 +147,7 @@ pub unsafe extern "C" fn _ZdlPvRKSt9nothrow_t(block: *mut c_void, _: Nothrow) {
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn _ZdlPvSt11align_val_t(block: *mut c_void, _align: usize) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free(block.cast()) }
 }
 
 /// `operator delete(void *, size_t, std::align_val_t) noexcept`
@@ -156,9 +156,9 @@ pub unsafe extern "C" fn _ZdlPvSt11align_val_t(block: *mut c_void, _align: usize
 /// The block came from here and is not used again.
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdlPvmSt11align_val_t(block: *mut c_void, _bytes: usize, _align: usize) {
+pub unsafe extern "C" fn _ZdlPvmSt11align_val_t(block: *mut c_void, bytes: usize, _align: usize) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free_sized(block.cast(), bytes) }
 }
 
 /// `operator delete(void *, std::align_val_t, std::nothrow_t const &) noexcept`
@@ -173,7 +173,7 @@ pub unsafe extern "C" fn _ZdlPvSt11align_val_tRKSt9nothrow_t(
     _: Nothrow,
 ) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free(block.cast()) }
 }
 
 /// `operator delete[](void *) noexcept`
@@ -184,7 +184,7 @@ pub unsafe extern "C" fn _ZdlPvSt11align_val_tRKSt9nothrow_t(
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn _ZdaPv(block: *mut c_void) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free(block.cast()) }
 }
 
 /// `operator delete[](void *, size_t) noexcept`
@@ -193,9 +193,9 @@ pub unsafe extern "C" fn _ZdaPv(block: *mut c_void) {
 /// The block came from here and is not used again.
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdaPvm(block: *mut c_void, _bytes: usize) {
+pub unsafe extern "C" fn _ZdaPvm(block: *mut c_void, bytes: usize) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free_sized(block.cast(), bytes) }
 }
 
 /// `operator delete[](void *, std::nothrow_t const &) noexcept`
@@ -206,7 +206,7 @@ pub unsafe extern "C" fn _ZdaPvm(block: *mut c_void, _bytes: usize) {
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn _ZdaPvRKSt9nothrow_t(block: *mut c_void, _: Nothrow) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free(block.cast()) }
 }
 
 /// `operator delete[](void *, std::align_val_t) noexcept`
@@ -217,7 +217,7 @@ pub unsafe extern "C" fn _ZdaPvRKSt9nothrow_t(block: *mut c_void, _: Nothrow) {
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn _ZdaPvSt11align_val_t(block: *mut c_void, _align: usize) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free(block.cast()) }
 }
 
 /// `operator delete[](void *, size_t, std::align_val_t) noexcept`
@@ -226,9 +226,9 @@ pub unsafe extern "C" fn _ZdaPvSt11align_val_t(block: *mut c_void, _align: usize
 /// The block came from here and is not used again.
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdaPvmSt11align_val_t(block: *mut c_void, _bytes: usize, _align: usize) {
+pub unsafe extern "C" fn _ZdaPvmSt11align_val_t(block: *mut c_void, bytes: usize, _align: usize) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free_sized(block.cast(), bytes) }
 }
 
 /// `operator delete[](void *, std::align_val_t, std::nothrow_t const &) noexcept`
@@ -243,5 +243,5 @@ pub unsafe extern "C" fn _ZdaPvSt11align_val_tRKSt9nothrow_t(
     _: Nothrow,
 ) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free(block.cast()) }
+    unsafe { process::free(block.cast()) }
 }

@@ -3,7 +3,7 @@
 use core::ffi::{CStr, c_int, c_void};
 use core::fmt::{self, Write};
 
-use pagoda_malloc_core::{PROCESS, Stats, linux};
+use pagoda_malloc_core::{Stats, linux, process};
 
 use crate::weak::{EINVAL, fputs};
 
@@ -48,7 +48,7 @@ fn info(stats: &Stats) -> Mallinfo2 {
 /// `struct mallinfo2 mallinfo2(void)`. Blocks of a slab count as used as long as the slab is.
 #[unsafe(no_mangle)]
 pub extern "C" fn mallinfo2() -> Mallinfo2 {
-    info(&PROCESS.stats())
+    info(&process::stats())
 }
 
 /// `struct mallinfo mallinfo(void)`: what does not fit is cut to the largest number.
@@ -75,7 +75,7 @@ pub extern "C" fn mallinfo() -> Mallinfo {
 /// `int malloc_trim(size_t pad)`: 1 when memory went back to the system.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc_trim(pad: usize) -> c_int {
-    c_int::from(PROCESS.trim(pad) > 0)
+    c_int::from(process::trim(pad) > 0)
 }
 
 /// `int mallopt(int parameter, int value)`: hints are accepted (1) and change nothing; what would have
@@ -134,7 +134,7 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut c_void) -> c_i
     if options != 0 {
         return EINVAL;
     }
-    let stats = PROCESS.stats();
+    let stats = process::stats();
     let mut text = Text::new();
     let _ = write!(
         text,
@@ -158,7 +158,7 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut c_void) -> c_i
 /// `void malloc_stats(void)`: to standard error.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc_stats() {
-    let stats = PROCESS.stats();
+    let stats = process::stats();
     let mut text = Text::new();
     let _ = write!(text, "{stats}");
     linux::write(2, text.as_bytes());

@@ -128,7 +128,7 @@ fn threads_come_and_go_and_the_process_forks_meanwhile() {
         })
         .collect();
     let mine = work(99);
-    for _ in 0..150 {
+    for _ in 0..40 {
         unsafe {
             let child = fork();
             assert!(child >= 0);

@@ -24,8 +24,12 @@ use core::cell::Cell as Own;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
-use crate::system::{Corruption, PAGE_BYTES, Stop, System};
+use crate::regret::Regret;
+use crate::system::{PAGE_BYTES, System};
 use crate::window::{STEP, Window};
+
+mod bins;
+mod purge;
 
 /// How many arenas there are.
 pub const ARENAS: usize = 8;
@@ -45,6 +49,8 @@ const BINS: usize = 64 + 24 * 16;
 const MAPS: usize = BINS / 64;
 /// This much may be free and dirty always, in granules: 256 KiB.
 const BUDGET: u32 = 4096;
+/// So much more may be free and dirty in a program that goes up and down, in granules: 4 MiB.
+const EXTRA: u32 = 65536;
 /// Free blocks below this are not worth a call to the system, in granules: 16 KiB.
 const WORTH: u32 = 256;
 
@@ -65,17 +71,6 @@ pub struct Cell {
     before_is_free: AtomicU8,
 }
 
-/// A free block, at its start. All in granules.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Node {
-    size: u32,
-    /// How much of it may have memory behind it.
-    dirty: u32,
-    next: u32,
-    previous: u32,
-}
-
 /// The books of an arena. All zero is an empty one.
 #[repr(C)]
 pub struct Arena {
@@ -85,6 +80,7 @@ pub struct Arena {
     committed: Own<u32>,
     live: Own<u32>,
     dirty: Own<u32>,
+    regret: Regret,
     maps: [Own<u64>; MAPS],
     /// Granule + 1 of each bin's first block.
     bins: [Own<u32>; BINS],
@@ -121,15 +117,6 @@ pub struct Ground<'a, S: System> {
     cells: *const Cell,
     room: u32,
     _held: crate::lock::Held<'a, S>,
-}
-
-fn bin_of(size: u32) -> usize {
-    if size <= EXACT {
-        return size as usize - 1;
-    }
-    let octave = size.ilog2();
-    let bin = 64 + (octave as usize - 6) * 16 + (size >> (octave - 4)) as usize % 16;
-    bin.min(BINS - 1)
 }
 
 impl Cell {
@@ -169,20 +156,6 @@ impl<'a, S: System> Ground<'a, S> {
         unsafe { &*self.cells.wrapping_add((granule / GRANULES_IN_CELL) as usize) }
     }
 
-    fn node(&self, granule: u32) -> Node {
-        // SAFETY: only called for free blocks below the top, which hold a node at their start.
-        unsafe { self.address(granule).cast::<Node>().read() }
-    }
-
-    fn set_node(&self, granule: u32, node: Node) {
-        // SAFETY: as for `node`; free blocks are the arena's.
-        unsafe { self.address(granule).cast::<Node>().write(node) };
-    }
-
-    fn footer(&self, end: u32) -> *mut u32 {
-        self.address(end).wrapping_sub(4).cast()
-    }
-
     /// Allocates so many granules (more than a cell's) at a multiple of `align` granules.
     pub fn take(&self, size: u32, align: u32) -> Option<Found> {
         let size = size.max(SMALLEST);
@@ -200,41 +173,6 @@ impl<'a, S: System> Ground<'a, S> {
         Some(found)
     }
 
-    /// The best free block of at least so many granules.
-    fn search(&self, size: u32) -> Option<u32> {
-        let first = bin_of(size);
-        let mut map = first / 64;
-        let mut bits = self.arena.maps.get(map)?.get() & (u64::MAX << (first % 64));
-        loop {
-            while bits != 0 {
-                let bin = map * 64 + bits.trailing_zeros() as usize;
-                if let Some(start) = self.best_of(bin, size) {
-                    return Some(start);
-                }
-                bits &= bits - 1;
-            }
-            map += 1;
-            bits = self.arena.maps.get(map)?.get();
-        }
-    }
-
-    fn best_of(&self, bin: usize, size: u32) -> Option<u32> {
-        let mut next = self.arena.bins.get(bin)?.get();
-        let mut best: Option<(u32, u32)> = None;
-        let mut looks = if bin < EXACT as usize { 4 } else { 32 };
-        while next != 0 && looks > 0 {
-            let start = next - 1;
-            let node = self.node(start);
-            if node.size >= size && best.is_none_or(|best| (node.size, start) < best) {
-                best = Some((node.size, start));
-            }
-            next = node.next;
-            // Beyond the limit, the first that fits will do.
-            looks -= u32::from(looks > 1 || best.is_some());
-        }
-        best.map(|(_, start)| start)
-    }
-
     /// Allocates inside a free block that is large enough.
     fn cut(&self, start: u32, size: u32, align: u32) -> Found {
         let node = self.remove(start);
@@ -248,6 +186,7 @@ impl<'a, S: System> Ground<'a, S> {
             self.insert(start, lead, dirty.min(lead));
             dirty -= dirty.min(lead);
         }
+        self.arena.regret.taken(size - dirty.min(size));
         dirty = dirty.saturating_sub(size);
         if rest > 0 {
             self.insert(at + size, rest, dirty.min(rest));
@@ -265,6 +204,7 @@ impl<'a, S: System> Ground<'a, S> {
         self.arena.top.set(end);
         let old_high = self.arena.high.get();
         self.arena.high.set(old_high.max(end));
+        self.arena.regret.taken(end.saturating_sub(old_high.max(start)));
         self.cell(start).before_is_free.store(0, Ordering::Relaxed);
         if start > top {
             self.insert(top, start - top, old_high.saturating_sub(top).min(start - top));
@@ -299,10 +239,12 @@ impl<'a, S: System> Ground<'a, S> {
         cell.block.store(0, Ordering::Relaxed);
         self.arena.live.set(self.arena.live.get() - size);
         self.give_range(start, size, cell.before_is_free.load(Ordering::Relaxed) != 0);
-        let free = self.dirty();
-        let budget = BUDGET + self.arena.live.get() / 8;
+        let (free, live) = (self.dirty(), self.arena.live.get());
+        let budget = BUDGET + live / 8 + self.arena.regret.extra();
         if free > budget {
             self.purge(budget / 2);
+            let most = EXTRA + live / 4;
+            self.arena.regret.gives(free - self.dirty(), most);
         }
     }
 
@@ -333,46 +275,6 @@ impl<'a, S: System> Ground<'a, S> {
             self.arena.top.set(start);
         } else {
             self.insert(start, size, dirty);
-        }
-    }
-
-    /// Granules that are free and may have memory behind them.
-    fn dirty(&self) -> u32 {
-        self.arena.dirty.get() + (self.arena.high.get() - self.arena.top.get())
-    }
-
-    /// Gives memory back to the system until at most `keep` granules are dirty, or nothing is worth it.
-    pub fn purge(&self, keep: u32) -> usize {
-        let before = self.dirty();
-        let top = self.arena.top.get().next_multiple_of(PAGE_GRANULES);
-        let high = self.arena.high.get().next_multiple_of(PAGE_GRANULES);
-        if top < high {
-            self.decommit(top, high);
-            self.arena.high.set(top);
-        }
-        for bin in (bin_of(WORTH)..BINS).rev() {
-            let mut next = self.arena.bins.get(bin).map_or(0, Own::get);
-            while next != 0 && self.dirty() > keep {
-                let start = next - 1;
-                let mut node = self.node(start);
-                next = node.next;
-                if node.dirty >= PAGE_GRANULES {
-                    let first = (start + 1).next_multiple_of(PAGE_GRANULES);
-                    let end = start + node.size - 1;
-                    self.decommit(first, end - end % PAGE_GRANULES);
-                    self.arena.dirty.set(self.arena.dirty.get() - node.dirty);
-                    node.dirty = 0;
-                    self.set_node(start, node);
-                }
-            }
-        }
-        before.saturating_sub(self.dirty()) as usize * GRANULE
-    }
-
-    fn decommit(&self, first: u32, end: u32) {
-        if let (true, Some(start)) = (first < end, NonNull::new(self.address(first))) {
-            // SAFETY: pages inside a free block, between its node and its footer, or beyond the top.
-            unsafe { self.system.decommit(start, (end - first) as usize * GRANULE) };
         }
     }
 
@@ -410,83 +312,6 @@ impl<'a, S: System> Ground<'a, S> {
         true
     }
 
-    /// Tells the block that starts at `granule` about the one before.
-    fn set_before(&self, granule: u32, free: bool) {
-        if granule < self.arena.top.get() {
-            self.cell(granule).before_is_free.store(u8::from(free), Ordering::Relaxed);
-        }
-    }
-
-    /// Puts a free block into its bin.
-    fn insert(&self, start: u32, size: u32, dirty: u32) {
-        let bin = bin_of(size);
-        let (Some(head), Some(map)) = (self.arena.bins.get(bin), self.arena.maps.get(bin / 64))
-        else {
-            return;
-        };
-        let next = head.get();
-        self.set_node(start, Node { size, dirty, next, previous: 0 });
-        // SAFETY: the last word of the free block.
-        unsafe { self.footer(start + size).write(size) };
-        if next != 0 {
-            let mut node = self.node(next - 1);
-            node.previous = start + 1;
-            self.set_node(next - 1, node);
-        }
-        head.set(start + 1);
-        map.set(map.get() | 1 << (bin % 64));
-        self.arena.dirty.set(self.arena.dirty.get() + dirty);
-        self.set_before(start + size, true);
-    }
-
-    /// Takes a free block out of its bin.
-    fn remove(&self, start: u32) -> Node {
-        let node = self.node(start);
-        let top = self.arena.top.get();
-        let sane = node.size != 0 && node.size <= top - start && node.dirty <= node.size;
-        if !sane || node.next > top || node.previous > top {
-            self.corrupt(start);
-        }
-        // SAFETY: the last word of the free block, which lies below the top.
-        if unsafe { self.footer(start + node.size).read() } != node.size {
-            self.corrupt(start);
-        }
-        let bin = bin_of(node.size);
-        if node.next != 0 {
-            let mut next = self.node(node.next - 1);
-            if next.previous != start + 1 {
-                self.corrupt(start);
-            }
-            next.previous = node.previous;
-            self.set_node(node.next - 1, next);
-        }
-        if node.previous != 0 {
-            let mut previous = self.node(node.previous - 1);
-            if previous.next != start + 1 {
-                self.corrupt(start);
-            }
-            previous.next = node.next;
-            self.set_node(node.previous - 1, previous);
-        } else if let (Some(head), Some(map)) =
-            (self.arena.bins.get(bin), self.arena.maps.get(bin / 64))
-        {
-            if head.get() != start + 1 {
-                self.corrupt(start);
-            }
-            head.set(node.next);
-            if node.next == 0 {
-                map.set(map.get() & !(1 << (bin % 64)));
-            }
-        }
-        self.arena.dirty.set(self.arena.dirty.get() - node.dirty);
-        node
-    }
-
-    #[cold]
-    fn corrupt(&self, granule: u32) -> ! {
-        self.system.stop(&Stop::Corruption(Corruption::FreeBlock, self.address(granule) as usize))
-    }
-
     /// How the arena stands.
     pub fn stats(&self) -> ArenaStats {
         ArenaStats {
@@ -494,37 +319,5 @@ impl<'a, S: System> Ground<'a, S> {
             live: self.arena.live.get() as usize * GRANULE,
             dirty: self.dirty() as usize * GRANULE,
         }
-    }
-
-    /// Walks the arena and checks *no-gap*, *merged*, *before-is-free* and *live*. For tests.
-    #[cfg(test)]
-    pub fn check(&self) -> bool {
-        let (mut at, mut live, mut dirty, mut after_free) = (0, 0, 0, false);
-        while at < self.arena.top.get() {
-            if let Some(size) = self.cell(at).block_at(at) {
-                let told = self.cell(at).before_is_free.load(Ordering::Relaxed) != 0;
-                if told != after_free {
-                    return false;
-                }
-                live += size;
-                at += size;
-                after_free = false;
-            } else {
-                let node = self.node(at);
-                // SAFETY: a free block's last word.
-                let footer = unsafe { self.footer(at + node.size).read() };
-                if after_free || node.size == 0 || footer != node.size {
-                    return false;
-                }
-                dirty += node.dirty;
-                at += node.size;
-                after_free = true;
-            }
-        }
-        let arena = self.arena;
-        at == arena.top.get()
-            && !after_free
-            && live == arena.live.get()
-            && dirty == arena.dirty.get()
     }
 }

@@ -15,13 +15,15 @@ use core::cell::Cell;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::classes::{CLASSES, WORDS};
+use crate::classes::{CLASSES, UNIT_BYTES, WORDS};
 use crate::outgoing::Outgoing;
 use crate::recent::Recents;
+use crate::system::PAGE_BYTES;
 use crate::unit::{NONE, Unit};
 
-/// Distance between heaps: a page, so that a new thread costs one.
-pub const HEAP_STRIDE: usize = 4096;
+/// Distance between heaps: what *one-compare* in [`crate::unit`] demands. Only the first page is ever
+/// touched, so that a new thread costs one.
+pub const HEAP_STRIDE: usize = UNIT_BYTES;
 
 /// `state`: never used.
 pub const FRESH: u32 = 0;
@@ -59,7 +61,7 @@ pub struct Heap {
     pub(crate) slabs: [AtomicU32; CLASSES],
 }
 
-const _: () = assert!(size_of::<Heap>() <= HEAP_STRIDE);
+const _: () = assert!(size_of::<Heap>() <= PAGE_BYTES);
 
 pub(crate) struct Nobody(pub(crate) Heap);
 

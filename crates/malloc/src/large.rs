@@ -119,6 +119,42 @@ pub unsafe fn find_kept(at: *mut u8) -> Block {
     block
 }
 
+/// Pages of the mapping of a live block that starts as near to its start as can be; nothing for others.
+///
+/// # Safety
+/// As for [`find`].
+#[inline(always)]
+pub unsafe fn plain_pages(at: *mut u8) -> Option<usize> {
+    if at as usize % HEADER != 0 || (at as usize) < PAGE_BYTES {
+        return None;
+    }
+    // SAFETY: as the caller promised.
+    let header = unsafe { &*header(at) };
+    let plain = header.seal.load(Ordering::Relaxed) == seal(at, LIVE)
+        && header.start.load(Ordering::Relaxed) == at as usize - HEADER;
+    plain.then(|| header.bytes.load(Ordering::Relaxed) / PAGE_BYTES)
+}
+
+/// Marks a block as kept by its thread.
+///
+/// # Safety
+/// It is a live block.
+#[inline(always)]
+pub unsafe fn put_aside(at: *mut u8) {
+    // SAFETY: as the caller promised.
+    unsafe { &*header(at) }.seal.store(seal(at, KEPT), Ordering::Relaxed);
+}
+
+/// Marks a kept block as handed out.
+///
+/// # Safety
+/// It is a kept block.
+#[inline(always)]
+pub unsafe fn hand_out(at: *mut u8) {
+    // SAFETY: as the caller promised.
+    unsafe { &*header(at) }.seal.store(seal(at, LIVE), Ordering::Relaxed);
+}
+
 impl Large {
     /// Nothing mapped.
     pub const fn new() -> Self {

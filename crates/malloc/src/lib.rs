@@ -3,14 +3,14 @@
 //!
 //! From the outside in:
 //!
-//! - [`Malloc`]: the process's allocator as Rust's `#[global_allocator]`, on Linux x86-64.
+//! - [`Malloc`], [`mod@process`]: the process's allocator as Rust's `#[global_allocator]`, on Linux x86-64.
 //! - [`Allocator`]: the core as a value, over a [`System`] (pages) and a [`Local`] (one pointer for each
 //!   thread).
 //! - `heap`: what a thread owns; `threads`: who has which heap, and fork.
 //! - `small`, `unit`, `remote`, `outgoing`, `pool`: to 1 KiB. Slabs of one class, owned by one thread.
 //! - `medium`, `arena`, `recent`: to 128 KiB. Best fit with merging.
 //! - `large`: above. Mappings.
-//! - `window`: where everything lies.
+//! - `window`: where everything lies. `regret`: how much may wait before it goes back.
 //!
 //! # Lock order
 //!
@@ -36,8 +36,9 @@ mod medium;
 mod outgoing;
 mod pool;
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
-mod process;
+pub mod process;
 mod recent;
+mod regret;
 mod remote;
 mod small;
 mod stats;

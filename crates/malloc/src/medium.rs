@@ -99,8 +99,8 @@ impl<S: System, L: Local> Allocator<S, L> {
         };
         let at = heap.recents.take_kept(key);
         if !at.is_null() {
-            // SAFETY: what the recents keep under a large key was kept by `free_large`.
-            unsafe { large::find_kept(at) };
+            // SAFETY: what the recents keep under a large key was kept by `keep` or `free_large`.
+            unsafe { large::hand_out(at) };
         }
         at
     }
@@ -108,7 +108,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// Keeps a block that is wanted again. False: `free_medium` it, right or wrong.
     #[inline(always)]
     pub(crate) fn keep(&self, heap: &Heap, at: *mut u8) -> bool {
-        let Some((offset, cell)) = self.cell(at) else { return false };
+        let Some((offset, cell)) = self.cell(at) else { return self.keep_large(heap, at) };
         let Some(size) = cell.block_at((offset / GRANULE) as u32) else { return false };
         if offset % GRANULE != 0 || cell.state.load(Relaxed) != LIVE {
             return false;
@@ -116,6 +116,22 @@ impl<S: System, L: Local> Allocator<S, L> {
         let kept = heap.recents.keep(Key::medium(size), at);
         if kept {
             cell.state.store(KEPT, Relaxed);
+        }
+        kept
+    }
+
+    #[inline(always)]
+    fn keep_large(&self, heap: &Heap, at: *mut u8) -> bool {
+        if at.is_null() || self.window.is_small(at as usize) {
+            return false;
+        }
+        // SAFETY: a block has its header before it; a wild pointer faults, which names the caller.
+        let Some(pages) = (unsafe { large::plain_pages(at) }) else { return false };
+        let Some(key) = Key::large(pages) else { return false };
+        let kept = heap.recents.keep(key, at);
+        if kept {
+            // SAFETY: its header was just read.
+            unsafe { large::put_aside(at) };
         }
         kept
     }

@@ -13,11 +13,15 @@ use core::sync::atomic::Ordering;
 
 use crate::classes::UNIT_BYTES;
 use crate::lock::Lock;
+use crate::regret::Regret;
 use crate::system::System;
 use crate::window::{STEP, Window};
 
 /// This many dirty units may wait always: 512 KiB.
 const BUDGET: u32 = 32;
+
+/// So many more may wait in a program that goes up and down: 4 MiB.
+const EXTRA: u32 = 256;
 
 /// The pool of units.
 pub struct Pool {
@@ -34,6 +38,7 @@ struct Books {
     clean: Cell<u32>,
     /// No set bit in either bitmap below this word.
     hint: Cell<u32>,
+    regret: Regret,
 }
 
 // SAFETY: the books are only touched under the lock.
@@ -66,6 +71,7 @@ impl Pool {
             dirty: Cell::new(0),
             clean: Cell::new(0),
             hint: Cell::new(0),
+            regret: Regret::new(),
         };
         Self { lock: Lock::new(), books }
     }
@@ -79,6 +85,7 @@ impl Pool {
                 if let Some(number) = self.lowest(window, map) {
                     change(window, map, number, false);
                     count.set(count.get() - 1);
+                    books.regret.taken(u32::from(map == Map::Clean));
                     return Some(number);
                 }
             }
@@ -116,6 +123,7 @@ impl Pool {
             books.committed.set(number + (bytes / UNIT_BYTES) as u32);
         }
         books.frontier.set(number + 1);
+        books.regret.taken(1);
         Some(number)
     }
 
@@ -128,9 +136,11 @@ impl Pool {
         books.dirty.set(books.dirty.get() + 1);
         books.hint.set(books.hint.get().min(number / 64));
         let used = books.frontier.get() - books.dirty.get() - books.clean.get();
-        let budget = BUDGET + used / 16;
-        if books.dirty.get() > budget {
+        let budget = BUDGET + used / 16 + books.regret.extra();
+        let dirty = books.dirty.get();
+        if dirty > budget {
             self.purge(window, system, budget / 2);
+            books.regret.gives(dirty - books.dirty.get(), EXTRA + used / 8);
         }
     }
 

@@ -19,10 +19,12 @@ use core::ffi::{c_int, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::allocator::{Allocator, MIN_ALIGN};
+use crate::allocator::{Allocator, MIN_ALIGN, Short, push};
+use crate::classes::SMALL_MAX;
 use crate::heap::{Heap, NO_HEAP};
 use crate::linux::{Linux, process};
 use crate::system::Local;
+use crate::unit::{NONE, Unit};
 
 global_asm!(
     ".section .tdata.pagoda_malloc_heap_0_1,\"awT\",@progbits",
@@ -33,12 +35,23 @@ global_asm!(
     ".size pagoda_malloc_heap_0_1, 8",
     "pagoda_malloc_heap_0_1:",
     ".quad {none}",
+    // What `Window::unit_of` needs, where an instruction reaches it: headers, mask.
+    ".section .data.pagoda_malloc_window_0_1,\"aw\",@progbits",
+    ".balign 16",
+    ".globl pagoda_malloc_window_0_1",
+    ".hidden pagoda_malloc_window_0_1",
+    ".type pagoda_malloc_window_0_1, @object",
+    ".size pagoda_malloc_window_0_1, 16",
+    "pagoda_malloc_window_0_1:",
+    ".quad {no_unit}",
+    ".quad 0",
     ".text",
     ".weak pthread_key_create",
     ".weak pthread_setspecific",
     ".weak pthread_atfork",
     ".weak __register_atfork",
     none = sym NO_HEAP,
+    no_unit = sym NONE,
 );
 
 /// The allocator of this process.
@@ -78,6 +91,23 @@ unsafe impl Local for Slot {
         }
     }
 
+    fn opened(&self, headers: *const u8, mask: usize) {
+        // SAFETY: once, under a lock; both of the words lead to some readable header at all times.
+        unsafe {
+            asm!(
+                "mov qword ptr [rip + pagoda_malloc_window_0_1], {0}",
+                "mov qword ptr [rip + pagoda_malloc_window_0_1 + 8], {1}",
+                in(reg) headers,
+                in(reg) mask,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    fn prepare(&self) {
+        ask();
+    }
+
     fn arm(&self, heap: *const Heap) {
         hooks(heap);
     }
@@ -109,8 +139,9 @@ macro_rules! weak {
 static KEY: AtomicU32 = AtomicU32::new(0);
 const NO_KEY: u32 = u32::MAX;
 
-/// Asks for the hooks once, and for the end of this thread.
-fn hooks(heap: *const Heap) {
+/// Asks for the hooks once. Not before there is a second thread: a program with one needs none, and
+/// asking costs pages of the C library that it would not touch otherwise.
+fn ask() {
     if KEY.compare_exchange(0, NO_KEY, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
         at_fork();
         let mut key = 0;
@@ -121,12 +152,15 @@ fn hooks(heap: *const Heap) {
             }
         }
     }
+}
+
+/// Asks for the end of this thread.
+fn hooks(heap: *const Heap) {
     let key = KEY.load(Ordering::Acquire);
     // SAFETY: `heap` is the running thread's.
     let first = unsafe { (*heap).thread.load(Ordering::Relaxed) } == process();
-    if let (false, false, Some(set)) =
-        (first, key == NO_KEY, weak!("pthread_setspecific" as SetSpecific))
-    {
+    let known = key != 0 && key != NO_KEY;
+    if let (false, true, Some(set)) = (first, known, weak!("pthread_setspecific" as SetSpecific)) {
         // SAFETY: the key is ours. The call may allocate: this thread has its heap already.
         unsafe { set(key - 1, heap.cast()) };
     }
@@ -158,6 +192,135 @@ unsafe extern "C" fn after_fork_in_child() {
     PROCESS.after_fork_in_child();
 }
 
+/// A block of the process's allocator: [`Allocator::alloc`], whose slow way is compiled once.
+#[inline(always)]
+pub fn alloc(bytes: usize) -> *mut u8 {
+    let block = PROCESS.alloc_short(bytes);
+    if block.is_null() { alloc_slow(bytes) } else { block }
+}
+
+/// The short way alone; null when there is none.
+#[inline(always)]
+pub fn alloc_short(bytes: usize) -> *mut u8 {
+    PROCESS.alloc_short(bytes)
+}
+
+/// The way of [`alloc`] when there is no short one.
+#[cold]
+#[inline(never)]
+pub fn alloc_slow(bytes: usize) -> *mut u8 {
+    PROCESS.alloc_slow(bytes)
+}
+
+/// Frees a block of the process's allocator: [`Allocator::free`], whose slow way is compiled once.
+///
+/// # Safety
+/// As for [`Allocator::free`].
+#[inline(always)]
+pub unsafe fn free(at: *mut u8) {
+    // SAFETY: the caller's promise is ours.
+    unsafe {
+        match free_short(at) {
+            Short::Done => {}
+            Short::Look => free_look(at),
+            Short::Other => free_slow(at),
+        }
+    }
+}
+
+/// [`Allocator::free_short`] with the first nine steps in the instructions that a compiler does not find:
+/// it takes no operand of an arithmetic instruction from memory that others may write.
+#[inline(always)]
+unsafe fn free_short(at: *mut u8) -> Short {
+    let (unit, scaled): (*const Unit, u64);
+    // SAFETY: *every-header-readable*; see *one-compare* for what is computed, and `Unit` for the order
+    // of the fields.
+    unsafe {
+        asm!(
+            "shr {unit}, 8",
+            "and {unit}, qword ptr [rip + pagoda_malloc_window_0_1 + 8]",
+            "add {unit}, qword ptr [rip + pagoda_malloc_window_0_1]",
+            "mov {scaled}, qword ptr [rip + pagoda_malloc_heap_0_1@GOTTPOFF]",
+            "mov {scaled}, qword ptr fs:[{scaled}]",
+            "add {scaled}, {at}",
+            "sub {scaled}, qword ptr [{unit} + {key}]",
+            "imul {scaled}, qword ptr [{unit} + {multiplier}]",
+            unit = inout(reg) at => unit,
+            scaled = out(reg) scaled,
+            at = in(reg) at,
+            key = const core::mem::offset_of!(Unit, key),
+            multiplier = const core::mem::offset_of!(Unit, multiplier),
+            options(pure, readonly, nostack)
+        );
+        if scaled >= (*unit).limit.load(Ordering::Relaxed) {
+            return Short::Other;
+        }
+        push(unit, at)
+    }
+}
+
+#[cold]
+#[inline(never)]
+unsafe fn free_look(at: *mut u8) {
+    // SAFETY: as `free` has seen.
+    unsafe { PROCESS.free_look(at) }
+}
+
+#[cold]
+#[inline(never)]
+unsafe fn free_slow(at: *mut u8) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.free_slow(at) }
+}
+
+/// Frees a block whose size is known: a large one goes its own way at once.
+///
+/// # Safety
+/// As for [`Allocator::free`]; the size is the one that was asked for.
+#[inline(always)]
+pub unsafe fn free_sized(at: *mut u8, bytes: usize) {
+    // SAFETY: the caller's promise is ours.
+    unsafe { if bytes > SMALL_MAX { free_slow(at) } else { free(at) } }
+}
+
+/// [`Allocator::alloc_zeroed`].
+pub fn alloc_zeroed(bytes: usize) -> *mut u8 {
+    PROCESS.alloc_zeroed(bytes)
+}
+
+/// [`Allocator::alloc_aligned`].
+pub fn alloc_aligned(bytes: usize, align: usize) -> *mut u8 {
+    PROCESS.alloc_aligned(bytes, align)
+}
+
+/// [`Allocator::realloc`].
+///
+/// # Safety
+/// As there.
+pub unsafe fn realloc(at: *mut u8, bytes: usize) -> *mut u8 {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.realloc(at, bytes) }
+}
+
+/// [`Allocator::usable`].
+///
+/// # Safety
+/// As there.
+pub unsafe fn usable(at: *mut u8) -> usize {
+    // SAFETY: the caller's promise is ours.
+    unsafe { PROCESS.usable(at) }
+}
+
+/// [`Allocator::trim`].
+pub fn trim(keep: usize) -> usize {
+    PROCESS.trim(keep)
+}
+
+/// [`Allocator::stats`].
+pub fn stats() -> crate::Stats {
+    PROCESS.stats()
+}
+
 /// The process's allocator as Rust's global allocator:
 /// `#[global_allocator] static A: Malloc = Malloc::new();`
 #[derive(Clone, Copy, Debug, Default)]
@@ -171,12 +334,12 @@ impl Malloc {
 
     /// Gives unused memory back to the system, but for `keep` bytes. Bytes given back.
     pub fn trim(&self, keep: usize) -> usize {
-        PROCESS.trim(keep)
+        trim(keep)
     }
 
     /// How the allocator stands.
     pub fn stats(&self) -> crate::Stats {
-        PROCESS.stats()
+        stats()
     }
 }
 
@@ -185,22 +348,22 @@ unsafe impl GlobalAlloc for Malloc {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if layout.align() <= MIN_ALIGN {
-            PROCESS.alloc(layout.size())
+            alloc(layout.size())
         } else {
-            PROCESS.alloc_aligned(layout.size(), layout.align())
+            alloc_aligned(layout.size(), layout.align())
         }
     }
 
     #[inline]
-    unsafe fn dealloc(&self, at: *mut u8, _layout: Layout) {
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         // SAFETY: the caller's promise is ours.
-        unsafe { PROCESS.free(at) }
+        unsafe { free_sized(at, layout.size()) }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if layout.align() <= MIN_ALIGN {
-            PROCESS.alloc_zeroed(layout.size())
+            alloc_zeroed(layout.size())
         } else {
             PROCESS.alloc_aligned_zeroed(layout.size(), layout.align())
         }
@@ -210,14 +373,14 @@ unsafe impl GlobalAlloc for Malloc {
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         if layout.align() <= MIN_ALIGN {
             // SAFETY: the caller's promise is ours.
-            return unsafe { PROCESS.realloc(at, bytes) };
+            return unsafe { realloc(at, bytes) };
         }
-        let new = PROCESS.alloc_aligned(bytes, layout.align());
+        let new = alloc_aligned(bytes, layout.align());
         if !new.is_null() {
             // SAFETY: both blocks have at least that many bytes, and are different ones.
             unsafe {
                 ptr::copy_nonoverlapping(at, new, layout.size().min(bytes));
-                PROCESS.free(at);
+                free(at);
             }
         }
         new

@@ -46,7 +46,11 @@ impl<S: System, L: Local> Allocator<S, L> {
             let block = unit.free.get();
             if !block.is_null() {
                 // SAFETY: a block on the free list of a slab of ours.
-                unit.free.set(unsafe { (*block).next.get() });
+                let next = unsafe { (*block).next.get() };
+                if next == block {
+                    self.misuse(Misuse::DoubleFree, block as usize);
+                }
+                unit.free.set(next);
                 unit.countdown.set(unit.countdown.get().wrapping_add(1));
                 return block.cast();
             }
@@ -81,6 +85,25 @@ impl<S: System, L: Local> Allocator<S, L> {
         unsafe { &*self.window.unit(number) }
     }
 
+    /// The memory of a slab: its first block.
+    #[inline]
+    pub(crate) fn base(&self, unit: &Unit) -> *mut u8 {
+        self.window.memory(self.window.number_of(unit))
+    }
+
+    /// How far an address lies behind a slab's first block.
+    #[inline]
+    pub(crate) fn distance(&self, unit: &Unit, at: *mut u8) -> usize {
+        (at as usize).wrapping_sub(self.base(unit) as usize)
+    }
+
+    fn set_owner(&self, unit: &Unit, heap: &Heap) {
+        let heap = ptr::from_ref(heap).cast_mut();
+        let key = (self.base(unit) as usize).wrapping_add(heap as usize);
+        unit.key.store(key, Ordering::Relaxed);
+        unit.owner.store(heap, Ordering::Relaxed);
+    }
+
     /// Fetches what other threads pushed. False: nothing.
     fn collect(&self, unit: &Unit) -> bool {
         let chain = unit.remote.take(self.word_generation());
@@ -89,7 +112,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         let used = unit.used();
         if chain.count > used {
-            self.corrupt(Corruption::Count, unit.base.load(Ordering::Relaxed));
+            self.corrupt(Corruption::Count, self.base(unit) as usize);
         }
         self.append(unit, chain);
         unit.set_place(unit.place.get(), used - chain.count);
@@ -105,7 +128,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             for _ in 1..chain.count {
                 // SAFETY: the chain has `count` blocks, linked before they were pushed.
                 last = unsafe { (*last).next.get() };
-                if !unit.spans(last as usize) {
+                if !unit.spans(self.distance(unit, last.cast())) {
                     self.corrupt(Corruption::FreeList, first as usize);
                 }
             }
@@ -120,8 +143,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         if number == 0 {
             return ptr::null_mut();
         }
-        let memory = self.window.memory(self.window.number_of(unit));
-        memory.wrapping_add((number as usize - 1) * unit.class().bytes as usize).cast()
+        self.base(unit).wrapping_add((number as usize - 1) * unit.class().bytes as usize).cast()
     }
 
     /// Makes blocks out of memory never used. Only when the free list is empty. False: none is left.
@@ -135,7 +157,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let start = carved * bytes;
         let page_end = (start + 1).next_multiple_of(PAGE_BYTES);
         let count = ((page_end - start) / bytes).clamp(1, CARVE).min(left);
-        let memory = self.window.memory(self.window.number_of(unit)).wrapping_add(start);
+        let memory = self.base(unit).wrapping_add(start);
         let mut next = ptr::null_mut();
         for index in (0..count).rev() {
             let block: *mut Block = memory.wrapping_add(index * bytes).cast();
@@ -155,13 +177,12 @@ impl<S: System, L: Local> Allocator<S, L> {
         let unit = self.unit(number);
         let described = classes::of(class);
         unit.free.set(ptr::null_mut());
-        unit.base.store(self.window.memory(number) as usize, Ordering::Relaxed);
         unit.multiplier.store(described.multiplier, Ordering::Relaxed);
         unit.limit.store(0, Ordering::Relaxed);
         unit.class.store(class as u8, Ordering::Relaxed);
         unit.carved.set(0);
         unit.remote.reset(Standing::Listed, self.word_generation());
-        unit.owner.store(ptr::from_ref(heap).cast_mut(), Ordering::Relaxed);
+        self.set_owner(unit, heap);
         heap.count_slab(class, true);
         self.link(heap, unit, 0);
         true
@@ -221,6 +242,11 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[cold]
     #[inline(never)]
     pub(crate) unsafe fn counted_down(&self, heap: &Heap, unit: &Unit) {
+        let last = unit.free.get();
+        // SAFETY: a block was just freed: it is the first of the list.
+        if unsafe { (*last).next.get() } == last {
+            self.misuse(Misuse::DoubleFree, last as usize);
+        }
         match unit.place.get() {
             Place::Listed => {
                 self.unlink(heap, unit);
@@ -235,7 +261,7 @@ impl<S: System, L: Local> Allocator<S, L> {
                 }
             }
             Place::Head | Place::Pending => {
-                self.corrupt(Corruption::Count, unit.base.load(Ordering::Relaxed))
+                self.corrupt(Corruption::Count, self.base(unit) as usize)
             }
         }
     }
@@ -250,7 +276,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             let chain = unit.remote.take(self.word_generation());
             let used = unit.used();
             if chain.count > used || used >= PENDING {
-                self.corrupt(Corruption::Count, unit.base.load(Ordering::Relaxed));
+                self.corrupt(Corruption::Count, self.base(unit) as usize);
             }
             if chain.count > 0 {
                 self.append(unit, chain);
@@ -288,11 +314,11 @@ impl<S: System, L: Local> Allocator<S, L> {
             // SAFETY: the caller's promise is ours.
             return unsafe { self.free_stale(unit, at) };
         }
-        if !unit.holds(at as usize) {
+        if !unit.holds(self.distance(unit, at)) {
             self.misuse(Misuse::Interior, at as usize);
         }
         if ptr::eq(owner, mine) {
-            // The fast path sends only double frees here, or a mode that has no fast path.
+            // Never by the fast path; a mode that has none comes here.
             // SAFETY: the slab is ours.
             return unsafe { self.free_own(owner, unit, at.cast()) };
         }
@@ -326,8 +352,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     }
 
     fn parcel(&self, unit: &Unit, block: *mut Block) -> Parcel {
-        let distance = block as usize - unit.base.load(Ordering::Relaxed);
-        let first = distance as u32 / unit.class().bytes + 1;
+        let first = self.distance(unit, block.cast()) as u32 / unit.class().bytes + 1;
         let chain = Chain { first, count: 1 };
         Parcel { unit: self.window.number_of(unit) + 1, chain, first: block, last: block }
     }
@@ -476,7 +501,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// its other blocks were in use.
     unsafe fn free_stale(&self, unit: &Unit, at: *mut u8) {
         let Some(heap) = self.heap() else { return };
-        if !unit.spans(at as usize) {
+        if !unit.spans(self.distance(unit, at)) {
             self.misuse(Misuse::Interior, at as usize);
         }
         let held = self.threads.lock.take(&self.system);
@@ -489,7 +514,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             unit.limit.store(u64::from(class.blocks) * class.step, Ordering::Relaxed);
             unit.set_place(Place::Full, 0);
             unit.remote.reset(Standing::Full, self.word_generation());
-            unit.owner.store(ptr::from_ref(heap).cast_mut(), Ordering::Relaxed);
+            self.set_owner(unit, heap);
             heap.count_slab(usize::from(unit.class.load(Ordering::Relaxed)), true);
         }
         drop(held);

@@ -67,6 +67,12 @@ pub unsafe trait Local: Sync {
     fn get(&self) -> *const Heap;
     /// Remembers the running thread's heap.
     fn set(&self, heap: *const Heap);
+    /// Called once, when the window is open: where the headers are, and the mask that leads to them. For
+    /// hosts with a shorter way of their own.
+    fn opened(&self, _headers: *const u8, _mask: usize) {}
+    /// Called before any thread but the first gets a heap, without a lock held; it may allocate:
+    /// arrange that the allocator is told of forks. A program with one thread needs no telling.
+    fn prepare(&self) {}
     /// Called when a thread got a heap of its own: arrange that the allocator's `thread_ends` is
     /// called when the thread ends. Without that, the heap is found when the next thread needs one.
     fn arm(&self, heap: *const Heap);

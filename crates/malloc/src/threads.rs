@@ -54,9 +54,16 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     #[cold]
     fn new_heap(&self) -> Option<&Heap> {
+        if self.threads.count.load(Ordering::Relaxed) > 0 {
+            self.local.prepare();
+        }
         let held = self.threads.lock.take(&self.system);
-        if !self.window.is_open() && !self.window.open(&self.system) {
-            return None;
+        if !self.window.is_open() {
+            if !self.window.open(&self.system) {
+                return None;
+            }
+            let (headers, mask) = self.window.headers();
+            self.local.opened(headers.cast(), mask);
         }
         let thread = self.system.thread();
         let count = self.threads.count.load(Ordering::Relaxed) as usize;

@@ -13,6 +13,12 @@
 //! Invariant *countdown*: the number of frees by the owner until somebody must look: `used` when
 //! `Listed`, `used + 1` when `Head` (never zero: an empty head is kept), 1 when `Full` (the first free
 //! puts the slab back on its list), `used + PENDING` when an announcement is on its way.
+//!
+//! Invariant *one-compare*: `key` is the sum of the addresses of the first block and of the owning
+//! heap. Heaps stand at least a unit apart, from each other and from the one that is never written,
+//! and all of them closer together than a window is long. So `at + heap - key` is a distance inside
+//! the unit only when `at` lies in the unit *and* `heap` owns it, and *exact-block* rejects every other
+//! distance: one comparison answers both questions. Units without an owner have a limit of zero.
 
 use core::cell::Cell;
 use core::ptr;
@@ -52,8 +58,8 @@ pub struct Unit {
     pub free: Cell<*mut Block>,
     /// p: the owning heap, null when the unit is no slab.
     pub owner: AtomicPtr<Heap>,
-    /// p: address of the first block.
-    pub base: AtomicUsize,
+    /// p: see *one-compare*.
+    pub key: AtomicUsize,
     /// p: see *exact-block*.
     pub multiplier: AtomicU64,
     /// p: see *exact-block*: grows with `carved`.
@@ -80,7 +86,7 @@ const _: () = assert!(size_of::<Unit>() == 64);
 pub static NONE: Nobody = Nobody(Unit {
     free: Cell::new(ptr::null_mut()),
     owner: AtomicPtr::new(ptr::null_mut()),
-    base: AtomicUsize::new(0),
+    key: AtomicUsize::new(0),
     multiplier: AtomicU64::new(0),
     limit: AtomicU64::new(0),
     countdown: Cell::new(0),
@@ -106,22 +112,28 @@ impl Unit {
         classes::of(usize::from(self.class.load(Ordering::Relaxed)))
     }
 
-    /// Whether `at` is the start of a block that was carved.
-    #[inline]
-    pub fn holds(&self, at: usize) -> bool {
-        self.scaled(at) < self.limit.load(Ordering::Relaxed)
-    }
-
-    /// Whether `at` is the start of a block, carved or not.
-    pub fn spans(&self, at: usize) -> bool {
-        let class = self.class();
-        self.scaled(at) < u64::from(class.blocks) * class.step
-    }
-
-    #[inline]
-    fn scaled(&self, at: usize) -> u64 {
-        let distance = at.wrapping_sub(self.base.load(Ordering::Relaxed)) as u64;
+    /// Whether this heap owns the slab and `at` is the start of a block that was carved
+    /// (*one-compare*).
+    #[inline(always)]
+    pub fn holds_for(&self, heap: usize, at: usize) -> bool {
+        let distance = at.wrapping_add(heap).wrapping_sub(self.key.load(Ordering::Relaxed)) as u64;
         distance.wrapping_mul(self.multiplier.load(Ordering::Relaxed))
+            < self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Whether a distance from the first block leads to the start of a block that was carved.
+    pub fn holds(&self, distance: usize) -> bool {
+        self.scaled(distance) < self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Whether a distance from the first block leads to the start of a block, carved or not.
+    pub fn spans(&self, distance: usize) -> bool {
+        let class = self.class();
+        self.scaled(distance) < u64::from(class.blocks) * class.step
+    }
+
+    fn scaled(&self, distance: usize) -> u64 {
+        (distance as u64).wrapping_mul(self.multiplier.load(Ordering::Relaxed))
     }
 
     /// Blocks that the program holds, as the owner knows it.

@@ -3,7 +3,7 @@
 //! One reservation of addresses, most of it never touched:
 //!
 //! ```text
-//! | heaps | arenas | unit bitmaps | unit headers | cells |   small window   |   medium window   |
+//! | gap | heaps | arenas | unit bitmaps | unit headers | cells |   small window   |   medium window   |
 //! ```
 //!
 //! A unit header describes 16 KiB of the small window, a cell 1 KiB of the medium window. Both windows
@@ -67,8 +67,14 @@ fn heaps(half: usize) -> usize {
     HEAPS.min(half / (1 << 20))
 }
 
+/// Offset of the arenas. Before the heaps lies a gap, so that no heap is near what lies before the
+/// reservation (*one-compare* in [`crate::unit`]).
+fn arenas(half: usize) -> usize {
+    HEAP_STRIDE + heaps(half) * HEAP_STRIDE
+}
+
 fn layout(half: usize) -> Layout {
-    let arenas = heaps(half) * HEAP_STRIDE;
+    let arenas = arenas(half);
     let bitmaps = arenas + ARENAS * ARENA_STRIDE;
     let units = half / UNIT_BYTES;
     let headers = bitmaps + (units / 4).next_multiple_of(UNIT_BYTES);
@@ -169,6 +175,11 @@ impl Window {
         self.headers.load(Ordering::Relaxed).wrapping_byte_add(offset)
     }
 
+    /// The headers, and the mask that [`Window::unit_of`] applies.
+    pub fn headers(&self) -> (*const Unit, usize) {
+        (self.headers.load(Ordering::Relaxed), self.mask.load(Ordering::Relaxed))
+    }
+
     /// The number of a header, counted from the small window's first unit.
     #[inline]
     pub fn number_of(&self, unit: *const Unit) -> u32 {
@@ -247,13 +258,13 @@ impl Window {
 
     /// The heap of a number below [`Window::heaps`]: zeroed memory until somebody sets it up.
     pub fn heap(&self, number: usize) -> *mut Heap {
-        self.start.load(Ordering::Relaxed).wrapping_add(number * HEAP_STRIDE).cast()
+        self.start.load(Ordering::Relaxed).wrapping_add((number + 1) * HEAP_STRIDE).cast()
     }
 
     /// The arena of a number below [`ARENAS`]: all zero at first, which is an empty one.
     #[inline]
     pub fn arena(&self, number: usize) -> *const Arena {
-        let arenas = self.heaps() * HEAP_STRIDE + number * ARENA_STRIDE;
-        self.start.load(Ordering::Relaxed).wrapping_add(arenas).cast()
+        let offset = arenas(self.half.load(Ordering::Relaxed)) + number * ARENA_STRIDE;
+        self.start.load(Ordering::Relaxed).wrapping_add(offset).cast()
     }
 }
