@@ -49,7 +49,7 @@ enum Command {
     Guide(guide::Guide),
     /// Format, lints, documentation, direction of dependencies
     Check,
-    /// Pagoda beside its peers, in one run: table, JSON, SVG in target/bench (frames, heap, linux)
+    /// Pagoda beside its peers, in one run: table, JSON, SVG in target/bench (frames, heap, malloc, linux)
     Bench {
         /// What to measure, and options of the measuring program
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]

@@ -11,6 +11,10 @@ mod arena;
 mod frames;
 mod heap;
 mod linux;
+mod malloc;
+mod malloc_inputs;
+mod malloc_probes;
+mod malloc_programs;
 mod measure;
 mod peers;
 mod report;
@@ -44,6 +48,21 @@ enum What {
         #[arg(long)]
         guest: Option<PathBuf>,
     },
+    /// The malloc of programs
+    Malloc {
+        /// Only this part: static, probes or programs
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Runs a program and writes down its CPU seconds and its largest resident size in KiB
+    #[command(hide = true)]
+    Weigh {
+        /// Where to
+        note: PathBuf,
+        /// The program and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
     /// The reference kernel beside Linux: what `cargo xtask bench linux` has measured
     Linux {
         /// The raw counts
@@ -60,6 +79,8 @@ fn main() -> Result<()> {
         What::Heap { only, guest } => {
             ("heap", heap::rows(cli.quick, only.as_deref(), guest.as_deref())?)
         }
+        What::Malloc { only } => ("malloc", malloc::rows(cli.quick, only.as_deref())?),
+        What::Weigh { note, command } => return malloc_programs::weigh(&note, &command),
     };
     print!("{}", report::markdown(&rows));
     report::write(&cli.out, name, &format!("cargo xtask bench {name}"), &rows)
