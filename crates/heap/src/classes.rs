@@ -68,8 +68,9 @@ pub(crate) const ALIGN_MASK: [u16; 256] = {
 const STEP: usize = 8;
 
 /// The class of each size, a byte each. Over a KiB of constants, of which a program uses a few lines:
-/// less work than to calculate.
-static BY_SIZE: [u8; CLASS_MAX / STEP + 1] = {
+/// less work than to calculate. A constant and not a static, so that a compiler that knows the size looks
+/// it up itself, in whichever crate.
+const BY_SIZE: [u8; CLASS_MAX / STEP + 1] = {
     let mut table = [0; CLASS_MAX / STEP + 1];
     let (mut class, mut index) = (0, 0);
     while index < table.len() {
