@@ -68,6 +68,9 @@ impl<M: Machine> Cx<'_, M> {
     fn take_signal(&self) -> Option<SigInfo> {
         let mut shared = self.process.signals.lock();
         let mut own = self.thread.signals.lock();
+        if let Some(info) = own.forced.take() {
+            return Some(info);
+        }
         let open = SigSet(!own.mask.0);
         own.pending.take(open).or_else(|| shared.pending.take(open))
     }

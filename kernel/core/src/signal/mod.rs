@@ -21,7 +21,7 @@ pub(crate) mod send;
 pub(crate) mod set;
 
 use frame::{AltStack, FaultWords};
-use info::Pending;
+use info::{Pending, SigInfo};
 use set::{Action, SIG_DFL, SIG_IGN, SigSet, Signal};
 
 /// A wait that a call goes on with after a signal without a handler.
@@ -42,6 +42,9 @@ pub(crate) struct ThreadSignals {
     /// Signals that `rt_sigtimedwait` waits for.
     pub(crate) waited: SigSet,
     pub(crate) pending: Pending,
+    /// The signal of a fault that the thread has just made. It goes before all others, whose frames
+    /// would else stand between it and its cause, and needs no memory to keep its circumstances.
+    pub(crate) forced: Option<SigInfo>,
     pub(crate) alt: AltStack,
     pub(crate) fault: FaultWords,
     pub(crate) restart: Option<SleepRestart>,
@@ -54,6 +57,7 @@ impl ThreadSignals {
             saved_mask: None,
             waited: SigSet::EMPTY,
             pending: Pending::new(),
+            forced: None,
             alt: AltStack::NONE,
             fault: FaultWords { error: 0, vector: 0, cr2: 0 },
             restart: None,

@@ -73,7 +73,7 @@ impl<M: Machine> Kernel<M> {
         }
         // A fault's circumstances are the newest; what was sent from outside gives way.
         own.pending.discard(SigSet::of(info.signal));
-        let _ = own.pending.push(info);
+        own.forced = Some(info);
         drop((own, shared));
         thread.attention.store(true, Ordering::SeqCst);
     }
