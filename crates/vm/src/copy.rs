@@ -105,6 +105,12 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         })
     }
 
+    /// Makes a range present and writable, so that a copy to it right afterwards neither faults
+    /// nor needs memory.
+    pub fn prepare_copy_out(&self, range: UserRange) -> Result<(), CopyError> {
+        self.for_pages(range, Access::Write, |_, _, _, _| {})
+    }
+
     /// Clears a range of the program.
     pub fn zero(&self, range: UserRange) -> Result<(), CopyError> {
         self.for_pages(range, Access::Write, |frame, offset, _, part| {

@@ -43,6 +43,12 @@ pub(crate) fn read_from<M: Machine>(space: &Space<M>, addr: u64, into: &mut [u8]
 }
 
 impl<M: Machine> Cx<'_, M> {
+    /// Makes sure that so many bytes can be written at `addr` without memory. For calls that take
+    /// something away from somebody before they write what it was.
+    pub(crate) fn make_room(&self, addr: u64, len: u64) -> Result<()> {
+        let range = user_range::<M>(&self.space, addr, len)?;
+        self.space.prepare_copy_out(range).map_err(copy_error)
+    }
     pub(crate) fn write_bytes(&self, addr: u64, bytes: &[u8]) -> Result<()> {
         write_to(&self.space, addr, bytes)
     }

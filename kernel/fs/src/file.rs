@@ -420,6 +420,11 @@ impl OpenFile {
         matches!(self.handle, Handle::Pipe(_)).then_some(crate::pipe::PIPE_CAPACITY)
     }
 
+    /// Bytes that wait in a pipe, if it is one.
+    pub fn pipe_len(&self) -> Option<usize> {
+        if let Handle::Pipe(end) = &self.handle { Some(end.len()) } else { None }
+    }
+
     /// What may be mapped privately: a readable regular file ([`Inode::read_page`]).
     ///
     /// # Errors

@@ -53,12 +53,19 @@ impl<M: Machine> Cx<'_, M> {
         })
     }
 
-    fn read_some(&self, file: &OpenFile, buffer: &mut [u8]) -> Result<usize> {
+    /// Reads into `buffer` what will go to `addr`. What a pipe gives is gone from it: it gives
+    /// nothing before the bytes are sure to find room.
+    fn read_some(&self, file: &OpenFile, buffer: &mut [u8], addr: Option<u64>) -> Result<usize> {
         self.check_foreground(file, TerminalUse::Read)?;
         let deadline = file.read_wait_limit_ms().map_or(u64::MAX, |ms| {
             self.kernel.machine.monotonic_ns().saturating_add(ms.saturating_mul(1_000_000))
         });
-        let done = self.until_ready(file, deadline, || file.read(buffer));
+        let done = self.until_ready(file, deadline, || {
+            if let (Some(ready), Some(addr)) = (file.pipe_len(), addr) {
+                self.make_room(addr, ready.min(buffer.len()) as u64)?;
+            }
+            file.read(buffer)
+        });
         match done {
             Ok(result) => result,
             Err(Wake::TimedOut) => file.read_expired(buffer),
@@ -83,7 +90,7 @@ impl<M: Machine> Cx<'_, M> {
             let want = ((len - done) as usize).min(buffer.len());
             let part = buffer.get_mut(..want).unwrap_or_default();
             let count = match at {
-                None => self.read_some(file, part),
+                None => self.read_some(file, part, Some(addr + done)),
                 Some(at) => file.pread(part, at + done),
             };
             let count = match count {
@@ -92,7 +99,17 @@ impl<M: Machine> Cx<'_, M> {
                 Err(error) => return Err(error),
             };
             let got = part.get(..count).unwrap_or_default();
-            self.write_bytes(addr + done, got)?;
+            let range = crate::user::user_range::<M>(&self.space, addr + done, count as u64)?;
+            if let Err(error) = self.space.copy_out(got, range) {
+                // As on Linux: what has arrived counts, and the file's offset stands behind it.
+                let left = count - error.done;
+                if at.is_none() {
+                    let _ = file.seek(SeekFrom::Current, -(left as i64));
+                }
+                done += error.done as u64;
+                let refused = crate::user::fault_error(error.error);
+                return if done == 0 { Err(refused) } else { Ok(done) };
+            }
             done += count as u64;
             // Only what is always ready is asked again.
             if count < want || done == len || file.waiters().is_some() {
@@ -357,7 +374,7 @@ impl<M: Machine> Cx<'_, M> {
             let want = ((len - done) as usize).min(buffer.len());
             let part = buffer.get_mut(..want).unwrap_or_default();
             let count = match read_at {
-                None => self.read_some(&source, part),
+                None => self.read_some(&source, part, None),
                 Some(at) => source.pread(part, at + done),
             };
             let count = match count {

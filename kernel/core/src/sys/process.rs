@@ -130,9 +130,9 @@ impl<M: Machine> Cx<'_, M> {
             group if group < 0 => WaitFor::Group(group.unsigned_abs()),
             pid => WaitFor::Pid(pid as u32),
         };
-        let Some(news) = self.wait_for_child(which, options as u32 | WEXITED)? else {
-            return Ok(0);
-        };
+        let answers = [(status_at, 4), (usage_at, super::time::RUSAGE)];
+        let news = self.wait_for_child(which, options as u32 | WEXITED, answers)?;
+        let Some(news) = news else { return Ok(0) };
         if status_at != 0 {
             self.write_u32(status_at, news.status.0)?;
         }
@@ -156,7 +156,8 @@ impl<M: Machine> Cx<'_, M> {
             (2, group) => WaitFor::Group(group),
             _ => return Err(Errno::EINVAL),
         };
-        let news = self.wait_for_child(which, options)?;
+        let answers = [(info_at, SigInfo::SIZE), (usage_at, super::time::RUSAGE)];
+        let news = self.wait_for_child(which, options, answers)?;
         if info_at != 0 {
             let bytes = news.as_ref().map_or([0; SigInfo::SIZE], waitid_info);
             self.write_bytes(info_at, &bytes)?;

@@ -18,9 +18,12 @@ const REALTIME: u64 = 0;
 const MONOTONIC: u64 = 1;
 const ABSTIME: u64 = 1;
 
+/// Bytes of a `struct rusage`.
+pub(super) const RUSAGE: usize = 144;
+
 /// `struct rusage`.
-pub(super) fn rusage(usage: &Usage) -> [u8; 144] {
-    let mut bytes = [0; 144];
+pub(super) fn rusage(usage: &Usage) -> [u8; RUSAGE] {
+    let mut bytes = [0; RUSAGE];
     let micros = |ns: u64| [ns / SECOND, ns % SECOND / 1000];
     let [user, user_part] = micros(usage.user);
     let [system, system_part] = micros(usage.system);

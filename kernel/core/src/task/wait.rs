@@ -40,20 +40,29 @@ pub(crate) struct News {
 }
 
 impl<M: Machine> Cx<'_, M> {
-    /// Waits for news of a child; none where `WNOHANG` is set and there are none.
+    /// Waits for news of a child, which will be written to `answers` (address, 0 for nowhere, and
+    /// bytes); none where `WNOHANG` is set and there are none.
     pub(crate) fn wait_for_child(
         &self,
         which: WaitFor,
         options: u32,
+        answers: [(u64, usize); 2],
     ) -> Result<Option<News>, Errno> {
         let me = self.process.pid;
+        // A child's end is told once: first there must be memory for the answer.
+        let look = || {
+            for (addr, len) in answers {
+                if addr != 0 && self.make_room(addr, len as u64) == Err(Errno::ENOMEM) {
+                    return Err(Errno::ENOMEM);
+                }
+            }
+            self.look_for_child(which, options)
+        };
         if options & WNOHANG != 0 {
-            return self.look_for_child(which, options);
+            return look();
         }
-        let found =
-            self.kernel.sched.wait_until(self.thread, interruptible(Channel::Child(me)), || {
-                self.look_for_child(which, options).transpose()
-            });
+        let wait = interruptible(Channel::Child(me));
+        let found = self.kernel.sched.wait_until(self.thread, wait, || look().transpose());
         match found {
             Ok(news) => news.map(Some),
             Err(_) => Err(Errno::ERESTARTSYS),
