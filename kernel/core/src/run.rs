@@ -204,20 +204,6 @@ impl<M: Machine> Cx<'_, M> {
         self.raise(info, FaultWords { error, vector: PAGE_FAULT, cr2 });
     }
 
-    /// A fault without a frame: this process ends, everybody else lives on.
-    fn out_of_memory(&mut self) {
-        let name = self.process.program.lock().name;
-        let stats = self.space.stats();
-        log::warn!(
-            "out of memory: killed process {} ({}), {} KiB mapped, {} KiB resident",
-            self.process.pid,
-            crate::text::name(&name),
-            stats.mapped * 4,
-            stats.rss() * 4,
-        );
-        self.end_process(WaitStatus::killed(Signal::KILL.number(), false));
-    }
-
     fn exception(&mut self, vector: u8, code: u64) {
         let rip = self.regs.rip;
         let here = Detail::Fault { addr: rip };

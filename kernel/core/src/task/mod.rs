@@ -21,6 +21,7 @@
 //! locks are taken with none of these held but those of its own crate.
 
 pub(crate) mod exec;
+mod exhaustion;
 mod exit;
 pub(crate) mod fork;
 pub(crate) mod image;
@@ -32,6 +33,7 @@ mod thread;
 pub(crate) mod wait;
 
 pub(crate) use exec::{Request, first_space};
+pub(crate) use exit::FIRST;
 pub(crate) use fork::CloneArgs;
 pub(crate) use process::{Alarm, Files, Ids, Parts, Places, Process, Usage};
 pub(crate) use status::WaitStatus;
