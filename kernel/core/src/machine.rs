@@ -279,6 +279,20 @@ pub trait Machine:
         let _ = cpu;
     }
 
+    /// Says whether what is allocated on this CPU from now on may be made to fail: it serves a
+    /// program, and not the first process, whose end is the end of everything. For machines that
+    /// make allocations fail on purpose.
+    fn may_fail(&self, yes: bool) {
+        let _ = yes;
+    }
+
+    /// Lets the `nth` allocation on this CPU from now on fail that [may](Self::may_fail), once; 0:
+    /// none. Returns what was left of the last such order.
+    fn fail_nth(&self, nth: u64) -> u64 {
+        let _ = nth;
+        0
+    }
+
     /// Lets every other CPU call `work(argument)`, once.
     fn run_others(&self, work: extern "C" fn(usize), argument: usize) {
         let _ = (work, argument);

@@ -58,6 +58,7 @@ const STACK: usize = 64 << 10;
 std::thread_local! {
     static SEEN: Cell<Option<Fault>> = const { Cell::new(None) };
     static SIGNAL_STACK: Cell<usize> = const { Cell::new(0) };
+    static BUSY: Cell<u32> = const { Cell::new(0) };
     static RECEIVED: Cell<u64> = const { Cell::new(0) };
     static QUEUED: Cell<[u64; 4]> = const { Cell::new([0; 4]) };
 }
@@ -69,6 +70,11 @@ pub fn probe(at: usize, write: bool) -> Option<Fault> {
     // where it faults the handler goes on at the landing, which returns.
     let faulted = unsafe { torture_probe(at, if write { 0x77 } else { 0 }) };
     if faulted == 0 { None } else { SEEN.get() }
+}
+
+/// Notes what this thread does, for the report of a fault that nobody meant.
+pub fn note(op: u32) {
+    BUSY.set(op);
 }
 
 /// Signals that this thread has handled.
@@ -148,15 +154,18 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: *mut li
     let probes = [&raw const torture_probe_read as usize, &raw const torture_probe_write as usize];
     // SAFETY: a fault's information has an address.
     let address = unsafe { info.si_addr() } as usize;
+    // Where no signal frame can be written for want of memory, the signal becomes this one.
+    const SI_KERNEL: i32 = 0x80;
+    if info.si_code == SI_KERNEL {
+        sys::exit(GAVE_UP);
+    }
     if !probes.contains(&rip) {
-        // Where no signal frame can be written for want of memory, the signal becomes this one.
-        const SI_KERNEL: i32 = 0x80;
-        if info.si_code == SI_KERNEL {
-            end(b"torture: a signal found no memory\n", GAVE_UP);
-        }
-        let mut text = *b"torture: WRONG: a fault at 0x................, ip 0x................\n";
+        let mut text = *b"torture: WRONG: a fault at 0x................, ip 0x................, \
+            code 0x.., operation 0x..\n";
         hex(&mut text[29..45], address);
         hex(&mut text[52..68], rip);
+        hex(&mut text[77..79], info.si_code as usize);
+        hex(&mut text[93..95], BUSY.get() as usize);
         end(&text, WRONG);
     }
     SEEN.set(Some(Fault { signal, code: info.si_code, address }));

@@ -61,6 +61,7 @@ impl Lane {
     pub fn begin(&self, op: Op) {
         let pulse = self.pulse();
         pulse.op.store(op as u32, Ordering::Relaxed);
+        crate::faults::note(op as u32);
         pulse.beat.fetch_add(1, Ordering::Relaxed);
         self.board.done[op as usize].fetch_add(1, Ordering::Relaxed);
     }

@@ -1,7 +1,7 @@
 //! Torture for a kernel: processes of several threads that map, unmap, protect, move and fork
 //! memory, execute, signal each other, wait for each other, and die at random on all CPUs.
 //!
-//! `torture [--seconds N] [--seed S] [--workers W] [--ranges] [--tolerant]`
+//! `torture [--seconds N] [--seed S] [--workers W] [--ranges] [--tolerant]`, `torture --sweep`
 //!
 //! - Every page of every mapping has known contents ([`regions`]); a wrong byte is named with its
 //!   address, the byte expected and the byte seen.
@@ -13,6 +13,9 @@
 //! `--ranges` leaves everything out but memory calls and faults, by threads of one process, each in
 //! its own range. `--tolerant` is for a kernel that refuses allocations on purpose: calls may
 //! answer `ENOMEM` and processes may be killed; contents must be right all the same.
+//!
+//! `--sweep` does something else: small pieces of work in which every allocation of the kernel fails
+//! once ([`sweep`]).
 //!
 //! It uses plain Linux system calls and runs on Linux as well. The last line is a summary; the
 //! status is 0 when nothing was wrong.
@@ -27,6 +30,7 @@ mod random;
 mod regions;
 mod registers;
 mod supervisor;
+mod sweep;
 mod swing;
 mod sys;
 
@@ -66,6 +70,8 @@ fn main() -> ExitCode {
                 options.tolerant = true;
                 Some(())
             }
+            "--sweep" => return sweep::run(),
+            "--left" => return sweep::left(),
             "--echo" => return echo(arguments.next()),
             _ => None,
         };

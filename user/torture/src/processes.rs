@@ -49,6 +49,11 @@ impl Lane {
     fn reap(&self, child: usize, end: End) -> bool {
         let (pid, status) = match sys::wait(child as isize, 0) {
             Ok(answer) => answer,
+            Err(error) if self.board.tolerant() && error == Errno(libc::ENOMEM) => {
+                self.refused("wait4", error);
+                // It is still there to be waited for.
+                return self.reap(child, end);
+            }
             Err(error) => self.wrong(format_args!("wait4 for {child}: error {}", error.0)),
         };
         self.must(pid == child, "wait4 answered another child");

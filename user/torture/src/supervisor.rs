@@ -118,7 +118,7 @@ impl Supervisor {
 
     fn start_missing(&mut self) {
         if self.pulse == 0 {
-            match sys::fork() {
+            match sys::fork_with_library() {
                 Ok(0) => beat_on_all_cpus(self.board),
                 Ok(pid) => self.pulse = pid,
                 Err(error) => self.refused(error.0),
@@ -134,7 +134,7 @@ impl Supervisor {
             let Options { seed, ranges, .. } = self.options;
             let life = self.places[worker].lives;
             let life = Life { board: self.board, swing: &SWING, seed, worker, life, ranges };
-            match sys::fork() {
+            match sys::fork_with_library() {
                 Ok(0) => work(life, self.options.workers),
                 Ok(pid) => {
                     let place = &mut self.places[worker];

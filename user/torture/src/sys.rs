@@ -72,9 +72,18 @@ pub fn madvise(at: usize, len: usize, advice: i32) -> Result<()> {
     plain(libc::SYS_madvise, [at, len, advice as usize, 0, 0, 0]).map(drop)
 }
 
-/// `fork`: 0 in the child, which has this thread only.
+/// `fork`: 0 in the child, which has this thread only and knows the C library's idea of its
+/// parent's thread: it must not abort, nor raise a signal through the library.
 pub fn fork() -> Result<usize> {
     plain(libc::SYS_fork, [0; 6])
+}
+
+/// `fork` through the C library, for a child that uses it.
+pub fn fork_with_library() -> Result<usize> {
+    // SAFETY: the caller has one thread, so the child has a whole copy of everything.
+    let child = unsafe { libc::fork() };
+    usize::try_from(child)
+        .map_err(|_| Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN)))
 }
 
 /// Ends this process.

@@ -10,6 +10,7 @@
 //! Left out: writing (limits, `oom_score_adj` and the like accept and forget), per-thread memory
 //! maps apart from the process's, network files.
 
+mod failures;
 mod process;
 mod status;
 mod system;

@@ -11,6 +11,7 @@ use pagoda_kernel_fs::{
 use pagoda_linux::{Errno, text};
 use pagoda_vm::fallible::{try_arc, try_vec};
 
+use super::failures::FailNth;
 use super::status::{limits, stat, statm, status};
 use super::{Decimal, ProcessText, found, ino, number, to_node};
 use crate::kernel::Kernel;
@@ -25,6 +26,7 @@ enum Entry<M: Machine> {
     Link(LinkKind),
     Files,
     Threads,
+    FailNth,
 }
 
 #[derive(Clone, Copy)]
@@ -43,6 +45,7 @@ const NAMES: &[&str] = &[
     "cwd",
     "environ",
     "exe",
+    "fail-nth",
     "fd",
     "limits",
     "maps",
@@ -68,6 +71,7 @@ fn entry<M: Machine>(name: &str) -> Option<Entry<M>> {
         "cwd" => Entry::Link(LinkKind::Cwd),
         "environ" => Entry::Text(|_, p, out| strings(p, p.program.lock().env, out)),
         "exe" => Entry::Link(LinkKind::Exe),
+        "fail-nth" => Entry::FailNth,
         "fd" => Entry::Files,
         "limits" => Entry::Text(limits),
         "maps" => Entry::Text(maps),
@@ -135,6 +139,10 @@ impl<M: Machine> DirSource for ProcessDir<M> {
             Entry::Text(write) => {
                 let source = try_arc(About { kernel, pid, write }).map_err(no_memory)?;
                 found(seed, name, 0o444, Generated::Text(source))
+            }
+            Entry::FailNth => {
+                let source = try_arc(FailNth { kernel }).map_err(no_memory)?;
+                found(seed, name, 0o666, Generated::Text(source))
             }
             Entry::Link(kind) => {
                 let source = try_arc(Leads { kernel, pid, kind }).map_err(no_memory)?;

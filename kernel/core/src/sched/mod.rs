@@ -39,13 +39,14 @@ pub(crate) mod slots;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
+use core::sync::atomic::Ordering;
 
 use pagoda_sync::{CpuId, SpinMutex, SpinMutexGuard};
 use pagoda_vm::fallible::{NoMemory, try_push};
 
 use crate::Space;
 use crate::machine::Machine;
-use crate::task::Thread;
+use crate::task::{FIRST, Thread};
 use slots::{Channel, NoSlot, Patience, SlotId, Slots, Wait, Wake};
 
 /// How long a thread runs before another one's turn, in nanoseconds.
@@ -379,9 +380,11 @@ impl<M: Machine> Sched<M> {
             // SAFETY: *one-runner*: the thread runs here, and this is its switch.
             self.machine.save_fpu(unsafe { &mut *thread.fpu.get() });
             thread.times.leave(self.machine.monotonic_ns());
+            thread.fail_nth.store(self.machine.fail_nth(0), Ordering::Relaxed);
         }
         let to = self.take_next(&mut queues);
         if core::ptr::eq(saved, to) {
+            self.serve(from);
             return;
         }
         core::mem::forget(queues);
@@ -415,9 +418,17 @@ impl<M: Machine> Sched<M> {
             // SAFETY: *one-runner*: the thread runs here, and this is its switch.
             self.machine.load_fpu(unsafe { &*thread.fpu.get() });
             thread.times.start_slice(self.machine.monotonic_ns());
-            thread.kernel.switches.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+            thread.kernel.switches.fetch_add(1, Ordering::Relaxed);
         }
         drop(dead);
+        self.serve(me);
+    }
+
+    /// Tells the machine for whom it allocates from now on.
+    fn serve(&self, thread: Option<&Thread<M>>) {
+        let nth = thread.map_or(0, |thread| thread.fail_nth.load(Ordering::Relaxed));
+        self.machine.fail_nth(nth);
+        self.machine.may_fail(thread.is_some_and(|thread| thread.process.pid != FIRST));
     }
 
     /// Makes `space` (`None`: the kernel's own) the active one of this CPU.

@@ -96,6 +96,8 @@ pub(crate) struct Thread<M: Machine> {
     pub(crate) robust_list: AtomicU64,
     pub(crate) times: Times,
     pub(crate) faults: AtomicU64,
+    /// What is left of an order to fail, while the thread does not run.
+    pub(crate) fail_nth: AtomicU64,
 }
 
 // SAFETY: the cells are touched by the thread that runs, and by the switch that saves or loads it,
@@ -132,6 +134,7 @@ impl<M: Machine> Thread<M> {
             robust_list: AtomicU64::new(0),
             times: Times::default(),
             faults: AtomicU64::new(0),
+            fail_nth: AtomicU64::new(0),
         })
         .map_err(|_| Errno::ENOMEM)?;
         let argument = Arc::as_ptr(&thread).expose_provenance();

@@ -25,6 +25,7 @@ use pagoda_sync::{Ranked, ServingSpin, rank};
 use pagoda_vm::VmPlatform;
 use x86_64::registers::control::{Cr3, Cr4, Cr4Flags};
 
+use super::failures::{self, FailingHeap};
 use super::kernel_map::KernelTable;
 use super::layout::{DIRECT_MAP, HEAP_MEMORY};
 use super::once::Once;
@@ -108,11 +109,11 @@ pub(crate) static KERNEL: Kernel = Kernel {
 };
 
 #[global_allocator]
-static HEAP: KernelHeap = Heap::new(HeapPages, KernelCpus);
+static HEAP: FailingHeap = FailingHeap(Heap::new(HeapPages, KernelCpus));
 
 /// The kernel's heap.
 pub(crate) fn heap() -> &'static KernelHeap {
-    &HEAP
+    &HEAP.0
 }
 
 // SAFETY: see `DirectMap`.
@@ -144,6 +145,9 @@ impl Kernel {
     #[inline]
     pub(crate) fn take(&self, request: Request) -> Result<FrameRange, AllocError> {
         let frames = self.frames.get().ok_or(AllocError::NoMemory)?;
+        if failures::strikes(failures::What::Frames) {
+            return Err(AllocError::NoMemory);
+        }
         let owned = match frames.alloc(request) {
             Err(error) if error.blame() == Blame::Exhaustion && self.bring_home() => {
                 frames.alloc(request)?

@@ -8,7 +8,7 @@ use pagoda_frames::Kind;
 use super::console::say;
 use super::exit::Exit;
 use super::host::{Frames, KERNEL, heap, kind};
-use super::stacks;
+use super::{failures, stacks};
 
 /// Kinds of owners that are told apart.
 const KINDS: usize = 6;
@@ -70,6 +70,7 @@ pub(crate) fn close(before: &Balance, status: u8) -> Exit {
         }
         log::error!("    heap: {:?}", heap().stats());
     }
+    failures::report();
     say!("frames: {} handed over, {} returned, {lost} lost", before.free, before.free - lost);
     match (lost, status) {
         (0, 0) => Exit::Clean,

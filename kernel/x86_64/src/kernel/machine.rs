@@ -20,7 +20,7 @@ use super::context::Context;
 use super::fpu::Fpu;
 use super::host::{KERNEL, Kernel, heap};
 use super::stacks::Stack;
-use super::{big_lock, cpu, fpu, lapic, percpu, random, serial, smp, stacks, time, user};
+use super::{big_lock, cpu, failures, fpu, lapic, percpu, random, serial, smp, stacks, time, user};
 
 const FRAME: u64 = pagoda_addr::PAGE_SIZE;
 
@@ -133,6 +133,14 @@ impl Machine for Kernel {
 
     fn kick(&self, cpu: CpuId) {
         smp::kick(cpu);
+    }
+
+    fn may_fail(&self, yes: bool) {
+        failures::serve(yes);
+    }
+
+    fn fail_nth(&self, nth: u64) -> u64 {
+        failures::fail_nth(nth)
     }
 
     fn run_others(&self, work: extern "C" fn(usize), argument: usize) {

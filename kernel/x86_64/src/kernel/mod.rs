@@ -16,6 +16,7 @@
 //! | [`stacks`], [`context`], [`user`] (`user.s`) | threads, and the border to programs |
 //! | [`machine`] | all of that as the portable half knows it |
 //! | [`ledger`] | did every frame come back? |
+//! | [`failures`] | allocations that fail on purpose |
 //! | [`selftest`] | mistakes made on purpose |
 //!
 //! # Invariants
@@ -38,6 +39,7 @@ pub(crate) mod console;
 pub(crate) mod context;
 pub(crate) mod cpu;
 pub(crate) mod exit;
+pub(crate) mod failures;
 pub(crate) mod fpu;
 pub(crate) mod guard;
 pub(crate) mod host;
@@ -108,6 +110,7 @@ fn run(handover: &Handover) -> ! {
     let Some(frames) = KERNEL.frames.get() else { panic!("no frame allocator") };
     let before = ledger::take(frames);
     selftest::run(handover.command_line);
+    failures::configure(handover.command_line);
     log::info!("storey 4, processes: {} frames handed over", before.free());
     let config =
         BootConfig { command_line: handover.command_line, initramfs: handover.initramfs() };
