@@ -13,6 +13,7 @@ use crate::classes::{CLASSES, Place, SLAB_CLASSES, TAGS, Tag, class_of, place};
 use crate::debug::Quarantine;
 use crate::depot::Depot;
 use crate::magazine::{Area, no_area, some_area};
+use crate::mapped::MappedList;
 use crate::pool::Pool;
 use crate::shelf::Shelf;
 use crate::shrink::{SHRINKERS, Shrinkers};
@@ -37,6 +38,9 @@ pub struct Heap<S, C, R, P = PanicReport> {
     pub(crate) state: lock_api::Mutex<R, State>,
     /// The shelf of each class that is in a debug mode; null for the others.
     pub(crate) guarded: [AtomicPtr<CacheShelf>; CLASSES],
+    /// Every how many refills there is a sample; 0: never. And refills so far, while there are.
+    pub(crate) sampling: AtomicUsize,
+    pub(crate) refills: AtomicUsize,
     /// Is a shrinker at work?
     pub(crate) shrinking: AtomicBool,
     /// Is any debug mode on?
@@ -65,6 +69,7 @@ pub(crate) struct State {
     pub(crate) option: &'static str,
     pub(crate) quarantine: Quarantine,
     pub(crate) shrinkers: Shrinkers,
+    pub(crate) mapped: MappedList,
 }
 
 // SAFETY: the pointers inside lead to memory that only the holder of the state uses.
@@ -97,6 +102,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             option: "",
             quarantine: Quarantine::new(),
             shrinkers: [(0, None); SHRINKERS],
+            mapped: MappedList::new(),
         };
         Self {
             source,
@@ -108,6 +114,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             in_depots: AtomicUsize::new(0),
             state: lock_api::Mutex::const_new(R::INIT, state),
             guarded: [const { AtomicPtr::new(null_mut()) }; CLASSES],
+            sampling: AtomicUsize::new(0),
+            refills: AtomicUsize::new(0),
             shrinking: AtomicBool::new(false),
             debugging: AtomicBool::new(false),
             taken: AtomicUsize::new(0),
@@ -126,7 +134,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         match class_of(layout) {
             Some(class) => self
                 .pop(class)
-                .or_else(|| self.alloc_slow(class, layout.size()))
+                .or_else(|| self.alloc_slow(class, layout))
                 .ok_or(HeapError::OutOfPages),
             None => self.alloc_odd(layout, false),
         }
@@ -198,7 +206,10 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 }
                 // In a debug mode a block knows its size to the byte; or it is none at all.
                 Place::Class(_) => {}
-                _ => return self.usable_size(ptr).map(|_| ptr).map_err(HeapError::Misuse),
+                _ if self.usable_size(ptr).map_err(HeapError::Misuse)? >= new_size => {
+                    return Ok(ptr);
+                }
+                _ => {}
             }
         }
         // A block that is not live is found out before anything is copied from it.

@@ -159,7 +159,9 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                         Ok(found) if !found.is_served_as(Some(Place::Class(class))) => {
                             misuse = Some(found.misuse(MisuseKind::WrongLayout, address));
                         }
-                        Ok(Found { what: What::Cache(..), .. }) => guarded = Some(block),
+                        Ok(Found { what: What::Cache(..) | What::Mapped(_), .. }) => {
+                            guarded = Some(block);
+                        }
                         Ok(found) => self.put_home(&mut state, found.what, address),
                         Err(found) => misuse = Some(found),
                     }
@@ -170,7 +172,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 self.tell(misuse);
             }
             if let Some(block) = guarded {
-                // Freed on a CPU that did not know of the debug mode yet. Told already if it fails.
+                // A sample that a magazine took, or freed on a CPU that did not know of the debug mode
+                // yet. Told already if it fails.
                 let _ = self.free_checked(block, None, |_| None);
             }
             if retired {
@@ -202,7 +205,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 self.set_tag(start, Tag::Chunk);
                 state.pool.free(chunk, from);
             }
-            What::Cache(..) | What::Run(_) => {}
+            What::Cache(..) | What::Run(_) | What::Mapped(_) => {}
         }
     }
 
@@ -241,6 +244,11 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                     return Err(self.tell(misuse));
                 }
             },
+            What::Mapped(record) => {
+                let unmapped = Self::unlist_mapped(&mut state, record);
+                drop(state);
+                self.give_mapped(unmapped);
+            }
             What::Run(order) => {
                 state.runs -= order.bytes() as usize;
                 self.tag_all(address, order.bytes() as usize, Tag::Gone);
@@ -259,6 +267,11 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// Makes a block of the pool what `place` asks for, where it stands; false when that cannot be.
     pub(crate) fn resize(&self, ptr: NonNull<u8>, place: Place) -> bool {
         let address = ptr.as_ptr() as usize;
+        if let Place::Run(to) = place {
+            let found = self.inspect(&self.state.lock(), address);
+            let Ok(Found { what: What::Run(from), .. }) = found else { return false };
+            return self.grow_run(ptr, from, to);
+        }
         let (granules, align, tag) = match place {
             Place::Class(class) if usize::from(class) >= SLAB_CLASSES => {
                 (usize::from(SIZES[usize::from(class)]) / GRANULE, 1, Tag::Class(class))

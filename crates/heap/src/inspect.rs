@@ -12,6 +12,7 @@ use crate::cache::CacheShelf;
 use crate::classes::{NAMES, Place, SIZES, SLAB_CLASSES, Tag};
 use crate::guard::Guard;
 use crate::heap::State;
+use crate::mapped::Mapped;
 use crate::pool::{CHUNK, Chunk, GRANULE};
 use crate::slab::{Slab, Spot};
 use crate::source::TAG_SHIFT;
@@ -36,6 +37,8 @@ pub(crate) enum What {
     Pool(Chunk, usize, usize),
     Cache(NonNull<CacheShelf>, Slab, usize),
     Run(Order),
+    /// A block with pages of its own.
+    Mapped(NonNull<Mapped>),
 }
 
 impl Found {
@@ -88,6 +91,8 @@ impl Found {
             }
             (What::Pool(.., granules), Some(Place::Pool(wanted, _))) => granules == wanted,
             (What::Run(order), Some(Place::Run(wanted))) => order == wanted,
+            // SAFETY: *mapped-listed*, and the lock is held.
+            (What::Mapped(record), wanted) => unsafe { record.as_ref() }.is_served_as(wanted),
             _ => false,
         }
     }
@@ -120,9 +125,9 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
 
     /// What the block at `address` is; a misuse when none that is out starts there. The state is
     /// the proof that the lock is held: tags and records change under it.
-    pub(crate) fn inspect(&self, _state: &State, address: usize) -> Result<Found, Misuse> {
+    pub(crate) fn inspect(&self, state: &State, address: usize) -> Result<Found, Misuse> {
         match self.tag(address) {
-            Tag::None => Err(Misuse::at(MisuseKind::Foreign, address)),
+            Tag::None => self.inspect_mapped(state, address),
             Tag::Gone => Err(Misuse::at(MisuseKind::DoubleFree, address)),
             Tag::Class(_) | Tag::Chunk | Tag::Pool | Tag::Own => self.inspect_chunk(address),
             Tag::Cache(order) => self.inspect_cache(order, address),

@@ -88,6 +88,7 @@ mod home;
 mod inspect;
 mod local;
 mod magazine;
+mod mapped;
 mod pages;
 mod pool;
 mod refill;

@@ -79,7 +79,7 @@ impl Locals {
 
 impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// A block for records that nobody guards and nobody takes for a leak.
-    fn record(&self, layout: Layout) -> Result<NonNull<u8>, HeapError> {
+    pub(crate) fn record(&self, layout: Layout) -> Result<NonNull<u8>, HeapError> {
         let class = class_of(layout).ok_or(HeapError::TooLarge)?;
         let block = self.refill(class)?;
         block.as_ptr().expose_provenance();

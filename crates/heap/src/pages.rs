@@ -18,11 +18,16 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let base = self.take_pages_hard(order, zeroed)?;
         let start = base.as_ptr() as usize;
         let mut state = self.state.lock();
+        self.tag_run(start, order);
+        state.runs += order.bytes() as usize;
+        Ok(base)
+    }
+
+    /// Under the lock.
+    pub(crate) fn tag_run(&self, start: usize, order: Order) {
         self.tag_all(start, order.bytes() as usize, Tag::RunInside);
         self.set_tag(start, Tag::Run);
         self.set_tag(start + (1 << TAG_SHIFT), Tag::RunOrder(order));
-        state.runs += order.bytes() as usize;
-        Ok(base)
     }
 
     /// Pages from the source, after giving back what can be given back if that must be.

@@ -25,15 +25,15 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// A block of a class whose magazine is empty.
     #[cold]
     #[inline(never)]
-    pub(crate) fn alloc_slow(&self, class: u8, size: usize) -> Option<NonNull<u8>> {
+    pub(crate) fn alloc_slow(&self, class: u8, layout: Layout) -> Option<NonNull<u8>> {
         // A pointer and nothing else, so that the fast path's answer stays in a register; memory is
         // all that can be wanting here.
         match self.guarded_shelf(class) {
             Some(shelf) => {
                 self.honour();
-                self.take_object(shelf, size, None).ok()
+                self.take_object(shelf, layout.size(), None).ok()
             }
-            None => self.receive(class).or_else(|| {
+            None => self.sample(class, layout).or_else(|| self.receive(class)).or_else(|| {
                 self.honour();
                 self.refill(class).ok()
             }),
@@ -83,10 +83,10 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     #[inline(never)]
     pub(crate) fn alloc_odd(&self, layout: Layout, zeroed: bool) -> Result<NonNull<u8>, HeapError> {
         let block = match place(layout).ok_or(HeapError::TooLarge)? {
-            Place::Run(order) => return self.alloc_run(order, zeroed),
+            Place::Run(order) => return self.alloc_large(layout, order, zeroed),
             Place::Class(class) => match self.pop(class) {
                 Some(block) => block,
-                None => self.alloc_slow(class, layout.size()).ok_or(HeapError::OutOfPages)?,
+                None => self.alloc_slow(class, layout).ok_or(HeapError::OutOfPages)?,
             },
             Place::Pool(granules, align) => {
                 let mut block = None;

@@ -55,6 +55,31 @@ pub unsafe trait PageSource {
         unsafe { start.write_bytes(0, order.bytes() as usize) };
         Ok(start)
     }
+
+    /// `pages` pages of 4 KiB one behind the other, with a page in front and one behind at which
+    /// every access faults; zeroed if asked for. For sources that can map: the default has none. The
+    /// memory has no tags.
+    fn map_pages(&self, pages: usize, zeroed: bool) -> Result<NonNull<u8>, OutOfPages> {
+        let _ = (pages, zeroed);
+        Err(OutOfPages)
+    }
+
+    /// Takes mapped pages back; every access to them faults from now on, for a while if possible.
+    ///
+    /// # Safety
+    /// `start` and `pages` are those of one [`map_pages`](Self::map_pages) not yet given back, and
+    /// nobody uses the memory any more.
+    unsafe fn unmap_pages(&self, start: NonNull<u8>, pages: usize) {
+        let _ = (start, pages);
+    }
+
+    /// Makes a run that this source gave, of order `from`, one of order `to` where it stands, if
+    /// `start` is aligned to that size and the pages behind are free: they are the heap's now, and
+    /// the whole comes back as one run. For sources that can; the default cannot.
+    fn grow_pages(&self, start: NonNull<u8>, from: Order, to: Order) -> Result<(), OutOfPages> {
+        let _ = (start, from, to);
+        Err(OutOfPages)
+    }
 }
 
 // SAFETY: a reference forwards to an implementer that keeps the contract.
@@ -72,6 +97,16 @@ unsafe impl<S: PageSource + ?Sized> PageSource for &S {
     }
     fn alloc_zeroed_pages(&self, order: Order) -> Result<NonNull<u8>, OutOfPages> {
         (**self).alloc_zeroed_pages(order)
+    }
+    fn map_pages(&self, pages: usize, zeroed: bool) -> Result<NonNull<u8>, OutOfPages> {
+        (**self).map_pages(pages, zeroed)
+    }
+    unsafe fn unmap_pages(&self, start: NonNull<u8>, pages: usize) {
+        // SAFETY: the caller's promise, handed on.
+        unsafe { (**self).unmap_pages(start, pages) }
+    }
+    fn grow_pages(&self, start: NonNull<u8>, from: Order, to: Order) -> Result<(), OutOfPages> {
+        (**self).grow_pages(start, from, to)
     }
 }
 

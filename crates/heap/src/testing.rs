@@ -21,6 +21,10 @@ pub(crate) struct Arena {
     tags: Vec<AtomicU8>,
     /// Start offset in pages, and order, of what is out.
     out: Mutex<BTreeMap<usize, Order>>,
+    /// Where mapped pages are out, and how many.
+    mapped: Mutex<BTreeMap<usize, usize>>,
+    /// Mapped pages that there may be.
+    mappable: AtomicUsize,
     /// Allocations until one fails; huge: never.
     fuse: AtomicUsize,
 }
@@ -34,6 +38,8 @@ const NEVER: usize = usize::MAX / 2;
 
 impl Arena {
     pub(crate) fn new(pages: usize) -> Self {
+        // Under Miri each byte costs.
+        let pages = if cfg!(miri) { pages.min(256) } else { pages };
         let bytes = pages * PAGE_SIZE as usize;
         let layout =
             Layout::from_size_align(bytes, bytes.next_power_of_two().min(1 << 22)).unwrap();
@@ -41,7 +47,20 @@ impl Arena {
         let memory = NonNull::new(unsafe { alloc::alloc(layout) }).unwrap();
         memory.as_ptr().expose_provenance();
         let tags = (0..PageTags::required(bytes)).map(|_| AtomicU8::new(0)).collect();
-        Self { memory, layout, tags, out: Mutex::default(), fuse: AtomicUsize::new(NEVER) }
+        Self {
+            memory,
+            layout,
+            tags,
+            out: Mutex::default(),
+            mapped: Mutex::default(),
+            mappable: AtomicUsize::new(0),
+            fuse: AtomicUsize::new(NEVER),
+        }
+    }
+
+    /// From now on so many pages can be mapped.
+    pub(crate) fn let_map(&self, pages: usize) {
+        self.mappable.store(pages, Ordering::SeqCst);
     }
 
     /// Lets allocation number `nth` (from 0) from now on fail, once.
@@ -56,7 +75,13 @@ impl Arena {
 
     /// Pages that are out.
     pub(crate) fn pages_out(&self) -> usize {
-        self.out.lock().unwrap().values().map(|order| order.count() as usize).sum()
+        let runs: usize =
+            self.out.lock().unwrap().values().map(|order| order.count() as usize).sum();
+        runs + self.mapped.lock().unwrap().values().sum::<usize>()
+    }
+
+    fn mapping(pages: usize) -> Layout {
+        Layout::from_size_align(pages * PAGE_SIZE as usize, PAGE_SIZE as usize).unwrap()
     }
 }
 
@@ -92,6 +117,48 @@ unsafe impl PageSource for Arena {
         assert_eq!(out.remove(&page), Some(order), "pages came back that were not out");
         // SAFETY: inside the allocation, and nobody's.
         unsafe { start.write_bytes(0xdd, order.bytes() as usize) };
+    }
+
+    // Host memory of its own; there is nothing here that could fault.
+    fn map_pages(&self, pages: usize, zeroed: bool) -> Result<NonNull<u8>, OutOfPages> {
+        let mut mapped = self.mapped.lock().unwrap();
+        let burnt = self.fuse.fetch_sub(1, Ordering::SeqCst) == 0;
+        if burnt {
+            self.fuse.store(NEVER, Ordering::SeqCst);
+        }
+        let used = mapped.values().sum::<usize>() + pages;
+        if burnt || used > self.mappable.load(Ordering::SeqCst) {
+            return Err(OutOfPages);
+        }
+        // SAFETY: the size is not zero.
+        let start = NonNull::new(unsafe { alloc::alloc(Self::mapping(pages)) }).unwrap();
+        let junk = if zeroed { 0 } else { 0xdd };
+        // SAFETY: just received.
+        unsafe { start.write_bytes(junk, pages * PAGE_SIZE as usize) };
+        mapped.insert(start.as_ptr() as usize, pages);
+        Ok(start)
+    }
+
+    unsafe fn unmap_pages(&self, start: NonNull<u8>, pages: usize) {
+        let was = self.mapped.lock().unwrap().remove(&(start.as_ptr() as usize));
+        assert_eq!(was, Some(pages), "pages were unmapped that were not mapped");
+        // SAFETY: allocated with this layout.
+        unsafe { alloc::dealloc(start.as_ptr(), Self::mapping(pages)) };
+    }
+
+    fn grow_pages(&self, start: NonNull<u8>, from: Order, to: Order) -> Result<(), OutOfPages> {
+        let mut out = self.out.lock().unwrap();
+        let offset = start.as_ptr() as usize - self.memory.as_ptr() as usize;
+        let page = offset / PAGE_SIZE as usize;
+        assert_eq!(out.get(&page), Some(&from), "a run that is not out");
+        let (count, end) = (to.count() as usize, page + from.count() as usize);
+        let next = out.range(end..).next().map_or(usize::MAX, |(&next, _)| next);
+        let pages = self.layout.size() / PAGE_SIZE as usize;
+        if page % count != 0 || page + count > next.min(pages) {
+            return Err(OutOfPages);
+        }
+        out.insert(page, to);
+        Ok(())
     }
 
     fn tag(&self, address: usize) -> Option<&AtomicU8> {

@@ -27,6 +27,7 @@ pub(crate) fn layout(size: usize, align: usize) -> Layout {
 }
 
 mod caches;
+mod mapped;
 
 /// A live block as the model knows it: every byte is derived from the seed.
 #[derive(Clone, Copy)]
