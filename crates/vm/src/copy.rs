@@ -193,6 +193,10 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
                 object: alloc::sync::Arc::as_ptr(object).addr(),
                 offset: region.index(page).wrapping_mul(PAGE as u64) + addr.page_offset(),
             },
+            Object::SharedFile(file) => FutexKey::Shared {
+                object: file.key(),
+                offset: region.index(page).wrapping_mul(PAGE as u64) + addr.page_offset(),
+            },
             _ => private,
         })
     }

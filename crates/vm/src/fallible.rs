@@ -21,6 +21,11 @@ impl From<NoMemory> for crate::VmError {
     }
 }
 
+/// Counts as an allocation where tests let the n-th fail.
+pub(crate) fn step() -> Result<(), NoMemory> {
+    host::step()
+}
+
 /// A box around `value`, or the value lost with an error.
 pub fn try_box<T>(value: T) -> Result<Box<T>, NoMemory> {
     host::step()?;

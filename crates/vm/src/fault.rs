@@ -5,7 +5,7 @@
 //! never written maps the host's page of zeroes, if it has one. A private page that was shared by a fork is
 //! copied by whoever writes first and kept by whoever writes last.
 
-use pagoda_addr::{Frame, Page, PageRange, VirtAddr};
+use pagoda_addr::{Frame, PageRange, VirtAddr};
 use pagoda_paging::{Cursor, Entry, Format, PageFlags, PageSize, Released, Rewritten};
 
 use crate::memory::{self, PAGE};
@@ -55,14 +55,15 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if !permits(region.prot, access) {
             return Err(FaultError::Protection);
         }
-        if region.is_anonymous() {
-            let (stream, pages) = streams.at(page);
-            let end = entry.end.min(page + pages);
-            let done = self.fault_anonymous(stats, region, (page, end), access);
-            streams.stopped(stream, done.as_ref().map_or(page, |&(_, count)| page + count));
-            return done.map(|(done, _)| done);
-        }
-        self.fault_object(stats, region, page, access)
+        let (stream, pages) = streams.at(page);
+        let window = (page, entry.end.min(page + pages));
+        let done = if region.is_anonymous() {
+            self.fault_anonymous(stats, region, window, access)
+        } else {
+            self.fault_object(stats, region, window, entry.end, access)
+        };
+        streams.stopped(stream, done.as_ref().map_or(page, |&(_, count)| page + count));
+        done.map(|(done, _)| done)
     }
 
     /// A fault at the first page of `window` in private memory without a file, which may bring the
@@ -75,7 +76,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         window: Window,
         access: Access,
     ) -> Result<(FaultDone, u64), FaultError> {
-        let range = pages(window).ok_or(FaultError::Unmapped)?;
+        let range = pages_of_window(window)?;
         let mut cursor = self.table.cursor(range).map_err(|_| FaultError::Unmapped)?;
         let mut flags = leaf_flags(region.prot) | PageFlags::ACCESSED;
         let zero = if access == Access::Write { None } else { self.platform().zero_page() };
@@ -153,62 +154,103 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         }
     }
 
-    /// A fault at `page` of a region with an object behind it.
+    /// A fault at the first page of `window` in a region with an object behind it, which may bring
+    /// the others too.
     fn fault_object(
         &self,
         stats: &mut SpaceStats,
         region: &Region<P>,
-        page: PageNumber,
+        window: Window,
+        region_end: PageNumber,
         access: Access,
-    ) -> Result<FaultDone, FaultError> {
-        let range = PageRange::single(Page::new(page).ok_or(FaultError::Unmapped)?);
+    ) -> Result<(FaultDone, u64), FaultError> {
         let write = access == Access::Write;
+        let private = !region.is_shared();
+        // A store to a private page makes memory of our own: as many as asked for. All else is there
+        // already, and costs no more than an entry.
+        let pages = if write && private { (window.1 - window.0).min(AROUND) } else { AROUND };
+        let end = region_end.min(window.0 + pages).min((window.0 | 511) + 1);
+        let range = pages_of_window((window.0, end))?;
         {
             let mut cursor = self.table.cursor(range).map_err(|_| FaultError::Unmapped)?;
             match cursor.query(range.start()) {
                 Entry::Mapped { .. } if write => {
-                    return self.make_writable(stats, region, &mut cursor).map(|(done, _)| done);
+                    return self.make_writable(stats, region, &mut cursor);
                 }
-                Entry::Mapped { .. } => return Ok(FaultDone::Spurious),
+                Entry::Mapped { .. } => return Ok((FaultDone::Spurious, 1)),
                 // The lock of the table is not held while an object is asked.
                 Entry::Absent(_) => {}
             }
         }
-        let index = region.index(page);
-        let (frame, mark) = match &region.object {
-            Object::File(file) => {
-                let own = ANONYMOUS | PageFlags::WRITE | PageFlags::DIRTY;
-                let mark = if write { own } else { PageFlags::empty() };
-                (self.file_page(&**file, index)?, mark)
-            }
-            Object::Shared(object) => {
-                let writable = region.prot.contains(Prot::WRITE);
-                let mark = if writable { SHARED | PageFlags::WRITE } else { SHARED };
-                (object.frame(index)?, mark)
-            }
-            Object::Anonymous => return Err(FaultError::Unmapped),
+        let mut mark = match (private, write) {
+            (true, true) => ANONYMOUS | PageFlags::WRITE,
+            (true, false) => PageFlags::empty(),
+            (false, _) => SHARED,
         };
+        if !private && region.prot.contains(Prot::WRITE) {
+            mark |= PageFlags::WRITE;
+        }
+        let mut frames = Found::nothing();
+        for page in window.0..end {
+            let ahead = page != window.0;
+            match self.object_page(region, region.index(page), write && private, ahead) {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(_) if ahead => break,
+                Err(error) => return Err(error),
+            }
+        }
         let mut flags = leaf_flags(region.prot) | mark | PageFlags::ACCESSED;
         if write {
             flags |= PageFlags::DIRTY;
         }
-        let mut cursor = self.reopen(range, frame)?;
-        let mut once = Some(frame);
-        let filled = cursor.fill_run(range, flags, || once.take());
-        if let Some(frame) = once {
-            self.give_back(frame); // not asked for: somebody was faster
+        let filled = match self.table.cursor(range) {
+            Ok(mut cursor) => cursor.fill_run(range, flags, || frames.next()),
+            Err(error) => Err(error),
+        };
+        while let Some(frame) = frames.next() {
+            self.give_back(frame); // something stands there already
         }
         let count = filled.map_err(|_| FaultError::OutOfMemory)?;
-        region.touched.add((page, page + count));
+        region.touched.add((window.0, window.0 + count));
         stats.pages_came(false, flags, count);
-        Ok(if count == 0 { FaultDone::Spurious } else { FaultDone::Mapped })
+        Ok((if count == 0 { FaultDone::Spurious } else { FaultDone::Mapped }, count.max(1)))
     }
 
-    fn reopen(&self, range: PageRange, frame: Frame) -> Result<Cursor<'_, F, P>, FaultError> {
-        self.table.cursor(range).map_err(|_| {
-            self.give_back(frame);
-            FaultError::Unmapped
-        })
+    /// The frame for page `index` of the object behind `region`, with a reference for us: the
+    /// object's own, or a copy (`own`). None: not worth it for a page that was not asked for.
+    fn object_page(
+        &self,
+        region: &Region<P>,
+        index: u64,
+        own: bool,
+        ahead: bool,
+    ) -> Result<Option<Frame>, FaultError> {
+        match &region.object {
+            Object::File(file) => {
+                // What the file cannot keep in memory for all is copied for this one.
+                let Ok(Some(frame)) = file.frame(index, ahead) else {
+                    return if ahead { Ok(None) } else { self.file_page(&**file, index).map(Some) };
+                };
+                if !own {
+                    return Ok(Some(frame));
+                }
+                let copy = self.page(false);
+                if let Ok(copy) = copy {
+                    memory::copy(self.platform(), frame, copy);
+                }
+                self.give_back(frame);
+                copy.map(Some)
+            }
+            Object::SharedFile(file) => match file.frame(index, ahead) {
+                Ok(None) if !ahead => Err(FaultError::Bus),
+                Ok(frame) => Ok(frame),
+                Err(ReadError::Bus) => Err(FaultError::Bus),
+                Err(ReadError::OutOfMemory) => Err(FaultError::OutOfMemory),
+            },
+            Object::Shared(object) => object.frame(index, ahead),
+            Object::Anonymous => Err(FaultError::Unmapped),
+        }
     }
 
     fn page(&self, zeroed: bool) -> Result<Frame, FaultError> {
@@ -272,6 +314,40 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         inner.regions.resize(start, (page, end));
         Ok(())
     }
+}
+
+/// Pages of an object that one fault may map because they are in memory anyway; as on Linux.
+const AROUND: u64 = 16;
+
+/// Frames found for a run of pages, each with a reference.
+struct Found {
+    frames: [Frame; AROUND as usize],
+    next: usize,
+    len: usize,
+}
+
+impl Found {
+    fn nothing() -> Self {
+        Self { frames: [Frame::default(); AROUND as usize], next: 0, len: 0 }
+    }
+
+    /// One more; at most as many as [`AROUND`] are asked for.
+    fn push(&mut self, frame: Frame) {
+        if let Some(slot) = self.frames.get_mut(self.len) {
+            *slot = frame;
+            self.len += 1;
+        }
+    }
+
+    fn next(&mut self) -> Option<Frame> {
+        let frame = self.frames[..self.len].get(self.next)?;
+        self.next += 1;
+        Some(*frame)
+    }
+}
+
+fn pages_of_window(window: Window) -> Result<PageRange, FaultError> {
+    pages(window).ok_or(FaultError::Unmapped)
 }
 
 /// Does the protection permit the access? Anything that may be done implies reading, as on x86-64.

@@ -25,6 +25,7 @@ mod remap;
 mod request;
 mod slots;
 mod space;
+mod store;
 mod tree;
 
 pub use ahead::Policy;
@@ -39,6 +40,7 @@ pub use request::{
     RemapRequest,
 };
 pub use space::{AddressSpace, RegionInfo, Residency, SpaceStats};
+pub use store::{FilePage, Frames, HeapPages, PageStore};
 
 #[cfg(test)]
 mod tests;

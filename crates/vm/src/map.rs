@@ -26,7 +26,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         let len = page_count(len);
         let offset = match &backing {
             Backing::Anonymous | Backing::SharedAnonymous => 0,
-            Backing::File { offset, .. } | Backing::Shared { offset, .. } => *offset,
+            Backing::File { offset, .. }
+            | Backing::SharedFile { offset, .. }
+            | Backing::Shared { offset, .. } => *offset,
         };
         if offset % 4096 != 0 {
             return Err(VmError::Invalid);
@@ -53,6 +55,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             }
             Backing::File { object, offset } => {
                 (Object::File(object), (offset >> 12).wrapping_sub(window.0))
+            }
+            Backing::SharedFile { object, offset } => {
+                (Object::SharedFile(object), (offset >> 12).wrapping_sub(window.0))
             }
             Backing::Shared { object, offset } => {
                 (Object::Shared(object), (offset >> 12).wrapping_sub(window.0))

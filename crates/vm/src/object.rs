@@ -1,12 +1,16 @@
 //! What stands behind regions: files and shared memory.
 //!
-//! A [`FileObject`] is the host's; a region maps it privately, page by page, by copying. A
+//! A [`FileObject`] is the host's. Where the host keeps it in frames (see
+//! [`FilePage`](crate::FilePage)), regions map those: shared ones to read and write them, private
+//! ones to read, and to copy when they are written. Else a private region copies at the first touch. A
 //! [`SharedObject`] is ours: zeroed memory that several mappings see at once. It exists from the
 //! moment that the mapping is made, so that a fork before the first touch shares it too. It holds
 //! one reference to each of its frames, and every mapping holds another.
 //!
-//! Left out: a cache of file pages shared between address spaces, write-back, truncation of shared
-//! objects.
+//! From a frame to its places: a file's frame stands at the same index in every region of the file,
+//! so its places are found through the regions, when a file shrinks; faults and forks keep no record.
+//!
+//! Left out: write-back (the frames are the file), truncation of shared objects.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -40,7 +44,7 @@ pub struct FileIdentity {
     pub inode: u64,
 }
 
-/// A file that may be mapped privately. Called, and dropped, with the regions of one address space
+/// A file that may be mapped. Called, and dropped, with the regions of one address space
 /// locked: an implementer takes only locks of rank `OBJECT` and above, never touches a program's
 /// memory, never waits for a program.
 pub trait FileObject: Send + Sync {
@@ -50,6 +54,21 @@ pub trait FileObject: Send + Sync {
     /// Fills `into` with page `index` of the file. Bytes beyond the end of the file need not be
     /// written: the caller clears them.
     fn read_page(&self, index: u64, into: &mut [u8; PAGE]) -> Result<(), ReadError>;
+
+    /// The frame that holds page `index` of the file now, for whoever reads, writes and maps the
+    /// file, with one more reference for the caller. `ahead`: nobody touched the page yet; answer
+    /// with none where that would make memory of a hole. None always, from a host that does not
+    /// keep its files in frames: then pages are copied, and the file cannot be mapped shared.
+    fn frame(&self, index: u64, ahead: bool) -> Result<Option<Frame>, ReadError> {
+        let _ = (index, ahead);
+        Ok(None)
+    }
+
+    /// A number that two objects have in common exactly if they are the same file, and that no
+    /// [`SharedObject`] has for an address: that of the file's record, say.
+    fn key(&self) -> usize {
+        core::ptr::from_ref(self).cast::<u8>().addr()
+    }
 
     /// Device and inode.
     fn identity(&self) -> FileIdentity {
@@ -103,9 +122,9 @@ impl<P: VmPlatform> SharedObject<P> {
         self.pages
     }
 
-    /// The frame of page `index`, made if there is none yet, with one more reference for the
-    /// caller.
-    pub(crate) fn frame(&self, index: u64) -> Result<Frame, FaultError> {
+    /// The frame of page `index`, made if there is none yet (unless `ahead`: then none), with one
+    /// more reference for the caller.
+    pub(crate) fn frame(&self, index: u64, ahead: bool) -> Result<Option<Frame>, FaultError> {
         if index >= self.pages {
             return Err(FaultError::Bus);
         }
@@ -114,6 +133,7 @@ impl<P: VmPlatform> SharedObject<P> {
             Self::slot(&mut top, index, self.height).map_err(|NoMemory| FaultError::OutOfMemory)?;
         let frame = match slot {
             Slot::Page(frame) => *frame,
+            _ if ahead => return Ok(None),
             _ => {
                 let frame = self.platform.alloc_page(true).map_err(|_| FaultError::OutOfMemory)?;
                 *slot = Slot::Page(frame);
@@ -121,7 +141,7 @@ impl<P: VmPlatform> SharedObject<P> {
             }
         };
         self.platform.share(frame);
-        Ok(frame)
+        Ok(Some(frame))
     }
 
     /// The slot of page `index`, with the levels above it made where they are missing.

@@ -5,7 +5,8 @@ use pagoda_paging::{Entry, FlushBatch, Format, PageFlags};
 
 use crate::fault::FaultDone;
 use crate::region::{Object, Region, Window};
-use crate::space::{Inner, is_sole, leaf_flags, number, page_count, pages};
+use crate::space::{ANONYMOUS, Inner, is_sole, leaf_flags, number, page_count, pages};
+use crate::tree::{Entry as Interval, PageNumber};
 use crate::{Access, AddressSpace, Advice, FaultError, MapFlags, Prot, VmError, VmPlatform};
 
 impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
@@ -27,6 +28,17 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     }
 
     fn protect_run(&self, inner: &mut Inner<P>, window: Window, prot: Prot) -> Result<(), VmError> {
+        // A part that may never be written ends the call, as on Linux; what lies before is changed.
+        let never = |entry: &&Interval<Region<P>>| {
+            prot.contains(Prot::WRITE) && entry.value.flags.contains(MapFlags::NEVER_WRITE)
+        };
+        let stop = inner.regions.within(window).find(never).map(|entry| entry.start);
+        if let Some(at) = stop {
+            if at > window.0 {
+                self.protect_run(inner, (window.0, at), prot)?;
+            }
+            return Err(VmError::Denied);
+        }
         let alone = inner.regions.covering(window.0);
         let alone = alone.filter(|entry| (entry.start, entry.end) == window);
         if let Some(entry) = alone {
@@ -248,6 +260,55 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         });
         inner.count_in(part);
         Ok(())
+    }
+
+    /// Lets go of the pages of the file with this [`key`](crate::FileObject::key) from index `from`
+    /// up to `to`, wherever they are mapped here: the file has no such pages any more. With `own`,
+    /// what the program wrote to private mappings goes as well. The next touch asks the file again.
+    pub fn forget_object(&self, key: usize, (from, to): (u64, u64), own: bool) {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let mut at = 0;
+        while let Some(entry) = inner.regions.find(at) {
+            at = entry.end;
+            let region = &entry.value;
+            if region.file().is_none_or(|file| file.key() != key) {
+                continue;
+            }
+            // The region's pages by index: contiguous, by *anchor*.
+            let first = region.index(entry.start);
+            let low = from.max(first);
+            let high = to.min(first.saturating_add(entry.pages()));
+            if low >= high {
+                continue;
+            }
+            let part = (entry.start + (low - first), entry.start + (high - first));
+            if own {
+                let dropped = self.drop_pages(inner, part);
+                debug_assert!(dropped.is_ok(), "nothing to split");
+                continue;
+            }
+            let mut next = part.0;
+            while let Some(page) = self.next_of_file((next, part.1)) {
+                let dropped = self.drop_run(&mut inner.stats, (page, page + 1), false);
+                debug_assert!(dropped.is_ok(), "nothing to split");
+                next = page + 1;
+            }
+        }
+    }
+
+    /// The first page of `part` behind which a frame of a file stands.
+    fn next_of_file(&self, part: Window) -> Option<PageNumber> {
+        let range = pages(part)?;
+        let mut cursor = self.table.cursor(range).ok()?;
+        let mut next = Some(range.start());
+        while let Some((page, entry)) = next.and_then(|from| cursor.next_used(from)) {
+            if matches!(entry, Entry::Mapped { flags, .. } if !flags.contains(ANONYMOUS)) {
+                return Some(page.number());
+            }
+            next = page.checked_add(1).filter(|&page| range.contains(page));
+        }
+        None
     }
 
     /// Tells `each`, page by page from the first, whether the page is present. All of the range has

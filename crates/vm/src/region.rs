@@ -20,6 +20,8 @@ pub(crate) enum Object<P: VmPlatform> {
     Anonymous,
     /// A file, privately.
     File(Arc<dyn FileObject>),
+    /// A file itself.
+    SharedFile(Arc<dyn FileObject>),
     /// Shared memory.
     Shared(Arc<SharedObject<P>>),
 }
@@ -29,6 +31,7 @@ impl<P: VmPlatform> Clone for Object<P> {
         match self {
             Self::Anonymous => Self::Anonymous,
             Self::File(file) => Self::File(file.clone()),
+            Self::SharedFile(file) => Self::SharedFile(file.clone()),
             Self::Shared(object) => Self::Shared(object.clone()),
         }
     }
@@ -39,7 +42,9 @@ impl<P: VmPlatform> Object<P> {
         match (self, other) {
             (Self::Anonymous, Self::Anonymous) => true,
             // Addresses alone: two tables of methods for one type would not make two files.
-            (Self::File(a), Self::File(b)) => core::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b)),
+            (Self::File(a), Self::File(b)) | (Self::SharedFile(a), Self::SharedFile(b)) => {
+                core::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b))
+            }
             (Self::Shared(a), Self::Shared(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
@@ -137,7 +142,16 @@ impl<P: VmPlatform> Region<P> {
         .union(MapFlags::LOCKED)
         .union(MapFlags::DONT_FORK)
         .union(MapFlags::WIPE_ON_FORK)
-        .union(MapFlags::DONT_DUMP);
+        .union(MapFlags::DONT_DUMP)
+        .union(MapFlags::NEVER_WRITE);
+
+    /// The file behind it.
+    pub(crate) fn file(&self) -> Option<&Arc<dyn FileObject>> {
+        match &self.object {
+            Object::File(file) | Object::SharedFile(file) => Some(file),
+            Object::Anonymous | Object::Shared(_) => None,
+        }
+    }
 
     /// Private memory with no file behind it.
     #[inline]
@@ -146,7 +160,7 @@ impl<P: VmPlatform> Region<P> {
     }
 
     pub(crate) fn is_shared(&self) -> bool {
-        matches!(self.object, Object::Shared(_))
+        matches!(self.object, Object::Shared(_) | Object::SharedFile(_))
     }
 
     /// Private and writable: promised memory that may have to be found.

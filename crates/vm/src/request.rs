@@ -40,6 +40,8 @@ bitflags::bitflags! {
         const DONT_DUMP = 128;
         /// Place below 2 GiB.
         const LOW = 256;
+        /// May never be written: a shared mapping of a file that was opened for reading alone.
+        const NEVER_WRITE = 512;
     }
 }
 
@@ -64,6 +66,13 @@ pub enum Backing<P: VmPlatform> {
     SharedAnonymous,
     /// A private copy of a file, from `offset` (bytes, page aligned).
     File {
+        /// The file.
+        object: Arc<dyn FileObject>,
+        /// Bytes from the start of the file.
+        offset: u64,
+    },
+    /// A file itself, from `offset` (bytes, page aligned): stores are in the file at once.
+    SharedFile {
         /// The file.
         object: Arc<dyn FileObject>,
         /// Bytes from the start of the file.

@@ -53,11 +53,6 @@ pub(crate) const SHARED: PageFlags = PageFlags::SOFT2;
 /// references. Without the second mark the only reference is ours, and nobody has to be asked.
 pub(crate) const FORKED: PageFlags = PageFlags::SOFT1.union(PageFlags::SOFT2);
 
-/// Does a leaf with these marks belong to a shared object?
-pub(crate) fn is_objects(flags: PageFlags) -> bool {
-    flags & FORKED == SHARED
-}
-
 /// Is a leaf of a private region with these marks ours alone, for certain?
 pub(crate) fn is_sole(flags: PageFlags) -> bool {
     flags & FORKED == ANONYMOUS
@@ -302,8 +297,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
                 continue;
             }
             let refs = u64::from(self.platform().refs(frame)).max(1);
-            // A shared object holds one reference besides those of the mappings.
-            let users = if is_objects(flags) { (refs - 1).max(1) } else { refs };
+            // A shared object, or a file, holds one reference besides those of the mappings.
+            let own = flags.contains(ANONYMOUS);
+            let users = if own { refs } else { (refs - 1).max(1) };
             sum.present += 1;
             sum.sole += u64::from(users == 1);
             sum.dirty += u64::from(flags.contains(PageFlags::DIRTY));
@@ -411,10 +407,7 @@ impl<P: VmPlatform> Inner<P> {
             flags: region.flags,
             shared: region.is_shared(),
             offset: if anonymous { 0 } else { region.index(entry.start).saturating_mul(4096) },
-            file: match &region.object {
-                Object::File(file) => Some(file.clone()),
-                _ => None,
-            },
+            file: region.file().cloned(),
             heap: anonymous
                 && range.start().as_u64() < heap_end
                 && range.end().as_u64() > heap_start,

@@ -7,9 +7,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use pagoda_kernel_fs::tty::{Sink, Terminal};
-use pagoda_kernel_fs::{CustomFile, Errno, Host, Ready, Time, Waiters};
+use pagoda_kernel_fs::{CustomFile, Errno, Host, Inode, Ready, Time, Waiters};
 use pagoda_sync::SpinMutex;
 use pagoda_vm::fallible::try_extend;
+use pagoda_vm::{Frames, PageStore};
 
 use crate::machine::{Machine, Port};
 use crate::sched::Sched;
@@ -23,6 +24,13 @@ pub(crate) struct CoreHost<M: Machine> {
     pub(crate) machine: &'static M,
     pub(crate) sched: Arc<Sched<M>>,
     pub(crate) console: SpinMutex<Option<Arc<Terminal>>>,
+    /// Files are kept in frames, which programs map.
+    pub(crate) pages: Frames<&'static M>,
+}
+
+/// What address spaces know a file by.
+pub(crate) fn file_key(file: &Inode) -> usize {
+    core::ptr::from_ref(file).addr()
 }
 
 /// A time in nanoseconds as seconds and the rest.
@@ -44,6 +52,19 @@ impl<M: Machine> Host for CoreHost<M> {
     fn kernel_log(&self, text: &[u8]) {
         for chunk in text.utf8_chunks() {
             log::info!("{}", chunk.valid().trim_end());
+        }
+    }
+    fn pages(&self) -> &dyn PageStore {
+        &self.pages
+    }
+    fn pages_gone(&self, file: &Inode, range: (u64, u64), own: bool) {
+        let Some(thread) = self.sched.current() else { return };
+        let mut next = 0;
+        while let Some(process) = thread.kernel.next_process(next) {
+            next = process.pid + 1;
+            if let Some(space) = process.space() {
+                space.forget_object(file_key(file), range, own);
+            }
         }
     }
     fn console(&self) -> Option<Arc<Terminal>> {

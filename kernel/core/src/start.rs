@@ -8,6 +8,7 @@ use pagoda_kernel_fs::tty::Terminal;
 use pagoda_kernel_fs::{Caller, CustomFile, FdTable, Follow, Host, OpenFile, OpenFlags, Vfs};
 use pagoda_linux::Errno;
 use pagoda_sync::SpinMutex;
+use pagoda_vm::Frames;
 use pagoda_vm::fallible::{try_arc, try_vec};
 
 use crate::host::{CoreHost, Line, RawInput, TerminalFeed};
@@ -75,7 +76,7 @@ pub fn start<M: Machine>(
 ) -> Result<ExitStatus, StartError> {
     let sched = Sched::new(machine).and_then(try_arc).map_err(|_| StartError::OutOfMemory)?;
     let console = SpinMutex::new(None);
-    let host = try_arc(CoreHost { machine, sched, console });
+    let host = try_arc(CoreHost { machine, sched, console, pages: Frames(machine) });
     let host = host.map_err(|_| StartError::OutOfMemory)?;
     let result = boot(machine, &host, config);
     // The terminal knows the host and the host the terminal.

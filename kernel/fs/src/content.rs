@@ -5,15 +5,21 @@
 //! A write to a page that lies in the base copies that page first. Pages are kept in *chunks* of
 //! 64, sorted, so that a file may be huge and sparse.
 //!
+//! Pages come from the host's [`PageStore`](pagoda_vm::PageStore), where they may be frames that
+//! programs map ([`Content::frame`]): reading, writing and mapping then mean the same bytes. A page
+//! of the base becomes an owned one when it is mapped.
+//!
 //! Invariants: `base.len() <= size`; bytes of a page at or beyond `size` are zero; `owned` is the
 //! number of pages, all charged to the volume.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use pagoda_addr::Frame;
+use pagoda_vm::{FilePage, PageStore};
+
 use crate::volume::Volume;
-use crate::{Errno, Result, fallible};
+use crate::{Errno, Result};
 
 /// Bytes in a page.
 pub(crate) const PAGE: u64 = 4096;
@@ -21,13 +27,11 @@ const CHUNK: u64 = 64;
 /// The longest file: offsets are signed.
 pub(crate) const MAX_SIZE: u64 = i64::MAX as u64;
 
-type Page = Box<[u8; PAGE as usize]>;
-
 struct Chunk {
     /// Page index divided by `CHUNK`.
     number: u64,
     /// At most `CHUNK` slots, as many as the highest page needs.
-    pages: Vec<Option<Page>>,
+    pages: Vec<Option<FilePage>>,
 }
 
 /// See the module.
@@ -89,15 +93,40 @@ impl Content {
     /// Fills `into` from page `index`, byte `within` onwards; zeros where there is nothing.
     fn read_in_page(&self, index: u64, within: usize, into: &mut [u8]) {
         if let Some(page) = self.page(index) {
-            into.copy_from_slice(&page[within..within + into.len()]);
+            self.store().read(page, within, into);
             return;
         }
-        let start = (index * PAGE).saturating_add(within as u64);
-        let start = usize::try_from(start).unwrap_or(usize::MAX).min(self.base.len());
-        let from_base = &self.base[start..];
+        let from_base = self.base_from(index, within);
         let copied = from_base.len().min(into.len());
         into[..copied].copy_from_slice(&from_base[..copied]);
         into[copied..].fill(0);
+    }
+
+    /// What the base has from byte `within` of page `index` on.
+    fn base_from(&self, index: u64, within: usize) -> &'static [u8] {
+        let start = (index * PAGE).saturating_add(within as u64);
+        let start = usize::try_from(start).unwrap_or(usize::MAX).min(self.base.len());
+        &self.base[start..]
+    }
+
+    fn store(&self) -> &dyn PageStore {
+        self.volume.host.pages()
+    }
+
+    /// The frame of page `index`, with a reference more for whoever maps it; none where pages cannot
+    /// be mapped, and for a hole that nobody touched yet (`ahead`).
+    ///
+    /// # Errors
+    /// [`Errno::ENXIO`]: the whole page lies beyond the end of the file; else what a write would say.
+    pub(crate) fn frame(&mut self, index: u64, ahead: bool) -> Result<Option<Frame>> {
+        if index.checked_mul(PAGE).is_none_or(|start| start >= self.size) {
+            return Err(Errno::ENXIO);
+        }
+        if ahead && self.page(index).is_none() && self.base_from(index, 0).is_empty() {
+            return Ok(None);
+        }
+        self.page_for_writing(index)?;
+        Ok(self.page(index).and_then(|page| self.store().share(page)))
     }
 
     /// Writes at `offset`. Fewer bytes than asked when space or memory ends on the way.
@@ -110,13 +139,14 @@ impl Content {
         }
         let room = usize::try_from(MAX_SIZE - offset).unwrap_or(usize::MAX);
         let len = bytes.len().min(room);
+        let volume = self.volume.clone();
         let mut done = 0;
         while done < len {
             let at = offset + done as u64;
             let within = (at % PAGE) as usize;
             let step = (PAGE as usize - within).min(len - done);
             match self.page_for_writing(at / PAGE) {
-                Ok(page) => page[within..within + step].copy_from_slice(&bytes[done..done + step]),
+                Ok(page) => volume.host.pages().write(page, within, &bytes[done..done + step]),
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
             }
@@ -212,18 +242,13 @@ impl Content {
         })
     }
 
-    fn page(&self, index: u64) -> Option<&Page> {
+    fn page(&self, index: u64) -> Option<&FilePage> {
         let at = self.chunks.binary_search_by_key(&(index / CHUNK), |chunk| chunk.number).ok()?;
         self.chunks[at].pages.get((index % CHUNK) as usize)?.as_ref()
     }
 
-    fn page_mut(&mut self, index: u64) -> Option<&mut Page> {
-        let at = self.chunks.binary_search_by_key(&(index / CHUNK), |chunk| chunk.number).ok()?;
-        self.chunks[at].pages.get_mut((index % CHUNK) as usize)?.as_mut()
-    }
-
     /// Page `index` as an owned page, made from what it reads as now if need be.
-    fn page_for_writing(&mut self, index: u64) -> Result<&mut Page> {
+    fn page_for_writing(&mut self, index: u64) -> Result<&FilePage> {
         let number = index / CHUNK;
         let at = match self.chunks.binary_search_by_key(&number, |chunk| chunk.number) {
             Ok(at) => at,
@@ -239,6 +264,7 @@ impl Content {
             let pages = &mut self.chunks[at].pages;
             if pages.len() <= slot {
                 if pages.try_reserve(slot + 1 - pages.len()).is_err() {
+                    self.volume.host.pages().free(page);
                     self.volume.release(PAGE);
                     return Err(Errno::ENOMEM);
                 }
@@ -247,15 +273,17 @@ impl Content {
             pages[slot] = Some(page);
             self.owned += 1;
         }
-        self.chunks[at].pages[slot].as_mut().ok_or(Errno::EIO)
+        self.chunks[at].pages[slot].as_ref().ok_or(Errno::EIO)
     }
 
     /// A charged page with what `index` reads as now.
-    fn fresh_page(&self, index: u64) -> Result<Page> {
-        let bytes = fallible::try_zeroed(PAGE as usize)?;
-        let mut page: Page = bytes.into_boxed_slice().try_into().map_err(|_| Errno::ENOMEM)?;
+    fn fresh_page(&self, index: u64) -> Result<FilePage> {
         self.volume.charge(PAGE)?;
-        self.read_in_page(index, 0, &mut page[..]);
+        let page = self.store().alloc().map_err(|_| {
+            self.volume.release(PAGE);
+            Errno::ENOMEM
+        })?;
+        self.store().write(&page, 0, self.base_from(index, 0));
         Ok(page)
     }
 
@@ -269,7 +297,11 @@ impl Content {
                 break;
             }
             for (slot, index) in chunk.pages.iter_mut().zip(first..) {
-                if (from..to).contains(&index) && slot.take().is_some() {
+                if !(from..to).contains(&index) {
+                    continue;
+                }
+                if let Some(page) = slot.take() {
+                    volume.host.pages().free(page);
                     volume.release(PAGE);
                     *owned -= 1;
                 }
@@ -280,15 +312,15 @@ impl Content {
 
     /// Zeroes bytes `from..to` of page `index` if it is owned.
     fn zero_owned(&mut self, index: u64, from: usize, to: usize) {
-        if let Some(page) = self.page_mut(index) {
-            page[from..to].fill(0);
+        if let Some(page) = self.page(index) {
+            self.store().clear(page, from, to - from);
         }
     }
 }
 
 impl Drop for Content {
     fn drop(&mut self) {
-        self.volume.release(self.owned * PAGE);
+        self.drop_pages(0, u64::MAX);
     }
 }
 

@@ -10,7 +10,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::content::Content;
+use crate::content::{Content, PAGE};
 use crate::device::Memory;
 use crate::event::EventCounter;
 use crate::generated::Generated;
@@ -234,6 +234,9 @@ impl OpenFile {
     ) -> Result<(u64, usize)> {
         let append = self.flags().contains(OpenFlags::APPEND);
         let at = if append { content.size() } else { offset };
+        if !bytes.is_empty() {
+            self.node.may_write(at.saturating_add(bytes.len() as u64), content.size())?;
+        }
         Ok((at, content.write(at, bytes)?))
     }
 
@@ -293,7 +296,12 @@ impl OpenFile {
         else {
             return Err(Errno::EINVAL);
         };
-        content.lock().truncate(len)?;
+        {
+            let mut content = content.lock();
+            self.node.may_resize(content.size(), len)?;
+            content.truncate(len)?;
+        }
+        self.node.forget_pages(len.div_ceil(PAGE), u64::MAX, true);
         self.node.touch_modified();
         Ok(())
     }
@@ -312,6 +320,13 @@ impl OpenFile {
             _ => return Err(Errno::ENODEV),
         };
         let mut content = content.lock();
+        if mode & 0x12 != 0 {
+            self.node.may_punch()?;
+        }
+        if mode & KEEP_SIZE == 0 {
+            let size = content.size();
+            self.node.may_resize(size, size.max(offset.saturating_add(len)))?;
+        }
         match mode {
             0 | KEEP_SIZE => content.reserve(offset, len, mode == KEEP_SIZE)?,
             0b11 => content.punch(offset, len)?,
@@ -322,6 +337,10 @@ impl OpenFile {
             _ => return Err(Errno::EOPNOTSUPP),
         }
         drop(content);
+        if mode & 0x12 != 0 {
+            let end = offset.saturating_add(len);
+            self.node.forget_pages(offset / PAGE, end.div_ceil(PAGE), false);
+        }
         self.node.touch_modified();
         Ok(())
     }

@@ -12,8 +12,10 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use pagoda_vm::{HeapPages, PageStore};
+
 use crate::tty::Terminal;
-use crate::{Errno, Result, Time};
+use crate::{Errno, Inode, Result, Time};
 
 bitflags::bitflags! {
     /// What a file is ready for; the values of Linux's `POLL*`.
@@ -56,6 +58,15 @@ pub trait Host: Send + Sync {
     fn random(&self, into: &mut [u8]);
     /// Text that a program wrote to `/dev/kmsg`.
     fn kernel_log(&self, _text: &[u8]) {}
+    /// Where the pages of files come from. Frames can be mapped into programs; the default are pages
+    /// of the heap, which cannot.
+    fn pages(&self) -> &dyn PageStore {
+        &HeapPages
+    }
+    /// The pages of `file` from one index up to another have left it: programs that have them mapped
+    /// are to let go of them (`own`: and of what they made of them for themselves). Called with no lock
+    /// of this crate held.
+    fn pages_gone(&self, _file: &Inode, _range: (u64, u64), _own: bool) {}
     /// The terminal behind `/dev/console` and `/dev/ttyS0`.
     fn console(&self) -> Option<Arc<Terminal>> {
         None

@@ -10,6 +10,9 @@
 
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use pagoda_addr::Frame;
 
 use crate::content::{Content, PAGE};
 use crate::directory::Directory;
@@ -17,8 +20,8 @@ use crate::generated::{Found, Generated};
 use crate::pipe::Pipe;
 use crate::volume::Volume;
 use crate::{
-    Caller, CustomFile, DeviceNumber, Errno, FileType, Lock, Result, Stat, Target, TextBuffer,
-    Time, fallible,
+    Caller, CustomFile, DeviceNumber, Errno, FileType, Lock, Result, Seals, Stat, Target,
+    TextBuffer, Time, fallible,
 };
 
 /// What changes about an inode besides its content.
@@ -73,6 +76,12 @@ pub struct Inode {
     pub(crate) attributes: Lock<Attributes>,
     pub(crate) parent: Lock<Parent>,
     pub(crate) body: Body,
+    /// Mappings of it (objects that programs' regions refer to).
+    mappings: AtomicU32,
+    /// Of these, those that may be written through.
+    writable_mappings: AtomicU32,
+    /// Changes that are forbidden (`F_ADD_SEALS`).
+    pub(crate) seals: AtomicU32,
 }
 
 impl Inode {
@@ -104,6 +113,9 @@ impl Inode {
             attributes: Lock::new(attributes),
             parent: Lock::new(Parent::None),
             body,
+            mappings: AtomicU32::new(0),
+            writable_mappings: AtomicU32::new(0),
+            seals: AtomicU32::new(Seals::SEAL.bits()),
         })
     }
 
@@ -132,6 +144,9 @@ impl Inode {
             attributes: Lock::new(attributes),
             parent: Lock::new(parent),
             body: Body::Generated(found.content),
+            mappings: AtomicU32::new(0),
+            writable_mappings: AtomicU32::new(0),
+            seals: AtomicU32::new(Seals::SEAL.bits()),
         })
     }
 
@@ -221,6 +236,55 @@ impl Inode {
         let read = content.read(start, into);
         into[read..].fill(0);
         Ok(())
+    }
+
+    /// The frame of page `index` of a regular file, with a reference more for whoever maps it; none
+    /// where the host's pages cannot be mapped, and for a hole that nobody touched yet (`ahead`).
+    ///
+    /// # Errors
+    /// [`Errno::ENXIO`]: the whole page lies beyond the end. [`Errno::EINVAL`]: not a regular file.
+    pub fn page_frame(&self, index: u64, ahead: bool) -> Result<Option<Frame>> {
+        let Body::Regular(content) = &self.body else { return Err(Errno::EINVAL) };
+        content.lock().frame(index, ahead)
+    }
+
+    /// One more mapping of the file, or one less: while there are any, whoever takes pages out of the
+    /// file has the programs forget them. `writable`: stores through it are in the file.
+    pub fn note_mapping(&self, writable: bool, more: bool) {
+        let note = |count: &AtomicU32| {
+            if more {
+                count.fetch_add(1, Ordering::Relaxed);
+            } else {
+                count.fetch_sub(1, Ordering::Relaxed);
+            }
+        };
+        note(&self.mappings);
+        if writable {
+            note(&self.writable_mappings);
+        }
+    }
+
+    /// May somebody write to it through a mapping?
+    pub(crate) fn is_mapped_writable(&self) -> bool {
+        self.writable_mappings.load(Ordering::Relaxed) != 0
+    }
+
+    /// Has it pages that can be mapped?
+    pub(crate) fn mappable_pages(&self) -> bool {
+        matches!(self.body, Body::Regular(_))
+    }
+
+    /// The pages from index `from` up to `to` are no longer the file's. Called with no lock of this
+    /// crate held. `own`: what programs made of them for themselves goes too.
+    pub(crate) fn forget_pages(&self, from: u64, to: u64, own: bool) {
+        if self.is_mapped() {
+            self.volume.host.pages_gone(self, (from, to), own);
+        }
+    }
+
+    /// Is it mapped somewhere?
+    pub fn is_mapped(&self) -> bool {
+        self.mappings.load(Ordering::Relaxed) != 0
     }
 
     /// The whole text of a generated file, as it is now.

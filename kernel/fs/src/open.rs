@@ -93,7 +93,12 @@ impl Vfs {
         if let (true, Body::Regular(content)) = (truncates, &node.body) {
             // The file first, so that a failure leaves the content alone.
             let file = self.open_checked(node, flags)?;
-            content.lock().truncate(0)?;
+            {
+                let mut content = content.lock();
+                node.may_resize(content.size(), 0)?;
+                content.truncate(0)?;
+            }
+            node.forget_pages(0, u64::MAX, true);
             node.touch_modified();
             return Ok(file);
         }

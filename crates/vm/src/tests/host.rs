@@ -16,7 +16,7 @@ include!("platform.rs");
 pub(super) type Space<'h> = AddressSpace<X86_64, &'h Host>;
 
 impl Host {
-    pub(super) fn new(frames: u64) -> Self {
+    pub(crate) fn new(frames: u64) -> Self {
         Self(Machine::new(Config { frames, ..Config::default() }), false)
     }
 
@@ -50,7 +50,7 @@ impl Host {
         self.space(Layout::x86_64(8 << 20))
     }
 
-    pub(super) fn used(&self) -> u64 {
+    pub(crate) fn used(&self) -> u64 {
         self.0.arena().used()
     }
 

@@ -3,6 +3,7 @@
 mod cases;
 mod fails;
 mod host;
+pub(crate) use host::Host;
 mod model;
 mod random;
 mod sharing;

@@ -61,6 +61,8 @@ impl<M: Machine> Cx<'_, M> {
         const SETLKW: u64 = 7;
         const DUPFD_CLOEXEC: u64 = 1030;
         const GETPIPE_SZ: u64 = 1032;
+        const ADD_SEALS: u64 = 1033;
+        const GET_SEALS: u64 = 1034;
         const F_UNLCK: u16 = 2;
         let fd = a[0] as i32;
         let file = self.file(a[0])?;
@@ -87,6 +89,8 @@ impl<M: Machine> Cx<'_, M> {
                 Ok(0)
             }
             SETLK | SETLKW => Ok(0),
+            ADD_SEALS => file.add_seals(a[2] as u32).map(|()| 0),
+            GET_SEALS => file.get_seals().map(|seals| u64::from(seals.bits())),
             GETPIPE_SZ => file.pipe_capacity().map(|size| size as u64).ok_or(Errno::EBADF),
             _ => Err(Errno::EINVAL),
         }

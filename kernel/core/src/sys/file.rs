@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use pagoda_kernel_fs::{Follow, OpenFile, OpenFlags};
+use pagoda_kernel_fs::{Follow, OpenFile, OpenFlags, Seals};
 use pagoda_linux::Errno;
 
 use crate::Result;
@@ -129,6 +129,11 @@ impl<M: Machine> Cx<'_, M> {
             return Err(Errno::EINVAL);
         }
         let file = self.kernel.vfs.memory_file(OpenFlags::RDWR)?;
+        if a[1] & NOEXEC_SEAL != 0 {
+            file.allow_sealing(Seals::EXEC);
+        } else if a[1] & ALLOW_SEALING != 0 {
+            file.allow_sealing(Seals::empty());
+        }
         self.install(file, a[1] & CLOEXEC != 0)
     }
 }

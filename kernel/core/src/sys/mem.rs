@@ -1,14 +1,12 @@
 //! Memory: `mmap` and its kin, in terms of the address space.
 //!
-//! Left out: shared mappings of files (`ENODEV`), huge pages, protection keys, `MADV_REMOVE`.
-
-use alloc::sync::Arc;
+//! Left out: huge pages, protection keys, `MADV_REMOVE`.
 
 use pagoda_addr::{PAGE_SIZE, VirtAddr};
 use pagoda_kernel_fs::OpenFile;
 use pagoda_linux::{Errno, Mmap, Sharing};
-use pagoda_vm::fallible::{try_arc, try_extend};
-use pagoda_vm::{Backing, FileObject, MapFlags, VmError};
+use pagoda_vm::fallible::try_extend;
+use pagoda_vm::{Backing, MapFlags, VmError};
 
 use crate::Result;
 use crate::machine::Machine;
@@ -21,11 +19,13 @@ impl<M: Machine> Cx<'_, M> {
         let request = Mmap::new(addr, len, prot, flags, offset)?;
         let file = if request.is_anonymous() { None } else { Some(self.file(fd)?) };
         let shared = request.check(&self.space.layout())? == Sharing::Shared;
-        let backing = match file {
-            None => anonymous(shared),
-            Some(file) => self.file_backing(&file, offset, shared)?,
+        let (backing, never_write) = match file {
+            None => (anonymous(shared), false),
+            Some(file) => self.file_backing(&file, offset, shared, prot & 2 != 0)?,
         };
-        Ok(self.space.map(request.request(backing))?.as_u64())
+        let mut request = request.request(backing);
+        request.flags.set(MapFlags::NEVER_WRITE, never_write);
+        Ok(self.space.map(request)?.as_u64())
     }
 
     fn file_backing(
@@ -33,21 +33,29 @@ impl<M: Machine> Cx<'_, M> {
         file: &OpenFile,
         offset: u64,
         shared: bool,
-    ) -> Result<Backing<&'static M>> {
+        write: bool,
+    ) -> Result<(Backing<&'static M>, bool)> {
         if file.is_zero_device() {
-            return Ok(anonymous(shared));
+            return Ok((anonymous(shared), false));
+        }
+        if shared && write && !file.flags().writable() {
+            return Err(Errno::EACCES);
         }
         let node = file.mappable()?;
-        if shared {
-            return Err(Errno::ENODEV);
+        if shared && write {
+            node.may_map_writable()?;
         }
+        let writable = shared && file.flags().writable() && node.may_map_writable().is_ok();
         let mut path = alloc::vec::Vec::new();
         let places = self.process.places().ok_or(Errno::EBADF)?;
         let described = file.describe(&places.root).unwrap_or_default();
         try_extend(&mut path, &described).map_err(|_| Errno::ENOMEM)?;
-        let object: Arc<dyn FileObject> =
-            try_arc(NodeObject { node, path }).map_err(|_| Errno::ENOMEM)?;
-        Ok(Backing::File { object, offset })
+        let object = NodeObject::new(node, path, writable)?;
+        Ok(if shared {
+            (Backing::SharedFile { object, offset }, !writable)
+        } else {
+            (Backing::File { object, offset }, false)
+        })
     }
 
     pub(crate) fn sys_munmap(&mut self, a: [u64; 6]) -> Result<u64> {
@@ -122,7 +130,7 @@ impl<M: Machine> Cx<'_, M> {
         Ok(0)
     }
 
-    /// Nothing is ever behind: private mappings are not written back, shared memory is memory.
+    /// Nothing is ever behind: the pages that a shared mapping shows are the file.
     pub(crate) fn sys_msync(&mut self, a: [u64; 6]) -> Result<u64> {
         let [addr, len, flags, ..] = a;
         let both = flags & 1 != 0 && flags & 4 != 0;

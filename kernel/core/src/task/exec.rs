@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use pagoda_addr::{PAGE_SIZE, UserRange, VirtAddr};
+use pagoda_addr::{Frame, PAGE_SIZE, UserRange, VirtAddr};
 use pagoda_kernel_fs::{Follow, Inode, Viewpoint};
 use pagoda_linux::Errno;
 use pagoda_vm::fallible::{try_arc, try_extend, try_vec};
@@ -24,6 +24,7 @@ use pagoda_vm::{
 use super::image::{self, ImageError, Plan};
 use super::process::Program;
 use super::stack::{self, InitialStack, StackContent};
+use crate::host::file_key;
 use crate::kernel::Kernel;
 use crate::machine::{Machine, UserRegs};
 use crate::run::Cx;
@@ -42,10 +43,31 @@ const RLIMIT_STACK: usize = 3;
 /// Flags of a fresh program: interrupts on, and the bit that is always set.
 const FRESH_FLAGS: u64 = 0x202;
 
-/// A file as the address space sees it.
+/// A file as the address space sees it. One for each mapping that a program makes.
 pub(crate) struct NodeObject {
-    pub(crate) node: Arc<Inode>,
-    pub(crate) path: Vec<u8>,
+    node: Arc<Inode>,
+    path: Vec<u8>,
+    /// Stores through the mapping are in the file.
+    writable: bool,
+}
+
+impl NodeObject {
+    /// A mapping of `node`, which is called `path`.
+    pub(crate) fn new(
+        node: Arc<Inode>,
+        path: Vec<u8>,
+        writable: bool,
+    ) -> Result<Arc<dyn FileObject>> {
+        node.note_mapping(writable, true);
+        let object = try_arc(Self { node, path, writable }).map_err(|_| Errno::ENOMEM)?;
+        Ok(object)
+    }
+}
+
+impl Drop for NodeObject {
+    fn drop(&mut self) {
+        self.node.note_mapping(self.writable, false);
+    }
 }
 
 impl FileObject for NodeObject {
@@ -61,6 +83,15 @@ impl FileObject for NodeObject {
             Errno::ENOMEM => ReadError::OutOfMemory,
             _ => ReadError::Bus,
         })
+    }
+    fn frame(&self, index: u64, ahead: bool) -> core::result::Result<Option<Frame>, ReadError> {
+        self.node.page_frame(index, ahead).map_err(|error| match error {
+            Errno::ENOMEM => ReadError::OutOfMemory,
+            _ => ReadError::Bus,
+        })
+    }
+    fn key(&self) -> usize {
+        file_key(&self.node)
     }
     fn identity(&self) -> FileIdentity {
         let stat = self.node.stat();
@@ -227,8 +258,7 @@ fn map_segments<M: Machine>(
 ) -> Result<()> {
     let mut name = Vec::new();
     try_extend(&mut name, path).map_err(|_| Errno::ENOMEM)?;
-    let object = try_arc(NodeObject { node: Arc::clone(node), path: name });
-    let object: Arc<dyn FileObject> = object.map_err(|_| Errno::ENOMEM)?;
+    let object = NodeObject::new(Arc::clone(node), name, false)?;
     for segment in &plan.segments {
         let start = segment.start.wrapping_add(plan.bias);
         if segment.file_len != 0 {
