@@ -1,14 +1,16 @@
 //! The emulated machine as a platform of address spaces.
 #![allow(unsafe_code)] // implements unsafe traits by forwarding
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::vec::Vec;
 
 use pagoda_addr::VirtAddr;
 use pagoda_emu::{Config, Mode};
 use pagoda_paging::{PageTable, X86_64};
 
 use crate::{
-    Access, AddressSpace, FaultError, FileIdentity, FileObject, Layout, Policy, ReadError,
+    Access, AddressSpace, FaultError, FileIdentity, FileObject, FilePage, Frames, Layout,
+    PageStore, Policy, ReadError,
 };
 
 include!("platform.rs");
@@ -130,5 +132,88 @@ impl FileObject for TestFile {
 
     fn identity(&self) -> FileIdentity {
         FileIdentity { major: 0, minor: 1, inode: self.id.into() }
+    }
+}
+
+/// A file that is kept in the frames of a host: one set for reading, writing and mapping.
+pub(super) struct CacheFile {
+    host: *const Host,
+    pages: Mutex<Vec<Option<FilePage>>>,
+}
+
+// SAFETY: the host is `Sync`; `new` asks that it outlives the file.
+unsafe impl Send for CacheFile {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for CacheFile {}
+
+impl CacheFile {
+    /// `pages` pages of holes. Tests drop their files, and the spaces that map them, before the host.
+    pub(super) fn new(host: &Host, pages: usize) -> Arc<Self> {
+        let pages = Mutex::new((0..pages).map(|_| None).collect());
+        Arc::new(Self { host: core::ptr::from_ref(host), pages })
+    }
+
+    fn store(&self) -> Frames<&Host> {
+        // SAFETY: see `new`.
+        Frames(unsafe { &*self.host })
+    }
+
+    /// Other pages from now on; whoever maps the file is still to be told.
+    pub(super) fn resize(&self, pages: usize) {
+        let mut all = self.pages.lock().unwrap();
+        while all.len() > pages {
+            all.pop().flatten().into_iter().for_each(|page| self.store().free(page));
+        }
+        all.resize_with(pages, || None);
+    }
+
+    /// Makes a hole.
+    pub(super) fn punch(&self, index: usize) {
+        let page = self.pages.lock().unwrap()[index].take();
+        page.into_iter().for_each(|page| self.store().free(page));
+    }
+
+    /// The byte of the file, as `read` sees it.
+    pub(super) fn byte(&self, at: u64) -> u8 {
+        let mut byte = [0];
+        if let Some(page) = &self.pages.lock().unwrap()[(at / 4096) as usize] {
+            self.store().read(page, (at % 4096) as usize, &mut byte);
+        }
+        byte[0]
+    }
+
+    /// Writes a byte, as `write` does.
+    pub(super) fn set(&self, at: u64, byte: u8) {
+        let frame = self.frame(at / 4096, false).unwrap().unwrap();
+        self.store().0.release(Released::Page { frame, size: pagoda_paging::PageSize::K4 });
+        let pages = self.pages.lock().unwrap();
+        let page = pages[(at / 4096) as usize].as_ref().unwrap();
+        self.store().write(page, (at % 4096) as usize, &[byte]);
+    }
+}
+
+impl Drop for CacheFile {
+    fn drop(&mut self) {
+        self.resize(0);
+    }
+}
+
+impl FileObject for CacheFile {
+    fn size(&self) -> u64 {
+        self.pages.lock().unwrap().len() as u64 * 4096
+    }
+    fn read_page(&self, _: u64, _: &mut [u8; 4096]) -> Result<(), ReadError> {
+        Err(ReadError::Bus)
+    }
+    fn frame(&self, index: u64, ahead: bool) -> Result<Option<Frame>, ReadError> {
+        let mut pages = self.pages.lock().unwrap();
+        let slot = pages.get_mut(index as usize).ok_or(ReadError::Bus)?;
+        if slot.is_none() {
+            if ahead {
+                return Ok(None);
+            }
+            *slot = Some(self.store().alloc().map_err(|_| ReadError::OutOfMemory)?);
+        }
+        Ok(slot.as_ref().and_then(|page| self.store().share(page)))
     }
 }

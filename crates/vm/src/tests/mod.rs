@@ -2,6 +2,7 @@
 
 mod cases;
 mod fails;
+mod files;
 mod host;
 pub(crate) use host::Host;
 mod model;

@@ -20,6 +20,9 @@ pub(super) enum Back {
     /// File number, size, page index; what the program sees.
     File(u8, u64, u64, Bytes),
     Shared(Shared, u64),
+    /// A private view of a file that others change: its contents, the index, and what the program
+    /// wrote.
+    Cached(Shared, u64, Option<Bytes>),
 }
 
 impl Back {
@@ -29,6 +32,7 @@ impl Back {
             Self::Anonymous(bytes) => *bytes = [0; 2],
             Self::File(id, size, index, bytes) => *bytes = file_bytes(*id, *size, *index),
             Self::Shared(..) => {}
+            Self::Cached(_, _, own) => *own = None,
         }
     }
 
@@ -40,6 +44,7 @@ impl Back {
                 Self::File(*id, *size, index + pages, file_bytes(*id, *size, index + pages))
             }
             Self::Shared(object, index) => Self::Shared(object.clone(), index + pages),
+            Self::Cached(object, index, _) => Self::Cached(object.clone(), index + pages, None),
         }
     }
 
@@ -48,6 +53,7 @@ impl Back {
             (Self::Anonymous(_), Self::Anonymous(_)) => true,
             (Self::File(a, _, i, _), Self::File(b, _, j, _)) => a == b && i + 1 == *j,
             (Self::Shared(a, i), Self::Shared(b, j)) => Rc::ptr_eq(a, b) && i + 1 == *j,
+            (Self::Cached(a, i, _), Self::Cached(b, j, _)) => Rc::ptr_eq(a, b) && i + 1 == *j,
             _ => false,
         }
     }
@@ -160,6 +166,18 @@ impl Model {
     ) {
         for page in 0..len {
             self.pages.insert(start + page, ModelPage { prot, flags, back: back(page) });
+        }
+    }
+
+    /// The file has this many pages from now on: what was written for oneself beyond is gone.
+    pub(super) fn truncated(&mut self, file: &Shared, pages: u64) {
+        for page in self.pages.values_mut() {
+            match &mut page.back {
+                Back::Cached(object, index, own) if Rc::ptr_eq(object, file) && *index >= pages => {
+                    *own = None;
+                }
+                _ => {}
+            }
         }
     }
 
@@ -362,7 +380,9 @@ impl Model {
         let beyond = match &found.back {
             Back::Anonymous(_) => false,
             Back::File(_, size, index, _) => index * 4096 >= *size,
-            Back::Shared(object, index) => *index >= object.borrow().len() as u64,
+            Back::Shared(object, index) | Back::Cached(object, index, _) => {
+                *index >= object.borrow().len() as u64
+            }
         };
         if beyond { Err(FaultError::Bus) } else { Ok(found) }
     }
@@ -395,6 +415,9 @@ impl Model {
         Ok(match &found.back {
             Back::Anonymous(bytes) | Back::File(_, _, _, bytes) => bytes[at],
             Back::Shared(object, index) => object.borrow()[*index as usize][at],
+            Back::Cached(object, index, own) => {
+                own.unwrap_or_else(|| object.borrow()[*index as usize])[at]
+            }
         })
     }
 
@@ -404,6 +427,9 @@ impl Model {
         match &mut found.back {
             Back::Anonymous(bytes) | Back::File(_, _, _, bytes) => bytes[at] = byte,
             Back::Shared(object, index) => object.borrow_mut()[*index as usize][at] = byte,
+            Back::Cached(object, index, own) => {
+                own.get_or_insert_with(|| object.borrow()[*index as usize])[at] = byte;
+            }
         }
         Ok(())
     }

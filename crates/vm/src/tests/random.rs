@@ -10,8 +10,8 @@ use pagoda_addr::{PageRange, VirtAddr};
 use pagoda_paging::{Entry, PageFlags};
 use proptest::prelude::*;
 
-use super::host::{Host, Space, TestFile};
-use super::model::{Back, Model, file_bytes};
+use super::host::{CacheFile, Host, Space, TestFile};
+use super::model::{Back, Model, Shared, file_bytes};
 use crate::{
     Advice, Backing, FileObject, Layout, Limits, MapFlags, MapRequest, Place, Prot, RemapPlace,
     RemapRequest, VmError, VmPlatform,
@@ -30,6 +30,8 @@ pub(super) enum Kind {
     Anonymous,
     Shared,
     File(u8),
+    /// A file in frames, which others change; shared or not.
+    Cached(bool),
     Stack,
 }
 
@@ -92,6 +94,10 @@ pub(super) enum Step {
         page: u64,
         byte: u8,
     },
+    /// The file gets this many pages.
+    Resize {
+        pages: u64,
+    },
     Fork,
     Drop,
     Next,
@@ -122,6 +128,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         5 => Just(Kind::Anonymous),
         2 => Just(Kind::Shared),
         3 => (1u8..4).prop_map(Kind::File),
+        2 => any::<bool>().prop_map(Kind::Cached),
         1 => Just(Kind::Stack),
     ]
 }
@@ -148,6 +155,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         4 => (page, any::<u8>()).prop_map(|(page, byte)| Step::Copy { page, byte }),
         4 => (0usize..4, any::<bool>(), any::<u8>())
             .prop_map(|(cpu, store, byte)| Step::Sweep { cpu, store, byte }),
+        2 => (0u64..16).prop_map(|pages| Step::Resize { pages }),
         3 => Just(Step::Fork),
         1 => Just(Step::Drop),
         2 => Just(Step::Next),
@@ -160,6 +168,8 @@ pub(super) struct World<'h> {
     pub(super) spaces: Vec<(Space<'h>, Model)>,
     pub(super) at: usize,
     files: [Arc<dyn FileObject>; 4],
+    cached: Arc<CacheFile>,
+    contents: Shared,
 }
 
 impl<'h> World<'h> {
@@ -170,7 +180,10 @@ impl<'h> World<'h> {
         space.start_brk(VirtAddr::new(0x4_0123));
         let mut model = Model::new(LAYOUT, STACK);
         model.brk = (0x4_0123, 0x4_0123);
-        let world = Self { host, spaces: vec![(space, model)], at: 0, files: file_set() };
+        let cached = CacheFile::new(host, CACHED);
+        let contents = Rc::new(RefCell::new(vec![[0; 2]; CACHED]));
+        let spaces = vec![(space, model)];
+        let world = Self { host, spaces, at: 0, files: file_set(), cached, contents };
         world.enter();
         world
     }
@@ -291,6 +304,15 @@ impl<'h> World<'h> {
                     .and_then(|()| model.write(page + 1, false, byte).map_err(|e| (1, e)));
                 assert_eq!(got, want, "{step:?}");
             }
+            Step::Resize { pages } => {
+                self.cached.resize(pages as usize);
+                self.contents.borrow_mut().resize(pages as usize, [0; 2]);
+                let key = FileObject::key(&*self.cached);
+                for (space, model) in &mut self.spaces {
+                    space.forget_object(key, (pages, u64::MAX), true);
+                    model.truncated(&self.contents, pages);
+                }
+            }
             Step::Fork => {
                 self.leave_cpu23();
                 if self.spaces.len() == 3 {
@@ -343,6 +365,14 @@ impl<'h> World<'h> {
                 Backing::Anonymous
             }
             Kind::Shared => Backing::SharedAnonymous,
+            Kind::Cached(shared) => {
+                let object: Arc<dyn FileObject> = self.cached.clone();
+                if shared {
+                    Backing::SharedFile { object, offset: 0 }
+                } else {
+                    Backing::File { object, offset: 0 }
+                }
+            }
             Kind::File(id) => {
                 let object = self.files[usize::from(id % 4)].clone();
                 Backing::File { object, offset: u64::from(id) * 4096 }
@@ -367,6 +397,8 @@ impl<'h> World<'h> {
         model.insert(start, pages, prot, kept, |page| match *kind {
             Kind::Anonymous | Kind::Stack => Back::Anonymous([0; 2]),
             Kind::Shared => Back::Shared(object.clone(), page),
+            Kind::Cached(true) => Back::Shared(self.contents.clone(), page),
+            Kind::Cached(false) => Back::Cached(self.contents.clone(), page, None),
             Kind::File(id) => {
                 let index = u64::from(id) + page;
                 Back::File(id, file_size(id), index, file_bytes(id, file_size(id), index))
@@ -408,6 +440,9 @@ impl<'h> World<'h> {
         }
     }
 }
+
+/// Pages of the file in frames, at first.
+const CACHED: usize = 12;
 
 fn file_set() -> [Arc<dyn FileObject>; 4] {
     [0, 1, 2, 3].map(|id| TestFile::shared(id, file_size(id)))
