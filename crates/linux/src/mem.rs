@@ -246,6 +246,8 @@ pub fn advice(number: u64) -> Result<Advice, Errno> {
         19 => Advice::WipeOnFork { wipe: false },
         22 => Advice::PopulateRead,
         23 => Advice::PopulateWrite,
+        102 => Advice::GuardInstall,
+        103 => Advice::GuardRemove,
         _ => return Err(Errno::EINVAL),
     })
 }

@@ -8,6 +8,7 @@
 use pagoda_addr::{Frame, PageRange, VirtAddr};
 use pagoda_paging::{Cursor, Entry, Format, PageFlags, PageSize, Released, Rewritten};
 
+use crate::guard::is_guard;
 use crate::memory::{self, PAGE};
 use crate::object::ReadError;
 use crate::region::{Object, Region, Window};
@@ -98,6 +99,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             stats.pages_came(true, flags, count);
             return Ok((FaultDone::Mapped, count));
         }
+        if region.touched.has_guards() && is_guard(cursor.query(range.start())) {
+            return Err(FaultError::Unmapped);
+        }
         if access != Access::Write {
             return Ok((FaultDone::Spurious, 1));
         }
@@ -178,6 +182,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
                     return self.make_writable(stats, region, &mut cursor);
                 }
                 Entry::Mapped { .. } => return Ok((FaultDone::Spurious, 1)),
+                entry if is_guard(entry) => return Err(FaultError::Unmapped),
                 // The lock of the table is not held while an object is asked.
                 Entry::Absent(_) => {}
             }

@@ -7,6 +7,7 @@
 use pagoda_paging::{Cursor, FlushBatch, Format, PageFlags, PageTable};
 
 use crate::ahead::Streams;
+use crate::guard::copy_guards;
 use crate::region::Region;
 use crate::space::{ANONYMOUS, FORKED, Inner, pages};
 use crate::tree::Entry as Interval;
@@ -110,6 +111,10 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             self.platform().share_many(frames);
             child.stats.pages_came(anonymous, flags, frames.len() as u64);
         });
-        copied.map_err(|_| VmError::OutOfMemory)
+        copied.map_err(|_| VmError::OutOfMemory)?;
+        if entry.value.touched.has_guards() {
+            copy_guards(from, to, window)?;
+        }
+        Ok(())
     }
 }

@@ -15,6 +15,7 @@ mod error;
 pub mod fallible;
 mod fault;
 mod fork;
+mod guard;
 mod map;
 mod memory;
 mod object;

@@ -219,6 +219,13 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             Advice::Hint | Advice::WillNeed => Ok(()),
             Advice::DontNeed if locked => Err(VmError::Invalid),
             Advice::Free if locked || !anonymous => Err(VmError::Invalid),
+            Advice::GuardInstall if locked => Err(VmError::Invalid),
+            Advice::GuardInstall => self.install_guards(inner, part),
+            Advice::GuardRemove if !region.touched.has_guards() => Ok(()),
+            Advice::GuardRemove => self.remove_guards(part),
+            Advice::DontNeed | Advice::Free if region.touched.has_guards() => {
+                self.drop_between_guards(inner, part)
+            }
             Advice::DontNeed | Advice::Free => self.drop_pages(inner, part),
             Advice::PopulateRead => self.populate(inner, part, Access::Read),
             Advice::PopulateWrite => self.populate(inner, part, Access::Write),
@@ -284,7 +291,12 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             }
             let part = (entry.start + (low - first), entry.start + (high - first));
             if own {
-                let dropped = self.drop_pages(inner, part);
+                let guards = region.touched.has_guards();
+                let dropped = if guards {
+                    self.drop_between_guards(inner, part)
+                } else {
+                    self.drop_pages(inner, part)
+                };
                 debug_assert!(dropped.is_ok(), "nothing to split");
                 continue;
             }

@@ -73,31 +73,46 @@ impl<P: VmPlatform> Clone for Region<P> {
 /// A window around all pages of a region that were ever made present: what lies outside needs no
 /// look at the page table. May reach over the ends of the region.
 #[derive(Clone)]
-pub(crate) struct Touched(Cell<Window>);
+pub(crate) struct Touched {
+    window: Cell<Window>,
+    /// Some pages may be guard pages.
+    guards: Cell<bool>,
+}
 
 impl Touched {
     /// No page.
     pub(crate) const fn nothing() -> Self {
-        Self(Cell::new((PageNumber::MAX, 0)))
+        Self { window: Cell::new((PageNumber::MAX, 0)), guards: Cell::new(false) }
     }
 
     /// The pages of `window` are, or may be, present.
     #[inline]
     pub(crate) fn add(&self, window: Window) {
-        let (low, high) = self.0.get();
+        let (low, high) = self.window.get();
         if window.0 < low || window.1 > high {
-            self.0.set((low.min(window.0), high.max(window.1)));
+            self.window.set((low.min(window.0), high.max(window.1)));
         }
     }
 
     /// What both know.
     fn join(&self, other: &Self) {
-        self.add(other.0.get());
+        self.add(other.window.get());
+        self.guards.set(self.guards.get() || other.guards.get());
+    }
+
+    /// There are guard pages.
+    pub(crate) fn note_guards(&self) {
+        self.guards.set(true);
+    }
+
+    /// May there be guard pages?
+    pub(crate) fn has_guards(&self) -> bool {
+        self.guards.get()
     }
 
     /// None of `window` is present any more.
     pub(crate) fn forget(&self, window: Window) {
-        let (low, high) = self.0.get();
+        let (low, high) = self.window.get();
         let rest = if window.0 <= low && high <= window.1 {
             (PageNumber::MAX, 0)
         } else if window.0 <= low && window.1 > low {
@@ -107,24 +122,24 @@ impl Touched {
         } else {
             return;
         };
-        self.0.set(rest);
+        self.window.set(rest);
     }
 
     /// The part of `window` in which there may be pages; empty if there are none.
     #[inline]
     pub(crate) fn within(&self, window: Window) -> Window {
-        let (low, high) = self.0.get();
+        let (low, high) = self.window.get();
         (low.max(window.0), high.min(window.1))
     }
 
     /// After a move from page `from` to page `to`.
     fn moved(&self, from: PageNumber, to: PageNumber) -> Self {
-        let (low, high) = self.0.get();
+        let (low, high) = self.window.get();
         if low >= high {
             return Self::nothing();
         }
         let shift = |page: PageNumber| page.saturating_sub(from).saturating_add(to);
-        Self(Cell::new((shift(low), shift(high))))
+        Self { window: Cell::new((shift(low), shift(high))), guards: self.guards.clone() }
     }
 }
 

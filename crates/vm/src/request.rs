@@ -160,6 +160,10 @@ pub enum Advice {
     PopulateRead,
     /// Make present for writing.
     PopulateWrite,
+    /// Every touch is a fault from now on, as of memory that is not mapped.
+    GuardInstall,
+    /// Not any more.
+    GuardRemove,
     /// Leave out of children (or not any more).
     Fork {
         /// Children get it.

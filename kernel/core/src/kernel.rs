@@ -13,6 +13,7 @@ use crate::machine::Machine;
 use crate::sched::Sched;
 use crate::signal::info::SigInfo;
 use crate::signal::set::Signal;
+use crate::sys::shm::Segments;
 use crate::task::{Process, Tables, WaitStatus};
 
 /// The most threads at once, whatever memory there is.
@@ -50,6 +51,8 @@ pub(crate) struct Kernel<M: Machine> {
     /// Which system calls were missed and logged.
     missing: [AtomicU64; 8],
     pub(crate) load: SpinMutex<LoadAverage>,
+    /// System V shared memory.
+    pub(crate) segments: SpinMutex<Segments>,
 }
 
 impl<M: Machine> Kernel<M> {
@@ -75,6 +78,7 @@ impl<M: Machine> Kernel<M> {
             switches: AtomicU64::new(0),
             missing: [const { AtomicU64::new(0) }; 8],
             load: SpinMutex::new(LoadAverage::default()),
+            segments: SpinMutex::new(Segments::new()),
         }
     }
 

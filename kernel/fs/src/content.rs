@@ -5,7 +5,7 @@
 //! A write to a page that lies in the base copies that page first. Pages are kept in *chunks* of
 //! 64, sorted, so that a file may be huge and sparse.
 //!
-//! Pages come from the host's [`PageStore`](pagoda_vm::PageStore), where they may be frames that
+//! Pages come from the host's [`PageStore`], where they may be frames that
 //! programs map ([`Content::frame`]): reading, writing and mapping then mean the same bytes. A page
 //! of the base becomes an owned one when it is mapped.
 //!

@@ -4,15 +4,63 @@ use super::{BASE, PAGE, PAGES};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Call {
-    Map { addr: u64, len: u64, prot: u64, flags: u64, offset: u64 },
-    Unmap { addr: u64, len: u64 },
-    Protect { addr: u64, len: u64, prot: u64 },
-    Remap { addr: u64, old: u64, new: u64, flags: u64, to: u64 },
-    Advise { addr: u64, len: u64, advice: u64 },
-    Mincore { addr: u64, len: u64 },
-    Lock { addr: u64, len: u64, on: bool },
-    Write { addr: u64, byte: u8 },
-    Read { addr: u64 },
+    Map {
+        addr: u64,
+        len: u64,
+        prot: u64,
+        flags: u64,
+        offset: u64,
+    },
+    Unmap {
+        addr: u64,
+        len: u64,
+    },
+    Protect {
+        addr: u64,
+        len: u64,
+        prot: u64,
+    },
+    Remap {
+        addr: u64,
+        old: u64,
+        new: u64,
+        flags: u64,
+        to: u64,
+    },
+    Advise {
+        addr: u64,
+        len: u64,
+        advice: u64,
+    },
+    Mincore {
+        addr: u64,
+        len: u64,
+    },
+    Lock {
+        addr: u64,
+        len: u64,
+        on: bool,
+    },
+    Write {
+        addr: u64,
+        byte: u8,
+    },
+    Read {
+        addr: u64,
+    },
+    /// Of the file.
+    Truncate {
+        len: u64,
+    },
+    /// Of the file, by `pwrite`.
+    FileWrite {
+        at: u64,
+        byte: u8,
+    },
+    /// Of the file, by `pread`.
+    FileRead {
+        at: u64,
+    },
 }
 
 /// A small generator of its own, so that a seed means the same for ever (splitmix64).
@@ -80,12 +128,12 @@ pub fn draw(random: &mut Random) -> Call {
 fn any(random: &mut Random) -> Call {
     let (addr, len) = (addr(random), len(random));
     let page = BASE + random.below(PAGES) * PAGE;
-    match random.below(54) {
+    match random.below(60) {
         0..8 => Call::Map {
             addr,
             len,
             prot: random.pick(&[3, 3, 3, 1, 0, 3, 5, 7, 0x13]),
-            flags: random.pick(&[0x22, 0x22, 0x21, 2, 2, 0x20, 0x23])
+            flags: random.pick(&[0x22, 0x22, 0x21, 2, 2, 1, 1, 0x20, 0x23])
                 | random.pick(&[0, 0, 0x4000, 0x8000])
                 | random.pick(&[0x10, 0x10, 0x10_0000, 0x10_0010]),
             offset: random.pick(&[0, 0, PAGE, 3 * PAGE, 7 * PAGE, 100]),
@@ -98,13 +146,19 @@ fn any(random: &mut Random) -> Call {
             Call::Remap { addr, old: len, new, flags, to: self::addr(random) }
         }
         23..28 => {
-            let advice = [4, 4, 4, 4, 0, 3, 8, 10, 11, 16, 17, 18, 19, 22, 23, 99];
+            let advice = [4, 4, 4, 4, 0, 3, 8, 10, 11, 16, 17, 18, 19, 22, 23, 99, 102, 102, 103];
             Call::Advise { addr, len, advice: random.pick(&advice) }
         }
         28..30 => Call::Mincore { addr, len: random.below(20) * PAGE },
         30..31 => Call::Lock { addr, len: random.below(9) * PAGE, on: random.below(2) == 1 },
         31..43 => Call::Write { addr: page, byte: random.next() as u8 },
-        _ => Call::Read { addr: page },
+        43..54 => Call::Read { addr: page },
+        54 => Call::Truncate { len: random.below(10) * PAGE + random.pick(&[0, 0, 100]) },
+        55..57 => {
+            let at = random.below(8) * PAGE + random.pick(&[0, 99, 4095]);
+            Call::FileWrite { at, byte: random.next() as u8 }
+        }
+        _ => Call::FileRead { at: random.below(9) * PAGE + random.pick(&[0, 99, 100, 4095]) },
     }
 }
 
@@ -116,7 +170,7 @@ fn fits(call: Call) -> bool {
     let long = |addr: u64, len: u64| len > 64 * PAGE && addr.wrapping_add(len) <= TOP;
     match call {
         Call::Map { addr, len, flags, .. } => {
-            let typed = matches!(flags & 0x23, 0x22 | 0x21 | 2);
+            let typed = matches!(flags & 0x23, 0x22 | 0x21 | 2 | 1);
             let wrong_twice = flags & 0x10_0000 != 0 && !typed;
             here(addr) && !wrong_twice && !long(addr, len)
         }
@@ -134,6 +188,10 @@ fn fits(call: Call) -> bool {
             let grows_far = new > 64 * PAGE && new < TOP;
             here(addr) && !anywhere && !half_done && !grows_far && !long(addr, old)
         }
-        Call::Write { .. } | Call::Read { .. } => true,
+        Call::Write { .. }
+        | Call::Read { .. }
+        | Call::Truncate { .. }
+        | Call::FileWrite { .. }
+        | Call::FileRead { .. } => true,
     }
 }

@@ -67,6 +67,8 @@ trait Side {
     fn maps(&mut self) -> Maps;
     /// Present pages of private anonymous memory.
     fn present(&mut self, anonymous: &[bool]) -> Vec<bool>;
+    /// The file is what it was at first.
+    fn reset_file(&mut self);
     /// Pages that are private anonymous memory, if this side can tell.
     fn anonymous(&mut self) -> Vec<bool>;
 }
@@ -82,6 +84,8 @@ enum End {
 fn run(real: &mut Real, ours: &mut Ours, sequence: &[Call]) -> End {
     let reset = Call::Unmap { addr: REACH.start, len: REACH.end - REACH.start };
     let _ = (real.call(reset), ours.call(reset));
+    real.reset_file();
+    ours.reset_file();
     for (index, &call) in sequence.iter().enumerate() {
         let (theirs, mine) = (real.call(call), ours.call(call));
         if explained(call, theirs, mine) {

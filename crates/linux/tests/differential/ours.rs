@@ -1,11 +1,13 @@
 //! Our side: the words of Linux over an address space over the emulated machine.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use pagoda_addr::VirtAddr;
 use pagoda_linux::{Errno, Mmap, Sharing, advice, mprotect, mremap};
 use pagoda_paging::{PageTable, X86_64};
-use pagoda_vm::{AddressSpace, Backing, FileObject, Layout, Prot, ReadError};
+use pagoda_vm::{
+    AddressSpace, Backing, FileObject, FilePage, Frames, Layout, PageStore, Prot, ReadError,
+};
 
 use super::calls::Call;
 use super::{Maps, PAGE, REACH, Side, push};
@@ -17,18 +19,96 @@ pub fn content() -> Vec<u8> {
     (0..5 * PAGE + 100).map(|at| b'A' + (at / PAGE) as u8).collect()
 }
 
-struct Content(Vec<u8>);
+/// A file that is kept in frames.
+struct Content {
+    host: *const Host,
+    inside: Mutex<Inside>,
+}
+
+#[derive(Default)]
+struct Inside {
+    size: u64,
+    pages: Vec<Option<FilePage>>,
+}
+
+// SAFETY: the host is `Sync`, and outlives the file: see `Ours::new`.
+unsafe impl Send for Content {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Content {}
+
+impl Content {
+    fn store(&self) -> Frames<&Host> {
+        // SAFETY: the host outlives the file.
+        Frames(unsafe { &*self.host })
+    }
+
+    fn inside(&self) -> std::sync::MutexGuard<'_, Inside> {
+        self.inside.lock().expect("nobody panics with it")
+    }
+
+    fn truncate(&self, len: u64) {
+        let mut inside = self.inside();
+        if len < inside.size {
+            for page in inside.pages.drain(len.div_ceil(PAGE) as usize..).flatten() {
+                self.store().free(page);
+            }
+            if let Some(Some(page)) = inside.pages.get((len / PAGE) as usize) {
+                self.store().clear(page, (len % PAGE) as usize, PAGE as usize);
+            }
+        }
+        inside.size = len;
+        inside.pages.resize_with(len.div_ceil(PAGE) as usize, || None);
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) {
+        let end = at + bytes.len() as u64;
+        if end > self.inside().size {
+            let mut inside = self.inside();
+            inside.size = end;
+            inside.pages.resize_with(end.div_ceil(PAGE) as usize, || None);
+        }
+        for (at, &byte) in (at..).zip(bytes) {
+            let frame = self.frame(at / PAGE, false).expect("a page").expect("a page");
+            self.store().0.release(Released::Page { frame, size: pagoda_paging::PageSize::K4 });
+            if let Some(Some(page)) = self.inside().pages.get((at / PAGE) as usize) {
+                self.store().write(page, (at % PAGE) as usize, &[byte]);
+            }
+        }
+    }
+
+    fn read(&self, at: u64) -> i64 {
+        let inside = self.inside();
+        if at >= inside.size {
+            return 1000;
+        }
+        let mut byte = [0];
+        if let Some(Some(page)) = inside.pages.get((at / PAGE) as usize) {
+            self.store().read(page, (at % PAGE) as usize, &mut byte);
+        }
+        byte[0].into()
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        self.truncate(0);
+    }
+}
 
 impl FileObject for Content {
     fn size(&self) -> u64 {
-        self.0.len() as u64
+        self.inside().size
     }
-    fn read_page(&self, index: u64, into: &mut [u8; 4096]) -> Result<(), ReadError> {
-        let from = self.0.get((index * PAGE) as usize..).unwrap_or_default();
-        into.fill(0);
-        let len = from.len().min(into.len());
-        into[..len].copy_from_slice(&from[..len]);
-        Ok(())
+    fn read_page(&self, _: u64, _: &mut [u8; 4096]) -> Result<(), ReadError> {
+        Err(ReadError::Bus)
+    }
+    fn frame(&self, index: u64, ahead: bool) -> Result<Option<Frame>, ReadError> {
+        let mut inside = self.inside();
+        let slot = inside.pages.get_mut(index as usize).ok_or(ReadError::Bus)?;
+        if slot.is_none() && !ahead {
+            *slot = Some(self.store().alloc().map_err(|_| ReadError::OutOfMemory)?);
+        }
+        Ok(slot.as_ref().and_then(|page| self.store().share(page)))
     }
 }
 
@@ -38,14 +118,15 @@ pub fn host() -> Host {
 
 pub struct Ours<'h> {
     space: AddressSpace<X86_64, &'h Host>,
-    file: Arc<dyn FileObject>,
+    file: Arc<Content>,
 }
 
 impl<'h> Ours<'h> {
     pub fn new(host: &'h Host) -> Self {
         let table = PageTable::new(X86_64::new(4, 40, true, true), host).expect("a root");
         let space = AddressSpace::new(table, Layout::x86_64(8 << 20));
-        Self { space, file: Arc::new(Content(content())) }
+        let file = Content { host: std::ptr::from_ref(host), inside: Mutex::default() };
+        Self { space, file: Arc::new(file) }
     }
 
     fn map(&self, call: &Mmap) -> Result<i64, Errno> {
@@ -53,6 +134,9 @@ impl<'h> Ours<'h> {
         let backing = match (call.is_anonymous(), sharing) {
             (true, Sharing::Shared) => Backing::SharedAnonymous,
             (true, Sharing::Private) => Backing::Anonymous,
+            (false, Sharing::Shared) => {
+                Backing::SharedFile { object: self.file.clone(), offset: call.offset }
+            }
             _ => Backing::File { object: self.file.clone(), offset: call.offset },
         };
         Ok(self.space.map(call.request(backing))?.as_u64() as i64)
@@ -75,6 +159,16 @@ impl<'h> Ours<'h> {
             Call::Advise { addr, len, advice: number } => {
                 space.advise(VirtAddr::new(addr), len, advice(number)?)?;
             }
+            Call::Truncate { len } => {
+                self.file.truncate(len);
+                let key = FileObject::key(&*self.file);
+                space.forget_object(key, (len.div_ceil(PAGE), u64::MAX), true);
+            }
+            Call::FileWrite { at, byte } => {
+                self.file.write(at, &[byte]);
+                return Ok(1);
+            }
+            Call::FileRead { at } => return Ok(self.file.read(at)),
             Call::Mincore { addr, len } => space.residency(VirtAddr::new(addr), len, |_| ())?,
             Call::Lock { addr, len, on } => space.set_locked(VirtAddr::new(addr), len, on)?,
             Call::Write { addr, byte } => {
@@ -103,6 +197,11 @@ impl<'h> Ours<'h> {
 }
 
 impl Side for Ours<'_> {
+    fn reset_file(&mut self) {
+        self.file.truncate(0);
+        self.file.write(0, &content());
+    }
+
     fn call(&mut self, call: Call) -> i64 {
         self.perform(call).unwrap_or_else(|error| -i64::from(error.number()))
     }

@@ -53,6 +53,13 @@ impl Real {
         }
     }
 
+    /// Uses the file that the child has open too.
+    fn on_file<T>(&self, act: impl FnOnce(&File) -> T) -> T {
+        // SAFETY: our own descriptor, which is not closed here.
+        let file = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(self.file) });
+        act(&file)
+    }
+
     fn ask(&mut self, words: Words) -> i64 {
         let mut bytes = [0; 48];
         for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -140,8 +147,32 @@ unsafe fn perform([number, a, b, c, d, e]: Words) -> i64 {
 }
 
 impl Side for Real {
+    fn reset_file(&mut self) {
+        let content = ours::content();
+        self.on_file(|file| {
+            file.set_len(0)?;
+            file.write_all_at(&content, 0)
+        })
+        .expect("a file in memory");
+    }
+
     fn call(&mut self, call: Call) -> i64 {
         let words = match call {
+            Call::Truncate { len } => {
+                return self.on_file(|file| file.set_len(len)).map_or(-1, |()| 0);
+            }
+            Call::FileWrite { at, byte } => {
+                return self.on_file(|file| file.write_at(&[byte], at)).map_or(-1, |n| n as i64);
+            }
+            Call::FileRead { at } => {
+                let mut byte = [0];
+                let read = self.on_file(|file| file.read_at(&mut byte, at));
+                return match read {
+                    Ok(1) => byte[0].into(),
+                    Ok(_) => 1000,
+                    Err(_) => -1,
+                };
+            }
             Call::Map { addr, len, prot, flags, offset } => {
                 let file = if flags & 0x20 == 0 { self.file } else { -1 };
                 let packed = flags | u64::from(file as u32) << 32;

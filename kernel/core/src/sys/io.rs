@@ -233,7 +233,7 @@ impl<M: Machine> Cx<'_, M> {
     }
 
     /// The pieces of an `iovec` list: (address, length).
-    fn pieces(&self, list: u64, count: u64) -> Result<Vec<(u64, u64)>> {
+    pub(super) fn pieces(&self, list: u64, count: u64) -> Result<Vec<(u64, u64)>> {
         if count > IOV_MAX {
             return Err(Errno::EINVAL);
         }

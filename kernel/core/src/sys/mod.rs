@@ -19,6 +19,8 @@ mod meta;
 mod path;
 mod poll;
 mod process;
+mod remote;
+pub(crate) mod shm;
 mod signal;
 mod table;
 mod time;

@@ -53,7 +53,7 @@ pub(crate) struct NodeObject {
 
 impl NodeObject {
     /// A mapping of `node`, which is called `path`.
-    pub(crate) fn new(
+    pub(crate) fn mapping(
         node: Arc<Inode>,
         path: Vec<u8>,
         writable: bool,
@@ -258,7 +258,7 @@ fn map_segments<M: Machine>(
 ) -> Result<()> {
     let mut name = Vec::new();
     try_extend(&mut name, path).map_err(|_| Errno::ENOMEM)?;
-    let object = NodeObject::new(Arc::clone(node), name, false)?;
+    let object = NodeObject::mapping(Arc::clone(node), name, false)?;
     for segment in &plan.segments {
         let start = segment.start.wrapping_add(plan.bias);
         if segment.file_len != 0 {
