@@ -40,6 +40,14 @@ fn a_rust_program_that_allocates_much_runs_unchanged() {
 
 #[test]
 #[ignore = "boots a machine"]
+fn files_segments_and_guards_are_seen_as_on_linux() {
+    let mill = std::env::var("PAGODA_MILL").expect("run by `cargo xtask test`");
+    let shares = std::path::Path::new(&mill).with_file_name("shares");
+    same_as_linux(&[], &[shares.to_str().unwrap()], b"");
+}
+
+#[test]
+#[ignore = "boots a machine"]
 fn forks_copy_on_write_and_share_what_is_shared() {
     let forks = c_program("forks");
     same_as_linux(&[], &[forks.to_str().unwrap()], b"");
