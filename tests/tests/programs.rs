@@ -1,5 +1,6 @@
 //! Programs that we did not write, and some that we did, say and do what they say and do on Linux.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use pagoda_tests::{c_program, in_guest, run, same_as_linux, xtask_run};
@@ -33,9 +34,21 @@ fn a_c_program_that_allocates_much_runs_unchanged() {
 
 #[test]
 #[ignore = "boots a machine"]
-fn a_rust_program_that_allocates_much_runs_unchanged() {
+fn a_rust_program_with_threads_and_panics_runs_unchanged() {
     let mill = std::env::var("PAGODA_MILL").expect("run by `cargo xtask test`");
-    same_as_linux(&[], &[&mill, "200000"], b"");
+    for cpus in ["--smp=1", "--smp=4"] {
+        same_as_linux(&[cpus], &[&mill, "100000"], b"");
+    }
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn bash_controls_jobs() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("real/jobs.sh");
+    let script = script.to_str().unwrap();
+    for cpus in ["--smp=1", "--smp=4"] {
+        same_as_linux(&[cpus, "--file", script], &["/bin/bash-static", script], b"");
+    }
 }
 
 #[test]

@@ -110,16 +110,24 @@ pub fn programs() -> Result<Vec<PathBuf>> {
         return Ok(paths);
     }
     setup::for_boot()?;
-    let mut arguments =
-        vec!["build", "--quiet", "--release", "--target", "x86_64-unknown-linux-musl"];
-    // The initramfs must fit into a small machine.
-    arguments.extend(["--config", "profile.release.strip=true"]);
-    for name in &names {
-        arguments.extend(["--package", name]);
+    let (unwinding, aborting): (Vec<_>, Vec<_>) =
+        names.iter().partition(|name| UNWINDING.contains(&name.as_str()));
+    for (names, panic) in [(aborting, "abort"), (unwinding, "unwind")] {
+        let panic = format!("profile.release.panic=\"{panic}\"");
+        let mut arguments =
+            vec!["build", "--quiet", "--release", "--target", "x86_64-unknown-linux-musl"];
+        // The initramfs must fit into a small machine.
+        arguments.extend(["--config", "profile.release.strip=true", "--config", &panic]);
+        for name in names {
+            arguments.extend(["--package", name]);
+        }
+        cargo(&arguments)?;
     }
-    cargo(&arguments)?;
     Ok(paths)
 }
+
+/// Programs that catch panics, as the others need not.
+const UNWINDING: &[&str] = &["mill"];
 
 /// Every folder in `user/` is a package of the same name with one binary of the same name.
 fn program_names() -> Result<Vec<String>> {

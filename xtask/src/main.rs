@@ -7,6 +7,7 @@
 //! - [`check`] is format, lints, documentation and the direction of the dependencies.
 //! - [`matrix`] boots every kind of machine, or all pairs of them ([`pairs`]).
 //! - [`linux`] measures our kernel beside Linux.
+//! - [`programs`] runs programs that others wrote, here and on Linux, and compares.
 //! - [`mod@test`] is everything that must hold; [`torture`] looks for what does not, for longer.
 
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ mod ksyms;
 mod linux;
 mod matrix;
 mod pairs;
+mod programs;
 mod run;
 mod setup;
 mod test;
@@ -47,6 +49,8 @@ enum Command {
     Matrix(matrix::Matrix),
     /// The guide's listings and outputs beside the tree; --bless writes them anew
     Guide(guide::Guide),
+    /// Programs that others wrote, fetched and built, on our kernel and on Linux
+    Programs(programs::Programs),
     /// Format, lints, documentation, direction of dependencies
     Check,
     /// Pagoda beside its peers, in one run: table, JSON, SVG in target/bench (frames, heap, malloc, linux)
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Torture(torture) => torture.execute(),
         Command::Matrix(matrix) => matrix.execute(),
         Command::Guide(guide) => guide.execute(),
+        Command::Programs(programs) => programs.execute(),
         Command::Check => check::execute().map(|()| 0),
         Command::Bench { arguments } => bench(&arguments).map(|()| 0),
         Command::Setup => setup::everything().map(|()| 0),

@@ -23,7 +23,18 @@ const GRUB: &[Need] = &[
     Need { path_or_name: "xorriso", package: "xorriso" },
     Need { path_or_name: "mformat", package: "mtools" },
 ];
-const PROGRAMS: &[Need] = &[Need { path_or_name: "musl-gcc", package: "musl-tools" }];
+const PROGRAMS: &[Need] = &[
+    Need { path_or_name: "musl-gcc", package: "musl-tools" },
+    Need { path_or_name: "/bin/bash-static", package: "bash-static" },
+];
+const REAL: &[Need] = &[
+    Need { path_or_name: "gcc", package: "gcc" },
+    Need { path_or_name: "make", package: "make" },
+    Need { path_or_name: "tclsh", package: "tcl" },
+    Need { path_or_name: "go", package: "golang-go" },
+    Need { path_or_name: "npm", package: "npm" },
+    Need { path_or_name: "pip3", package: "python3-pip" },
+];
 
 /// The Rust targets that the kernel and the programs are built for.
 const TARGETS: &[&str] = &["x86_64-unknown-none", "x86_64-unknown-linux-musl"];
@@ -43,6 +54,12 @@ pub fn for_boot() -> Result<()> {
 /// What a GRUB image needs besides.
 pub fn for_grub() -> Result<()> {
     packages(&[GRUB])
+}
+
+/// What `xtask programs` fetches and builds with.
+pub fn for_real_programs() -> Result<()> {
+    rust_targets()?;
+    packages(&[BOOT, PROGRAMS, REAL])
 }
 
 /// Debian's Linux kernel for virtual machines: the installed one, or else one that is unpacked below

@@ -1,7 +1,10 @@
-//! A plain Rust program that allocates much: strings, maps, sorted vectors, boxed trees. Its output
-//! depends on nothing but its argument, so that two systems can be compared.
+//! A plain Rust program that allocates much: strings, maps, sorted vectors, boxed trees; then what
+//! the standard library does with threads ([`crew`]). Its output depends on nothing but its
+//! argument, so that two systems can be compared.
 //!
 //! `mill [WORDS]`, exit status 17 when all is well.
+
+mod crew;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::process::ExitCode;
@@ -86,5 +89,6 @@ fn main() -> ExitCode {
 
     let joined = all.join(" ");
     println!("{} bytes of text, {} spaces", joined.len(), joined.matches(' ').count());
+    crew::work();
     ExitCode::from(17)
 }
