@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{map_files, range, usual_taken};
+use common::{cases, few_under_miri, map_files, range, usual_taken};
 use pagoda_addr::{PhysAddr, PhysRange};
 use pagoda_bootmap::{
     EarlyAllocator, EarlyError, MapError, MemoryEntry, MemoryMap, Placement, Region, RegionKind,
@@ -75,14 +75,14 @@ fn sorted(map: &MemoryMap<'_>) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(400), ..ProptestConfig::default() })]
 
     #[test]
     fn each_allocation_is_the_best_that_fits_and_nothing_is_lost(
         requests in prop::collection::vec(request(), 1..30),
         spare in 0usize..3,
     ) {
-        for file in files() {
+        for file in files().iter().take(few_under_miri()) {
             let (entries, taken) = (file.entries(), usual_taken());
             let mut storage = vec![Region::EMPTY; 2 * (entries.len() + taken.len())];
             let map = MemoryMap::build(entries, taken, &mut storage).unwrap();

@@ -4,7 +4,7 @@
 mod common;
 
 use common::oracle::Oracle;
-use common::{map_files, range, usual_taken};
+use common::{cases, few_under_miri, map_files, range, usual_taken};
 use pagoda_addr::{PhysAddr, PhysRange};
 use pagoda_bootmap::{MapError, MemoryEntry, MemoryMap, Region, RegionKind};
 use proptest::prelude::*;
@@ -173,7 +173,7 @@ fn taken() -> impl Strategy<Value = Taken> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 8000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(8000), ..ProptestConfig::default() })]
 
     /// Each case damages every real map in the same way: eight thousand mutations of each.
     #[test]
@@ -194,7 +194,9 @@ proptest! {
 
 fn maps() -> &'static [Vec<MemoryEntry>] {
     static MAPS: std::sync::OnceLock<Vec<Vec<MemoryEntry>>> = std::sync::OnceLock::new();
-    MAPS.get_or_init(|| map_files().iter().map(|map| map.entries()).collect())
+    MAPS.get_or_init(|| {
+        map_files().iter().take(few_under_miri()).map(|map| map.entries()).collect()
+    })
 }
 
 const SMALL: u64 = 8 * 4096;
@@ -213,7 +215,7 @@ fn small_taken() -> impl Strategy<Value = Taken> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(150), ..ProptestConfig::default() })]
 
     #[test]
     fn small_maps_are_right_in_every_byte(entries in small_entries(), taken in small_taken()) {

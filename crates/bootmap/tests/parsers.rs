@@ -5,7 +5,7 @@ mod common;
 
 use common::encode::{self, Machine};
 use common::oracle::Oracle;
-use common::{MapFile, Sparse, map_files, range};
+use common::{MapFile, Sparse, cases, map_files, range};
 use pagoda_addr::{PhysAddr, PhysRange};
 use pagoda_bootmap::{
     BootInfo, BootInfoError, BootMemory, Channel, EarlyAllocator, MemoryEntry, MemoryMap,
@@ -244,7 +244,7 @@ impl Damage {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 20000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(20_000), ..ProptestConfig::default() })]
 
     #[test]
     fn damaged_images_give_an_error_or_something_harmless(

@@ -106,3 +106,13 @@ impl BootMemory for Sparse {
         })
     }
 }
+
+/// How many random cases: few under the interpreter, which is some thousand times slower.
+pub fn cases(usual: u32) -> u32 {
+    if cfg!(miri) { 2 } else { usual }
+}
+
+/// How many real maps a random case goes through.
+pub fn few_under_miri() -> usize {
+    if cfg!(miri) { 2 } else { usize::MAX }
+}
