@@ -20,7 +20,10 @@ use super::context::Context;
 use super::fpu::Fpu;
 use super::host::{KERNEL, Kernel, heap};
 use super::stacks::Stack;
-use super::{big_lock, cpu, failures, fpu, lapic, percpu, random, serial, smp, stacks, time, user};
+use super::{
+    big_lock, cpu, failures, fpu, lapic, percpu, random, serial, smp, spare_tables, stacks, time,
+    user,
+};
 
 const FRAME: u64 = pagoda_addr::PAGE_SIZE;
 
@@ -177,7 +180,8 @@ impl Machine for Kernel {
         MemoryTotals {
             total: frames.total * FRAME,
             free: frames.free * FRAME,
-            cached: frames.cached * FRAME,
+            // Spare page tables are kept for later, like what the allocator itself keeps.
+            cached: (frames.cached + spare_tables::count() as u64) * FRAME,
             reserve: frames.reserve * FRAME,
             heap: heap().stats().taken as u64,
             page_tables: self.tables_in_use.load(Ordering::Relaxed) * FRAME,

@@ -46,6 +46,11 @@ pub(crate) fn keep(table: Frame) -> bool {
     true
 }
 
+/// Tables that are kept.
+pub(crate) fn count() -> usize {
+    SPARE.lock().count
+}
+
 /// Gives back all; returns how many that were.
 pub(crate) fn trim() -> usize {
     let mut given = 0;
