@@ -1,5 +1,8 @@
 //! Several CPUs: programs run on all of them, contents stay right, and every frame comes back.
 
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+
 use pagoda_tests::{c_program, in_guest, on_linux, run, xtask_run};
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -67,4 +70,58 @@ fn a_panic_stops_all_cpus_and_says_on_which_it_was() {
     let said = run(&mut xtask_run(&["--smp=4", "--append=selftest=panic"]), b"");
     assert_ne!(said.status, 0, "{}", said.out);
     assert_eq!(said.out.matches("kernel panic").count(), 1, "{}", said.out);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn an_nmi_makes_every_cpu_say_where_it_is() {
+    let said = run(&mut xtask_run(&["--smp=4", "--append=selftest=where"]), b"");
+    assert_eq!(said.status, 0, "{}", said.out);
+    for cpu in 0..4 {
+        let here = format!("NMI: cpu{cpu} is here, and goes on:");
+        assert_eq!(said.out.matches(&here).count(), 1, "{}", said.out);
+    }
+    assert!(said.out.contains("kernel::smp::park"), "{}", said.out);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn an_nmi_from_outside_finds_programs_and_does_them_no_harm() {
+    let socket = std::env::temp_dir().join(format!("pagoda-monitor-{}", std::process::id()));
+    let monitor = format!("--monitor={}", socket.display());
+    let script = "(i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; echo $i) & \
+                  i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; echo $i; wait";
+    let asker = std::thread::spawn({
+        let socket = socket.clone();
+        move || {
+            let mut asked = 0;
+            for _ in 0..250 {
+                std::thread::sleep(std::time::Duration::from_millis(200));
+                let Ok(mut monitor) = UnixStream::connect(&socket) else {
+                    // Not there yet, or not there any more.
+                    if asked > 0 {
+                        break;
+                    }
+                    continue;
+                };
+                asked += u32::from(monitor.write_all(b"nmi\n").is_ok());
+            }
+            asked
+        }
+    });
+    let said = in_guest(&["--smp=2", "--log", &monitor], &[BUSYBOX, "sh", "-c", script], b"");
+    assert_eq!((said.status, said.out.as_str()), (0, "100000\n100000\n"), "{}", said.err);
+    assert!(asker.join().unwrap() > 0);
+    let _ = std::fs::remove_file(socket);
+    assert!(said.err.contains("a program, rip 0000"), "{}", said.err);
+    assert!(said.err.contains("NMI: cpu1 is here"), "{}", said.err);
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn proc_lists_the_cpus_that_a_process_may_use() {
+    let script = "grep Cpus_ /proc/self/status; taskset 5 grep Cpus_ /proc/self/status";
+    let said = in_guest(&["--smp=4"], &[BUSYBOX, "sh", "-c", script], b"");
+    let all = "Cpus_allowed:\tf\nCpus_allowed_list:\t0-3\n";
+    assert_eq!(said.out, format!("{all}Cpus_allowed:\t5\nCpus_allowed_list:\t0,2\n"));
 }

@@ -90,6 +90,8 @@ pub struct Guest {
     pub cpu: String,
     /// Wait for a debugger on port 1234 before the first instruction.
     pub gdb: bool,
+    /// A socket to be made, on which QEMU takes commands.
+    pub monitor: Option<PathBuf>,
     /// The machine is stopped after this long.
     pub time_limit: Option<Duration>,
     /// Where the lines lead.
@@ -129,7 +131,11 @@ impl Guest {
     pub fn run(&self) -> Result<Ending> {
         let mut lines = SerialLines::new()?;
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-display", "none", "-monitor", "none", "-nodefaults", "-no-reboot"]);
+        command.args(["-display", "none", "-nodefaults", "-no-reboot", "-monitor"]);
+        match &self.monitor {
+            Some(path) => command.arg(format!("unix:{},server=on,wait=off", path.display())),
+            None => command.arg("none"),
+        };
         command.args(["-accel", "tcg"]);
         self.memory_arguments(&mut command);
         command.args(["-smp", &self.smp.to_string()]);

@@ -41,6 +41,9 @@ pub struct Run {
     /// Wait for a debugger
     #[arg(long)]
     gdb: bool,
+    /// Let QEMU take commands on this socket (`nmi`: the kernel says where every CPU is)
+    #[arg(long, value_name = "SOCKET")]
+    monitor: Option<PathBuf>,
     /// Stop the machine after this many seconds (0: never; default 600, never in a terminal)
     #[arg(long)]
     timeout: Option<u64>,
@@ -110,6 +113,7 @@ impl Run {
             smp: self.smp,
             cpu: guest::cpu(&self.cpu, self.la57),
             gdb: self.gdb,
+            monitor: self.monitor.as_ref().map(std::path::absolute).transpose()?,
             time_limit: (limit != 0).then(|| Duration::from_secs(limit)),
             lines,
             kernel,

@@ -155,7 +155,7 @@ pub(super) fn status<M: Machine>(
         let value = if matches!(label, "CapInh" | "CapAmb") { 0 } else { all };
         full(writeln!(out, "{label}:\t{value:016x}"))?;
     }
-    full(writeln!(out, "Cpus_allowed:\t1\nCpus_allowed_list:\t0"))
+    cpus_allowed(kernel, process, out)
 }
 
 pub(super) fn limits<M: Machine>(
@@ -198,4 +198,64 @@ pub(super) fn limits<M: Machine>(
         full(writeln!(out, "{unit:<10}"))?;
     }
     Ok(())
+}
+
+/// The CPUs that the first thread may run on, as a number and as a list. Linux writes as many digits
+/// as all CPUs take, with a comma after each eight from the right.
+fn cpus_allowed<M: Machine>(
+    kernel: &Kernel<M>,
+    process: &Process<M>,
+    out: &mut TextBuffer,
+) -> Result<()> {
+    let cpus = kernel.machine.cpu_count().clamp(1, 64);
+    let first = process.family.lock().threads.first().cloned();
+    let all = u64::MAX >> (64 - cpus);
+    let allowed = first.map_or(all, |thread| kernel.sched.affinity(&thread));
+    full(write_cpus(out, allowed, cpus))
+}
+
+fn write_cpus(out: &mut impl Write, allowed: u64, cpus: usize) -> core::fmt::Result {
+    let digits = cpus.div_ceil(4);
+    out.write_str("Cpus_allowed:\t")?;
+    for digit in (0..digits).rev() {
+        write!(out, "{:x}", allowed >> (4 * digit) & 0xf)?;
+        if digit % 8 == 0 && digit != 0 {
+            out.write_str(",")?;
+        }
+    }
+    out.write_str("\nCpus_allowed_list:\t")?;
+    let has = |cpu: usize| cpu < 64 && allowed & 1 << cpu != 0;
+    let mut separator = "";
+    for from in (0..cpus).filter(|&cpu| has(cpu) && (cpu == 0 || !has(cpu - 1))) {
+        let to = (from..cpus).take_while(|&cpu| has(cpu)).last().unwrap_or(from);
+        write!(out, "{separator}{from}")?;
+        if to != from {
+            write!(out, "-{to}")?;
+        }
+        separator = ",";
+    }
+    out.write_str("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::string::String;
+
+    use super::write_cpus;
+
+    #[test]
+    fn cpus_are_listed_as_linux_lists_them() {
+        for (allowed, cpus, expected) in [
+            (1, 1, "Cpus_allowed:\t1\nCpus_allowed_list:\t0\n"),
+            (0b1011, 4, "Cpus_allowed:\tb\nCpus_allowed_list:\t0-1,3\n"),
+            (0b10, 8, "Cpus_allowed:\t02\nCpus_allowed_list:\t1\n"),
+            (u64::MAX, 64, "Cpus_allowed:\tffffffff,ffffffff\nCpus_allowed_list:\t0-63\n"),
+        ] {
+            let mut text = String::new();
+            write_cpus(&mut text, allowed, cpus).unwrap();
+            assert_eq!(text, expected);
+        }
+    }
 }

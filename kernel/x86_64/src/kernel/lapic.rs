@@ -218,9 +218,24 @@ pub(crate) fn start_up(target: u8, page: u8) {
     command(target, STARTUP | ASSERT | u32::from(page));
 }
 
-/// Stops whatever the other CPUs do.
-pub(crate) fn interrupt_all_others() {
+/// Interrupts whatever the other CPUs do. May itself be called in an NMI, amid a [`command`] of the
+/// same CPU: the register with the target, which this message has no use for, is left alone.
+pub(crate) fn nmi_to_all_others() {
+    let wait = || {
+        while read(COMMAND) & PENDING != 0 {
+            core::hint::spin_loop();
+        }
+    };
     if present() {
-        command(0, NMI | ASSERT | ALL_OTHERS);
+        wait();
+        write(COMMAND, NMI | ASSERT | ALL_OTHERS);
+        wait();
+    }
+}
+
+/// An NMI on the executing CPU itself, as if from outside.
+pub(crate) fn nmi_to_self() {
+    if present() {
+        command(id(), NMI | ASSERT);
     }
 }

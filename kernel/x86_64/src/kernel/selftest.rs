@@ -22,6 +22,7 @@
 //! `selftest=cost` prints what the border and the allocators cost, and goes on.
 //! `selftest=heap` prints how many instructions a `kalloc` and its `kfree` take, and goes on.
 //! `selftest=storm` crosses the border for four seconds, for NMIs from outside to hit it; goes on.
+//! `selftest=where` asks all CPUs where they are, by an NMI; goes on.
 //! `selftest=huge` takes blocks of 1 GiB, marks them and gives them back ([`huge`]); goes on.
 //! `selftest` alone runs what must work ([`border`]) and goes on.
 #![allow(unsafe_code)] // makes mistakes
@@ -38,9 +39,9 @@ use pagoda_sync::{Cpus, rank};
 
 use super::context::Context;
 use super::host::{DirectMap, KERNEL, Lock, heap, kind};
-use super::layout;
 use super::percpu::KernelCpus;
 use super::stacks::Stack;
+use super::{lapic, layout};
 
 /// Does what `selftest` or `selftest=` on the command line asks for.
 pub(crate) fn run(command_line: &[u8]) {
@@ -75,6 +76,7 @@ fn mistake(name: &[u8]) {
         },
         b"storm" => border::storm(),
         b"cost" => border::cost(),
+        b"where" => lapic::nmi_to_self(),
         b"huge" => huge::run(),
         b"heap" => counted::run(),
         b"pinned" => switch_while_pinned(),

@@ -276,7 +276,7 @@ pub(crate) fn kick(cpu: CpuId) {
 /// Ends what the other CPUs do, for good: the machine is about to end.
 pub(crate) fn stop_others() {
     if percpu::started() > 1 && !STOPPING.swap(true, Ordering::SeqCst) {
-        lapic::interrupt_all_others();
+        lapic::nmi_to_all_others();
     }
 }
 

@@ -3,7 +3,7 @@
 //! An exception in the kernel is a bug: it is reported with registers and a backtrace, and the
 //! machine ends. Two are special: a fault in a guard page is named a stack overflow (it arrives as
 //! a double fault, since the CPU finds no stack to push the page fault on), and an NMI is a request
-//! to say where the kernel is, after which it goes on.
+//! to say where everybody is, after which all go on ([`nmi`]).
 #![allow(unsafe_code)] // the entry is assembly
 
 use core::arch::global_asm;
@@ -11,11 +11,12 @@ use core::mem::offset_of;
 
 use pagoda_addr::VirtAddr;
 use pagoda_kernel_core::machine::UserRegs;
+use pagoda_sync::{CpuId, SpinMutex};
 
 use super::console::say;
 use super::exit::{Exit, exit};
 use super::percpu::{self, Area};
-use super::{backtrace, console, guard, irq, smp, user};
+use super::{backtrace, console, guard, irq, lapic, smp, user};
 
 /// The vector of the first of the old controllers' 16 lines; exceptions end below it.
 pub(crate) const FIRST_IRQ: u8 = 32;
@@ -142,15 +143,9 @@ pub(crate) fn name(vector: u64) -> &'static str {
 /// An exception while the kernel ran. Called by `trap.s`.
 extern "C" fn exception(frame: &Frame, cr2: u64) {
     if frame.vector == NMI {
-        smp::stop_if_told();
+        return nmi(|| report(frame));
     }
     console::urgent();
-    if frame.vector == NMI {
-        say!("NMI: the kernel is here, and goes on:");
-        report(frame);
-        console::calm();
-        return;
-    }
     smp::stop_others();
     let fault = VirtAddr::new(cr2);
     let on_stack = frame.vector == DOUBLE_FAULT || frame.vector == PAGE_FAULT;
@@ -179,6 +174,24 @@ extern "C" fn exception(frame: &Frame, cr2: u64) {
     say!("on {:?}", percpu::id());
     report(frame);
     exit(Exit::Panic)
+}
+
+/// An NMI: stops this CPU if the machine is about to end; else `report` says where it is, and it goes
+/// on. From outside only the boot CPU gets one, and asks the others.
+///
+/// Waits for nobody but other CPUs that report, each of which comes to its end: whoever is asked may
+/// hold any lock, the big one and the serial line's included.
+pub(crate) fn nmi(report: impl FnOnce()) {
+    static REPORTS: SpinMutex<()> = SpinMutex::new(());
+    smp::stop_if_told();
+    if percpu::id() == CpuId::BOOT {
+        lapic::nmi_to_all_others();
+    }
+    let _one_at_a_time = REPORTS.lock();
+    console::urgent();
+    say!("NMI: {:?} is here, and goes on:", percpu::id());
+    report();
+    console::calm();
 }
 
 /// Registers and backtrace.

@@ -33,7 +33,7 @@ use x86_64::registers::rflags::RFlags;
 
 use super::layout::USER_END;
 use super::trap::{FIRST_IRQ, VECTORS};
-use super::{big_lock, console, exit, irq, levels, percpu, smp, tables, trap};
+use super::{big_lock, console, exit, irq, levels, percpu, tables, trap};
 
 /// Addresses with no bit above these are canonical, and a program's.
 const LOWER_HALF_BITS: u32 = 47;
@@ -171,6 +171,11 @@ extern "C" fn serve_trap<S: Serve>(server: &mut S, vector: u64, code: u64) -> Wa
         if vector == u64::from(trap::FLUSH) {
             return Way::Iret;
         }
+    }
+    if vector == NMI {
+        // Before the big lock is asked for: somebody may hold it for good, which is why we are asked.
+        trap::nmi(|| console::say!("  a program, rip {:016x}  rsp {:016x}", regs.rip, regs.rsp));
+        return Way::Iret;
     }
     big_lock::acquire();
     Bases::read().store(server.regs());
@@ -339,11 +344,6 @@ pub(crate) fn run_once(regs: &mut UserRegs) -> Trap {
 #[inline(never)]
 fn classify(vector: u64, code: u64) -> Trap {
     match vector {
-        NMI => {
-            smp::stop_if_told();
-            log::warn!("NMI while a program ran");
-            Trap::Interrupt
-        }
         DOUBLE_FAULT | MACHINE_CHECK => {
             console::urgent();
             console::say!("kernel panic: {} while a program ran", trap::name(vector));
