@@ -29,20 +29,78 @@ fn refuse(errno: c_int) -> *mut c_void {
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc(bytes: usize) -> *mut c_void {
     let block = process::alloc_short(bytes);
-    if block.is_null() { malloc_slow(bytes) } else { block.cast() }
+    // SAFETY: goes on in `malloc_from`.
+    if block.is_null() { unsafe { pagoda_c_malloc(bytes) } } else { block.cast() }
 }
 
-#[cold]
-#[inline(never)]
-extern "C" fn malloc_slow(bytes: usize) -> *mut c_void {
-    or_enomem(process::alloc_slow(bytes))
+// Tail calls leave the caller's return address on the stack: it goes along, for stories to tell.
+core::arch::global_asm!(
+    ".text",
+    ".hidden pagoda_c_malloc",
+    ".globl pagoda_c_malloc",
+    ".type pagoda_c_malloc, @function",
+    "pagoda_c_malloc:",
+    "mov rsi, qword ptr [rsp]",
+    "jmp {malloc}",
+    ".hidden pagoda_c_calloc",
+    ".globl pagoda_c_calloc",
+    ".type pagoda_c_calloc, @function",
+    "pagoda_c_calloc:",
+    "mov rsi, qword ptr [rsp]",
+    "jmp {calloc}",
+    ".hidden pagoda_c_aligned",
+    ".globl pagoda_c_aligned",
+    ".type pagoda_c_aligned, @function",
+    "pagoda_c_aligned:",
+    "mov rdx, qword ptr [rsp]",
+    "jmp {aligned}",
+    ".hidden pagoda_c_realloc",
+    ".globl pagoda_c_realloc",
+    ".type pagoda_c_realloc, @function",
+    "pagoda_c_realloc:",
+    "mov rdx, qword ptr [rsp]",
+    "jmp {realloc}",
+    malloc = sym malloc_from,
+    calloc = sym calloc_from,
+    aligned = sym aligned_from,
+    realloc = sym realloc_from,
+);
+
+unsafe extern "C" {
+    fn pagoda_c_malloc(bytes: usize) -> *mut c_void;
+    fn pagoda_c_calloc(bytes: usize) -> *mut c_void;
+    fn pagoda_c_aligned(bytes: usize, align: usize) -> *mut c_void;
+    fn pagoda_c_realloc(block: *mut c_void, bytes: usize) -> *mut c_void;
+}
+
+extern "C" fn malloc_from(bytes: usize, pc: usize) -> *mut c_void {
+    or_enomem(process::alloc_slow_from(bytes, pc))
+}
+
+extern "C" fn calloc_from(bytes: usize, pc: usize) -> *mut c_void {
+    or_enomem(process::alloc_zeroed(bytes, pc))
+}
+
+extern "C" fn aligned_from(bytes: usize, align: usize, pc: usize) -> *mut c_void {
+    or_enomem(process::alloc_aligned(bytes, align, pc))
+}
+
+unsafe extern "C" fn realloc_from(block: *mut c_void, bytes: usize, pc: usize) -> *mut c_void {
+    if bytes == 0 && !block.is_null() {
+        // SAFETY: the caller's promise is ours.
+        unsafe { process::free(block.cast()) };
+        return ptr::null_mut();
+    }
+    // SAFETY: as above.
+    or_enomem(unsafe { process::realloc(block.cast(), bytes, pc) })
 }
 
 /// `void *calloc(size_t n, size_t size)`
 #[unsafe(no_mangle)]
 pub extern "C" fn calloc(count: usize, bytes: usize) -> *mut c_void {
     match count.checked_mul(bytes) {
-        Some(bytes) => or_enomem(process::alloc_zeroed(bytes)),
+        // SAFETY: goes on in `calloc_from`.
+        Some(bytes) => unsafe { pagoda_c_calloc(bytes) },
         None => refuse(ENOMEM),
     }
 }
@@ -53,13 +111,8 @@ pub extern "C" fn calloc(count: usize, bytes: usize) -> *mut c_void {
 /// The block came from here, and is not used again if another is returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn realloc(block: *mut c_void, bytes: usize) -> *mut c_void {
-    if bytes == 0 && !block.is_null() {
-        // SAFETY: the caller's promise is ours.
-        unsafe { process::free(block.cast()) };
-        return ptr::null_mut();
-    }
-    // SAFETY: as above.
-    or_enomem(unsafe { process::realloc(block.cast(), bytes) })
+    // SAFETY: goes on in `realloc_from`.
+    unsafe { pagoda_c_realloc(block, bytes) }
 }
 
 /// `void *reallocarray(void *block, size_t n, size_t size)`
@@ -74,7 +127,7 @@ pub unsafe extern "C" fn reallocarray(
 ) -> *mut c_void {
     match count.checked_mul(bytes) {
         // SAFETY: the caller's promise is ours.
-        Some(bytes) => unsafe { realloc(block, bytes) },
+        Some(bytes) => unsafe { pagoda_c_realloc(block, bytes) },
         None => refuse(ENOMEM),
     }
 }
@@ -125,14 +178,16 @@ pub extern "C" fn aligned_alloc(align: usize, bytes: usize) -> *mut c_void {
     if !align.is_power_of_two() {
         return refuse(EINVAL);
     }
-    or_enomem(process::alloc_aligned(bytes, align))
+    // SAFETY: goes on in `aligned_from`.
+    unsafe { pagoda_c_aligned(bytes, align) }
 }
 
 /// `void *memalign(size_t alignment, size_t size)`; the alignment is rounded up to a power of two.
 #[unsafe(no_mangle)]
 pub extern "C" fn memalign(align: usize, bytes: usize) -> *mut c_void {
     match align.checked_next_power_of_two() {
-        Some(align) => or_enomem(process::alloc_aligned(bytes, align)),
+        // SAFETY: goes on in `aligned_from`.
+        Some(align) => unsafe { pagoda_c_aligned(bytes, align) },
         None => refuse(EINVAL),
     }
 }
@@ -150,7 +205,7 @@ pub unsafe extern "C" fn posix_memalign(
     if !align.is_power_of_two() || align < size_of::<*mut c_void>() {
         return EINVAL;
     }
-    let block = process::alloc_aligned(bytes, align);
+    let block = process::alloc_aligned(bytes, align, 0);
     if block.is_null() {
         return ENOMEM;
     }
@@ -162,14 +217,17 @@ pub unsafe extern "C" fn posix_memalign(
 /// `void *valloc(size_t size)`: aligned to a page.
 #[unsafe(no_mangle)]
 pub extern "C" fn valloc(bytes: usize) -> *mut c_void {
-    or_enomem(process::alloc_aligned(bytes, PAGE_BYTES))
+    // SAFETY: goes on in `aligned_from`.
+    unsafe { pagoda_c_aligned(bytes, PAGE_BYTES) }
 }
 
 /// `void *pvalloc(size_t size)`: whole pages.
 #[unsafe(no_mangle)]
 pub extern "C" fn pvalloc(bytes: usize) -> *mut c_void {
     match bytes.checked_next_multiple_of(PAGE_BYTES) {
-        Some(bytes) => or_enomem(process::alloc_aligned(bytes.max(PAGE_BYTES), PAGE_BYTES)),
+        Some(bytes) =>
+        // SAFETY: goes on in `aligned_from`.
+        unsafe { pagoda_c_aligned(bytes.max(PAGE_BYTES), PAGE_BYTES) },
         None => refuse(ENOMEM),
     }
 }

@@ -14,7 +14,28 @@ type Nothrow = *const c_void;
 
 #[inline(always)]
 fn allocate(bytes: usize, align: usize) -> *mut u8 {
-    if align <= 16 { process::alloc(bytes) } else { process::alloc_aligned(bytes, align) }
+    if align <= 16 { process::alloc(bytes) } else { process::alloc_aligned(bytes, align, 0) }
+}
+
+// A tail call leaves the caller's return address on the stack: it goes along, for stories to tell.
+core::arch::global_asm!(
+    ".text",
+    ".hidden pagoda_cxx_new",
+    ".globl pagoda_cxx_new",
+    ".type pagoda_cxx_new, @function",
+    "pagoda_cxx_new:",
+    "mov rsi, qword ptr [rsp]",
+    "jmp {new}",
+    new = sym new_from,
+);
+
+unsafe extern "C-unwind" {
+    fn pagoda_cxx_new(bytes: usize) -> *mut c_void;
+}
+
+extern "C-unwind" fn new_from(bytes: usize, pc: usize) -> *mut c_void {
+    let block = process::alloc_slow_from(bytes, pc);
+    if block.is_null() { out_of_memory(bytes, 1) } else { block.cast() }
 }
 
 // Exceptions pass only through functions of this calling convention.
@@ -46,7 +67,9 @@ extern "C-unwind" fn out_of_memory(bytes: usize, align: usize) -> *mut c_void {
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
 pub extern "C-unwind" fn _Znwm(bytes: usize) -> *mut c_void {
-    new(bytes, 1)
+    let block = process::alloc_short(bytes);
+    // SAFETY: goes on in `new_from`.
+    if block.is_null() { unsafe { pagoda_cxx_new(bytes) } } else { block.cast() }
 }
 
 /// `operator new(size_t, std::nothrow_t const &) noexcept`
@@ -78,7 +101,9 @@ pub extern "C" fn _ZnwmSt11align_val_tRKSt9nothrow_t(
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
 pub extern "C-unwind" fn _Znam(bytes: usize) -> *mut c_void {
-    new(bytes, 1)
+    let block = process::alloc_short(bytes);
+    // SAFETY: goes on in `new_from`.
+    if block.is_null() { unsafe { pagoda_cxx_new(bytes) } } else { block.cast() }
 }
 
 /// `operator new[](size_t, std::nothrow_t const &) noexcept`

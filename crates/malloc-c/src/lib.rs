@@ -28,6 +28,16 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     pagoda_malloc_core::linux::abort(b"pagoda-malloc: broken: a check inside failed\n")
 }
 
+// What was asked for at the end of the program.
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static AT_EXIT: extern "C" fn() = {
+    extern "C" fn at_exit() {
+        pagoda_malloc_core::process::at_exit();
+    }
+    at_exit
+};
+
 mod c;
 mod cxx;
 mod tell;

@@ -2,13 +2,15 @@
 #![allow(unsafe_code)] // the fast paths
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crate::arena::{ARENAS, Ground};
 use crate::classes::{self, SMALL_MAX, UNIT_BYTES};
+use crate::hardened::Fences;
 use crate::heap::Heap;
 use crate::large::Large;
 use crate::medium::Given;
+use crate::options::Options;
 use crate::pool::Pool;
 use crate::system::{Corruption, Local, Misuse, Stop, System};
 use crate::threads::Threads;
@@ -55,6 +57,10 @@ pub struct Allocator<S: System, L: Local> {
     pub(crate) threads: Threads,
     pub(crate) pool: Pool,
     pub(crate) large: Large,
+    pub(crate) options: AtomicU32,
+    /// Mixed into links and seals in hardened mode; else zero.
+    pub(crate) secret: AtomicUsize,
+    pub(crate) fences: Fences,
 }
 
 impl<S: System, L: Local> Allocator<S, L> {
@@ -70,6 +76,9 @@ impl<S: System, L: Local> Allocator<S, L> {
             threads: Threads::new(),
             pool: Pool::new(),
             large: Large::new(),
+            options: AtomicU32::new(0),
+            secret: AtomicUsize::new(0),
+            fences: Fences::new(),
         }
     }
 
@@ -80,7 +89,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[inline(always)]
     pub fn alloc(&self, bytes: usize) -> *mut u8 {
         let block = self.alloc_short(bytes);
-        if block.is_null() { self.alloc_slow(bytes) } else { block }
+        if block.is_null() { self.alloc_slow(bytes, 0) } else { block }
     }
 
     /// A small block from the head slab of the request's class: the first of its free list, and one
@@ -114,20 +123,26 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     #[cold]
     #[inline(never)]
-    pub(crate) fn alloc_slow(&self, bytes: usize) -> *mut u8 {
+    pub(crate) fn alloc_slow(&self, bytes: usize, pc: usize) -> *mut u8 {
+        if self.is_hardened() {
+            return self.hard_alloc(bytes, 1, false, pc);
+        }
         if let (Some(heap), true) = (self.own_heap(), bytes > SMALL_MAX) {
             let block = self.take_kept(heap, bytes);
             if !block.is_null() {
                 return block;
             }
         }
-        self.alloc_anew(bytes)
+        self.alloc_anew(bytes, pc)
     }
 
     #[cold]
     #[inline(never)]
-    fn alloc_anew(&self, bytes: usize) -> *mut u8 {
+    fn alloc_anew(&self, bytes: usize, pc: usize) -> *mut u8 {
         let heap = self.heap();
+        if self.is_hardened() {
+            return self.hard_alloc(bytes, 1, false, pc);
+        }
         if let (Some(heap), true) = (heap, bytes <= SMALL_MAX) {
             // SAFETY: it is this thread's.
             let block = unsafe { self.take_small(heap, classes::class_of(bytes)) };
@@ -141,10 +156,18 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// Like [`Allocator::alloc`], full of zeroes. Memory fresh from the system is not cleared again.
     #[inline]
     pub fn alloc_zeroed(&self, bytes: usize) -> *mut u8 {
+        self.alloc_zeroed_from(bytes, 0)
+    }
+
+    pub(crate) fn alloc_zeroed_from(&self, bytes: usize, pc: usize) -> *mut u8 {
+        let heap = self.heap();
+        if self.is_hardened() {
+            return self.hard_alloc(bytes, 1, true, pc);
+        }
         let given = if bytes <= SMALL_MAX {
             Given { at: self.alloc(bytes), zeroed: false }
         } else {
-            self.take_medium(self.heap(), bytes, 1)
+            self.take_medium(heap, bytes, 1)
         };
         self.clear(given, bytes)
     }
@@ -159,22 +182,32 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// Like [`Allocator::alloc`], aligned to a power of two; null for anything else.
     pub fn alloc_aligned(&self, bytes: usize, align: usize) -> *mut u8 {
-        self.given_aligned(bytes, align).at
+        self.given_aligned(bytes, align, 0).at
+    }
+
+    pub(crate) fn alloc_aligned_from(&self, bytes: usize, align: usize, pc: usize) -> *mut u8 {
+        self.given_aligned(bytes, align, pc).at
     }
 
     /// Like [`Allocator::alloc_aligned`], full of zeroes.
     pub fn alloc_aligned_zeroed(&self, bytes: usize, align: usize) -> *mut u8 {
-        self.clear(self.given_aligned(bytes, align), bytes)
+        self.clear(self.given_aligned(bytes, align, 0), bytes)
     }
 
-    fn given_aligned(&self, bytes: usize, align: usize) -> Given {
+    fn given_aligned(&self, bytes: usize, align: usize, pc: usize) -> Given {
         if !align.is_power_of_two() {
             return Given::NOTHING;
+        }
+        if self.is_hardened() {
+            return Given { at: self.hard_alloc(bytes, align, false, pc), zeroed: false };
         }
         if align <= MIN_ALIGN && bytes <= SMALL_MAX {
             return Given { at: self.alloc(bytes), zeroed: false };
         }
         let heap = self.heap();
+        if self.is_hardened() {
+            return Given { at: self.hard_alloc(bytes, align, false, pc), zeroed: false };
+        }
         if let (Some(heap), Some(class)) = (heap, classes::aligned_class_of(bytes, align)) {
             // SAFETY: it is this thread's.
             let block = unsafe { self.take_small(heap, class) };
@@ -199,7 +232,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             match self.free_short(at) {
                 Short::Done => {}
                 Short::Look => self.free_look(at),
-                Short::Other => self.free_slow(at),
+                Short::Other => self.free_slow(at, None, 0),
             }
         }
     }
@@ -239,7 +272,10 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// As for [`Allocator::free`].
     #[cold]
     #[inline(never)]
-    pub(crate) unsafe fn free_slow(&self, at: *mut u8) {
+    pub(crate) unsafe fn free_slow(&self, at: *mut u8, claimed: Option<usize>, pc: usize) {
+        if self.is_hardened() {
+            return self.hard_free(at, claimed, pc);
+        }
         if self.own_heap().is_some_and(|heap| self.keep(heap, at)) {
             return;
         }
@@ -251,7 +287,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// As for [`Allocator::free`].
     #[cold]
     #[inline(never)]
-    unsafe fn free_rest(&self, at: *mut u8) {
+    pub(crate) unsafe fn free_rest(&self, at: *mut u8) {
         if at.is_null() {
             return;
         }
@@ -260,7 +296,9 @@ impl<S: System, L: Local> Allocator<S, L> {
             if self.window.is_small(at as usize) {
                 self.free_small(at);
             } else {
-                self.free_medium(self.own_heap(), at);
+                // Hardened mode keeps nothing aside: its quarantine does that.
+                let heap = if self.is_hardened() { None } else { self.own_heap() };
+                self.free_medium(heap, at);
             }
         }
     }
@@ -273,6 +311,14 @@ impl<S: System, L: Local> Allocator<S, L> {
         if at.is_null() {
             return 0;
         }
+        if self.is_hardened() {
+            return self.hard_usable(at);
+        }
+        self.usable_inner(at)
+    }
+
+    /// Bytes of a block without a header of its own.
+    pub(crate) fn usable_inner(&self, at: *mut u8) -> usize {
         if !self.window.is_small(at as usize) {
             return self.usable_medium(at);
         }
@@ -290,6 +336,16 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// # Safety
     /// The block came from this allocator; if it moves, nobody uses the old address.
     pub unsafe fn realloc(&self, at: *mut u8, bytes: usize) -> *mut u8 {
+        // SAFETY: the caller's promise is ours.
+        unsafe { self.realloc_from(at, bytes, 0) }
+    }
+
+    /// # Safety
+    /// As for [`Allocator::realloc`].
+    pub(crate) unsafe fn realloc_from(&self, at: *mut u8, bytes: usize, pc: usize) -> *mut u8 {
+        if self.is_hardened() {
+            return self.hard_realloc(at, bytes, pc);
+        }
         if at.is_null() {
             return self.alloc(bytes);
         }
@@ -324,6 +380,9 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         let before = self.large.bytes.load(Ordering::Relaxed);
         if let Some(heap) = self.own_heap() {
+            if self.is_hardened() {
+                self.empty_quarantine(heap);
+            }
             // SAFETY: it is this thread's.
             unsafe { self.tidy_own(heap) };
             self.dismiss_all(heap);
@@ -388,6 +447,12 @@ impl<S: System, L: Local> Allocator<S, L> {
 }
 
 impl<S: System, L: Local> Allocator<S, L> {
+    /// What the process was asked to do beside its work; nothing before the first allocation.
+    #[inline]
+    pub fn options(&self) -> Options {
+        Options::from_bits(self.options.load(Ordering::Relaxed))
+    }
+
     /// The system below.
     pub fn system(&self) -> &S {
         &self.system

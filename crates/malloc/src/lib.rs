@@ -7,14 +7,16 @@
 //! - [`Allocator`]: the core as a value, over a [`System`] (pages) and a [`Local`] (one pointer for each
 //!   thread).
 //! - `heap`: what a thread owns; `threads`: who has which heap, and fork.
-//! - `small`, `unit`, `remote`, `outgoing`, `pool`: to 1 KiB. Slabs of one class, owned by one thread.
+//! - `small`, `unit`, `remote`, `outgoing`, `delivery`, `pool`: to 1 KiB. Slabs of one class, owned by one thread.
 //! - `medium`, `arena`, `recent`: to 128 KiB. Best fit with merging.
 //! - `large`: above. Mappings.
+//! - [`hardened`], `story`: a mode that says who wrote where, and who freed twice. `options`: how it is
+//!   asked for.
 //! - `window`: where everything lies. `regret`: how much may wait before it goes back.
 //!
 //! # Lock order
 //!
-//! The table of heaps, the pool, the arenas by number. The fast paths take none.
+//! The table of heaps, the pool, the arenas by number, the table of fenced blocks. The fast paths take none.
 //!
 //! # Left out
 //!
@@ -27,12 +29,15 @@
 mod allocator;
 mod arena;
 mod classes;
+mod delivery;
+pub mod hardened;
 mod heap;
 mod large;
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
 pub mod linux;
 mod lock;
 mod medium;
+mod options;
 mod outgoing;
 mod pool;
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
@@ -42,6 +47,7 @@ mod regret;
 mod remote;
 mod small;
 mod stats;
+mod story;
 mod system;
 #[cfg(test)]
 mod tests;
@@ -53,8 +59,10 @@ pub use allocator::{Allocator, MIN_ALIGN};
 pub use arena::{ArenaStats, MEDIUM_MAX};
 pub use classes::{CLASSES, SMALL_MAX, UNIT_BYTES};
 pub use heap::Heap;
+pub use options::Options;
 pub use pool::PoolStats;
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
 pub use process::{Malloc, PROCESS, Slot};
 pub use stats::Stats;
+pub use story::{Site, Story, Trouble};
 pub use system::{Corruption, Local, Misuse, PAGE_BYTES, Stop, System};

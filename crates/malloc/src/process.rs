@@ -16,13 +16,15 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::{asm, global_asm};
 use core::ffi::{c_int, c_void};
+use core::fmt::Write;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::allocator::{Allocator, MIN_ALIGN, Short, push};
 use crate::classes::SMALL_MAX;
 use crate::heap::{Heap, NO_HEAP};
-use crate::linux::{Linux, process};
+use crate::linux::{self, Line, Linux, process};
+use crate::options::Options;
 use crate::system::Local;
 use crate::unit::{NONE, Unit};
 
@@ -45,13 +47,33 @@ global_asm!(
     "pagoda_malloc_window_0_1:",
     ".quad {no_unit}",
     ".quad 0",
+    // The slow ways, told who called: the address that a tail call leaves on the stack.
     ".text",
+    ".globl pagoda_malloc_alloc_slow_0_1",
+    ".hidden pagoda_malloc_alloc_slow_0_1",
+    ".type pagoda_malloc_alloc_slow_0_1, @function",
+    "pagoda_malloc_alloc_slow_0_1:",
+    "mov rsi, qword ptr [rsp]",
+    "jmp {alloc_slow}",
+    ".globl pagoda_malloc_free_slow_0_1",
+    ".hidden pagoda_malloc_free_slow_0_1",
+    ".type pagoda_malloc_free_slow_0_1, @function",
+    "pagoda_malloc_free_slow_0_1:",
+    "mov rsi, -1",
+    ".globl pagoda_malloc_free_sized_slow_0_1",
+    ".hidden pagoda_malloc_free_sized_slow_0_1",
+    ".type pagoda_malloc_free_sized_slow_0_1, @function",
+    "pagoda_malloc_free_sized_slow_0_1:",
+    "mov rdx, qword ptr [rsp]",
+    "jmp {free_slow}",
     ".weak pthread_key_create",
     ".weak pthread_setspecific",
     ".weak pthread_atfork",
     ".weak __register_atfork",
     none = sym NO_HEAP,
     no_unit = sym NONE,
+    alloc_slow = sym alloc_slow_from,
+    free_slow = sym free_slow_from,
 );
 
 /// The allocator of this process.
@@ -102,6 +124,9 @@ unsafe impl Local for Slot {
                 options(nostack, preserves_flags)
             );
         }
+        if PROCESS.options().has(Options::HARDENED) {
+            linux::watch_faults(fault);
+        }
     }
 
     fn prepare(&self) {
@@ -111,6 +136,11 @@ unsafe impl Local for Slot {
     fn arm(&self, heap: *const Heap) {
         hooks(heap);
     }
+}
+
+unsafe extern "C" fn fault(_signal: c_int, info: *const [usize; 3], _context: *const u8) {
+    // SAFETY: the kernel gives a `siginfo_t`, whose third word is the address.
+    PROCESS.blame_fault(unsafe { (*info)[2] });
 }
 
 type Handler = unsafe extern "C" fn();
@@ -192,11 +222,21 @@ unsafe extern "C" fn after_fork_in_child() {
     PROCESS.after_fork_in_child();
 }
 
+unsafe extern "C" {
+    fn pagoda_malloc_alloc_slow_0_1(bytes: usize) -> *mut u8;
+    fn pagoda_malloc_free_slow_0_1(at: *mut u8);
+    fn pagoda_malloc_free_sized_slow_0_1(at: *mut u8, bytes: usize);
+}
+
 /// A block of the process's allocator: [`Allocator::alloc`], whose slow way is compiled once.
 #[inline(always)]
 pub fn alloc(bytes: usize) -> *mut u8 {
     let block = PROCESS.alloc_short(bytes);
-    if block.is_null() { alloc_slow(bytes) } else { block }
+    if block.is_null() {
+        // SAFETY: goes on in `alloc_slow_from`.
+        return unsafe { pagoda_malloc_alloc_slow_0_1(bytes) };
+    }
+    block
 }
 
 /// The short way alone; null when there is none.
@@ -205,11 +245,10 @@ pub fn alloc_short(bytes: usize) -> *mut u8 {
     PROCESS.alloc_short(bytes)
 }
 
-/// The way of [`alloc`] when there is no short one.
+/// The way of [`alloc`] when there is no short one; `pc` is who asks.
 #[cold]
-#[inline(never)]
-pub fn alloc_slow(bytes: usize) -> *mut u8 {
-    PROCESS.alloc_slow(bytes)
+pub extern "C" fn alloc_slow_from(bytes: usize, pc: usize) -> *mut u8 {
+    PROCESS.alloc_slow(bytes, pc)
 }
 
 /// Frees a block of the process's allocator: [`Allocator::free`], whose slow way is compiled once.
@@ -223,7 +262,26 @@ pub unsafe fn free(at: *mut u8) {
         match free_short(at) {
             Short::Done => {}
             Short::Look => free_look(at),
-            Short::Other => free_slow(at),
+            Short::Other => pagoda_malloc_free_slow_0_1(at),
+        }
+    }
+}
+
+/// Frees a block whose size is known: a large one goes its own way at once.
+///
+/// # Safety
+/// As for [`Allocator::free`]; the size is the one that was asked for.
+#[inline(always)]
+pub unsafe fn free_sized(at: *mut u8, bytes: usize) {
+    // SAFETY: the caller's promise is ours.
+    unsafe {
+        if bytes > SMALL_MAX {
+            return pagoda_malloc_free_sized_slow_0_1(at, bytes);
+        }
+        match free_short(at) {
+            Short::Done => {}
+            Short::Look => free_look(at),
+            Short::Other => pagoda_malloc_free_sized_slow_0_1(at, bytes),
         }
     }
 }
@@ -267,39 +325,54 @@ unsafe fn free_look(at: *mut u8) {
 }
 
 #[cold]
-#[inline(never)]
-unsafe fn free_slow(at: *mut u8) {
+unsafe extern "C" fn free_slow_from(at: *mut u8, bytes: usize, pc: usize) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free_slow(at) }
+    unsafe { PROCESS.free_slow(at, (bytes != usize::MAX).then_some(bytes), pc) }
 }
 
-/// Frees a block whose size is known: a large one goes its own way at once.
-///
-/// # Safety
-/// As for [`Allocator::free`]; the size is the one that was asked for.
-#[inline(always)]
-pub unsafe fn free_sized(at: *mut u8, bytes: usize) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { if bytes > SMALL_MAX { free_slow(at) } else { free(at) } }
+/// [`Allocator::alloc_zeroed`]; `pc` is who asks.
+pub fn alloc_zeroed(bytes: usize, pc: usize) -> *mut u8 {
+    PROCESS.alloc_zeroed_from(bytes, pc)
 }
 
-/// [`Allocator::alloc_zeroed`].
-pub fn alloc_zeroed(bytes: usize) -> *mut u8 {
-    PROCESS.alloc_zeroed(bytes)
+/// [`Allocator::alloc_aligned`]; `pc` is who asks.
+pub fn alloc_aligned(bytes: usize, align: usize, pc: usize) -> *mut u8 {
+    PROCESS.alloc_aligned_from(bytes, align, pc)
 }
 
-/// [`Allocator::alloc_aligned`].
-pub fn alloc_aligned(bytes: usize, align: usize) -> *mut u8 {
-    PROCESS.alloc_aligned(bytes, align)
-}
-
-/// [`Allocator::realloc`].
+/// [`Allocator::realloc`]; `pc` is who asks.
 ///
 /// # Safety
 /// As there.
-pub unsafe fn realloc(at: *mut u8, bytes: usize) -> *mut u8 {
+pub unsafe fn realloc(at: *mut u8, bytes: usize, pc: usize) -> *mut u8 {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.realloc(at, bytes) }
+    unsafe { PROCESS.realloc_from(at, bytes, pc) }
+}
+
+/// To be called when the program ends: does what `PAGODA_MALLOC` asked for.
+pub fn at_exit() {
+    let options = PROCESS.options();
+    if options.has(Options::HARDENED) {
+        let leaks = PROCESS.check_all();
+        if let (true, Some(mut leaks)) = (options.has(Options::LEAKS), leaks) {
+            for leak in leaks.sorted() {
+                let mut line = Line::new();
+                let _ = write!(
+                    line,
+                    "pagoda-malloc: never freed: {} bytes in {} blocks, allocated at ",
+                    leak.bytes, leak.blocks
+                );
+                linux::place(leak.pc, &mut line);
+                let _ = writeln!(line);
+                linux::write(2, line.as_bytes());
+            }
+        }
+    }
+    if options.has(Options::STATS) {
+        let mut line = Line::new();
+        let _ = writeln!(line, "pagoda-malloc: at exit\n{}", PROCESS.stats());
+        linux::write(2, line.as_bytes());
+    }
 }
 
 /// [`Allocator::usable`].
@@ -350,7 +423,7 @@ unsafe impl GlobalAlloc for Malloc {
         if layout.align() <= MIN_ALIGN {
             alloc(layout.size())
         } else {
-            alloc_aligned(layout.size(), layout.align())
+            alloc_aligned(layout.size(), layout.align(), 0)
         }
     }
 
@@ -363,7 +436,7 @@ unsafe impl GlobalAlloc for Malloc {
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if layout.align() <= MIN_ALIGN {
-            alloc_zeroed(layout.size())
+            alloc_zeroed(layout.size(), 0)
         } else {
             PROCESS.alloc_aligned_zeroed(layout.size(), layout.align())
         }
@@ -373,9 +446,9 @@ unsafe impl GlobalAlloc for Malloc {
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         if layout.align() <= MIN_ALIGN {
             // SAFETY: the caller's promise is ours.
-            return unsafe { realloc(at, bytes) };
+            return unsafe { realloc(at, bytes, 0) };
         }
-        let new = alloc_aligned(bytes, layout.align());
+        let new = alloc_aligned(bytes, layout.align(), 0);
         if !new.is_null() {
             // SAFETY: both blocks have at least that many bytes, and are different ones.
             unsafe {

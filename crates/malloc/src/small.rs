@@ -15,17 +15,12 @@ use core::sync::atomic::Ordering;
 use crate::allocator::Allocator;
 use crate::classes;
 use crate::heap::{BUSY, DEAD, Heap};
-use crate::outgoing::Parcel;
 use crate::remote::{Chain, Standing};
 use crate::system::{Corruption, Local, Misuse, PAGE_BYTES, System};
 use crate::unit::{Block, PENDING, Place, Unit};
 
 /// At most so many blocks are carved at once.
 const CARVE: usize = 32;
-/// A parcel of so many blocks leaves.
-const PARCEL_BLOCKS: u32 = 16;
-/// A parcel of so many bytes leaves.
-const PARCEL_BYTES: u32 = 2048;
 
 impl<S: System, L: Local> Allocator<S, L> {
     /// A block of a class; null when there is no memory.
@@ -46,9 +41,15 @@ impl<S: System, L: Local> Allocator<S, L> {
             let block = unit.free.get();
             if !block.is_null() {
                 // SAFETY: a block on the free list of a slab of ours.
-                let next = unsafe { (*block).next.get() };
+                let next = unsafe { self.next(block) };
                 if next == block {
                     self.misuse(Misuse::DoubleFree, block as usize);
+                }
+                if self.is_hardened()
+                    && !next.is_null()
+                    && !unit.spans(self.distance(unit, next.cast()))
+                {
+                    self.corrupt(Corruption::FreeList, block as usize);
                 }
                 unit.free.set(next);
                 unit.countdown.set(unit.countdown.get().wrapping_add(1));
@@ -73,7 +74,9 @@ impl<S: System, L: Local> Allocator<S, L> {
         let unit = self.unit(number - 1);
         if unit.place.get() != Place::Head {
             unit.set_place(Place::Head, unit.used());
-            heap.set_direct(class, unit);
+            if !self.is_hardened() {
+                heap.set_direct(class, unit);
+            }
         }
         Some(unit)
     }
@@ -83,6 +86,29 @@ impl<S: System, L: Local> Allocator<S, L> {
         // SAFETY: every number that is written anywhere is below the number of units, and headers are
         // never taken away while the allocator lives.
         unsafe { &*self.window.unit(number) }
+    }
+
+    /// The link of a free block. The short ways read it plainly: without a secret it is plain.
+    ///
+    /// # Safety
+    /// The block is free, and the caller's to look at.
+    pub(crate) unsafe fn next(&self, block: *mut Block) -> *mut Block {
+        // SAFETY: as promised.
+        self.mixed(unsafe { (*block).next.get() })
+    }
+
+    /// Links a free block to another.
+    ///
+    /// # Safety
+    /// As for `next`.
+    pub(crate) unsafe fn set_next(&self, block: *mut Block, next: *mut Block) {
+        // SAFETY: as promised.
+        unsafe { (*block).next.set(self.mixed(next)) };
+    }
+
+    fn mixed(&self, link: *mut Block) -> *mut Block {
+        let secret = self.secret.load(Ordering::Relaxed);
+        link.cast::<u8>().map_addr(|address| address ^ secret).cast()
     }
 
     /// The memory of a slab: its first block.
@@ -99,7 +125,9 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     fn set_owner(&self, unit: &Unit, heap: &Heap) {
         let heap = ptr::from_ref(heap).cast_mut();
-        let key = (self.base(unit) as usize).wrapping_add(heap as usize);
+        // In hardened mode no address fits.
+        let far = if self.is_hardened() { 1 << 46 } else { 0 };
+        let key = (self.base(unit) as usize).wrapping_add(heap as usize).wrapping_add(far);
         unit.key.store(key, Ordering::Relaxed);
         unit.owner.store(heap, Ordering::Relaxed);
     }
@@ -127,19 +155,19 @@ impl<S: System, L: Local> Allocator<S, L> {
             let mut last = first;
             for _ in 1..chain.count {
                 // SAFETY: the chain has `count` blocks, linked before they were pushed.
-                last = unsafe { (*last).next.get() };
+                last = unsafe { self.next(last) };
                 if !unit.spans(self.distance(unit, last.cast())) {
                     self.corrupt(Corruption::FreeList, first as usize);
                 }
             }
             // SAFETY: the last block of the chain, now ours.
-            unsafe { (*last).next.set(old) };
+            unsafe { self.set_next(last, old) };
         }
         unit.free.set(first);
     }
 
     /// The address of a block number + 1; 0 gives null.
-    fn block(&self, unit: &Unit, number: u32) -> *mut Block {
+    pub(crate) fn block(&self, unit: &Unit, number: u32) -> *mut Block {
         if number == 0 {
             return ptr::null_mut();
         }
@@ -162,7 +190,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         for index in (0..count).rev() {
             let block: *mut Block = memory.wrapping_add(index * bytes).cast();
             // SAFETY: inside a slab of ours, beyond the blocks ever handed out.
-            unsafe { (*block).next.set(next) };
+            unsafe { self.set_next(block, next) };
             next = block;
         }
         unit.free.set(next);
@@ -244,7 +272,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     pub(crate) unsafe fn counted_down(&self, heap: &Heap, unit: &Unit) {
         let last = unit.free.get();
         // SAFETY: a block was just freed: it is the first of the list.
-        if unsafe { (*last).next.get() } == last {
+        if unsafe { self.next(last) } == last {
             self.misuse(Misuse::DoubleFree, last as usize);
         }
         match unit.place.get() {
@@ -341,103 +369,13 @@ impl<S: System, L: Local> Allocator<S, L> {
             self.misuse(Misuse::DoubleFree, block as usize);
         }
         // SAFETY: nobody uses the block.
-        unsafe { (*block).next.set(first) };
+        unsafe { self.set_next(block, first) };
         unit.free.set(block);
         let countdown = unit.countdown.get().wrapping_sub(1);
         unit.countdown.set(countdown);
         if countdown == 0 {
             // SAFETY: as promised.
             unsafe { self.counted_down(heap, unit) };
-        }
-    }
-
-    fn parcel(&self, unit: &Unit, block: *mut Block) -> Parcel {
-        let first = self.distance(unit, block.cast()) as u32 / unit.class().bytes + 1;
-        let chain = Chain { first, count: 1 };
-        Parcel { unit: self.window.number_of(unit) + 1, chain, first: block, last: block }
-    }
-
-    unsafe fn free_remote(&self, heap: &Heap, unit: &Unit, block: *mut Block) {
-        let mut parcel = self.parcel(unit, block);
-        let place = heap.outgoing.place(parcel.unit);
-        let waiting = place.get();
-        if waiting.unit == parcel.unit {
-            if waiting.first == block {
-                self.misuse(Misuse::DoubleFree, block as usize);
-            }
-            // SAFETY: nobody uses the block.
-            unsafe { (*block).next.set(waiting.first) };
-            parcel.last = waiting.last;
-            parcel.chain.count += waiting.chain.count;
-        } else if waiting.unit != 0 {
-            // SAFETY: the parcel holds blocks that nobody uses.
-            unsafe { self.send(waiting) };
-        }
-        let bytes = parcel.chain.count * unit.class().bytes;
-        if parcel.chain.count >= PARCEL_BLOCKS || bytes >= PARCEL_BYTES {
-            place.set(Parcel::EMPTY);
-            // SAFETY: as above.
-            unsafe { self.send(parcel) };
-        } else {
-            place.set(parcel);
-        }
-    }
-
-    /// Sends every parcel of a heap.
-    pub(crate) fn send_all(&self, heap: &Heap) {
-        for place in heap.outgoing.places() {
-            let parcel = place.replace(Parcel::EMPTY);
-            if parcel.unit != 0 {
-                // SAFETY: a parcel holds blocks of its slab that nobody uses.
-                unsafe { self.send(parcel) };
-            }
-        }
-    }
-
-    /// Pushes a parcel to its slab.
-    unsafe fn send(&self, parcel: Parcel) {
-        let unit = self.unit(parcel.unit - 1);
-        // SAFETY: the slab has blocks that were not returned, so that it has an owner.
-        let owner = unsafe { &*unit.owner.load(Ordering::Relaxed) };
-        if self.is_stale(owner) {
-            let mut block = parcel.first;
-            for index in 0..parcel.chain.count {
-                let more = index + 1 < parcel.chain.count;
-                // SAFETY: linked by `free_remote`; the last link was never written, nor is it read.
-                let next = if more { unsafe { (*block).next.get() } } else { ptr::null_mut() };
-                // SAFETY: nobody uses the block.
-                unsafe { self.free_stale(unit, block.cast()) };
-                block = next;
-            }
-            return;
-        }
-        let announce = unit.remote.push(parcel.chain, self.word_generation(), |behind| {
-            // SAFETY: the last block of the parcel, which nobody else knows yet.
-            unsafe { (*parcel.last).next.set(self.block(unit, behind)) };
-        });
-        if announce {
-            self.announce(owner, unit, parcel.unit);
-        }
-        if owner.state.load(Ordering::Relaxed) == DEAD {
-            self.tidy(owner, Some(unit));
-        }
-    }
-
-    /// Puts a slab on its owner's stack (*one-announcer*).
-    fn announce(&self, owner: &Heap, unit: &Unit, number: u32) {
-        let mut top = owner.announced.load(Ordering::Relaxed);
-        loop {
-            unit.next.store(top, Ordering::Relaxed);
-            let pushed = owner.announced.compare_exchange_weak(
-                top,
-                number,
-                Ordering::Release,
-                Ordering::Relaxed,
-            );
-            match pushed {
-                Ok(_) => return,
-                Err(now) => top = now,
-            }
         }
     }
 
@@ -499,7 +437,7 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// Frees a block of a slab that a fork left behind (*generation*): the slab becomes ours, as if all
     /// its other blocks were in use.
-    unsafe fn free_stale(&self, unit: &Unit, at: *mut u8) {
+    pub(crate) unsafe fn free_stale(&self, unit: &Unit, at: *mut u8) {
         let Some(heap) = self.heap() else { return };
         if !unit.spans(self.distance(unit, at)) {
             self.misuse(Misuse::Interior, at as usize);

@@ -10,6 +10,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::AtomicU32;
 
 use crate::heap::Heap;
+use crate::options::Options;
+use crate::story::{Story, Trouble, sentence};
 
 /// Bytes of a page. Larger pages only make giving memory back less exact.
 pub const PAGE_BYTES: usize = 4096;
@@ -54,6 +56,14 @@ pub unsafe trait System: Sync {
     fn process(&self) -> u32;
     /// Whether this process certainly no longer has the thread of that number.
     fn is_gone(&self, thread: u32) -> bool;
+    /// What the process is asked to do beside its work. Asked once, at the first allocation.
+    fn options(&self) -> Options {
+        Options::NONE
+    }
+    /// A number that nobody can guess. Asked once, in hardened mode.
+    fn random(&self) -> usize {
+        0x5bd1_e995_9d1c_e4e5_u64 as usize
+    }
     /// Says why and stops the program. Must not return; need not allocate.
     fn stop(&self, why: &Stop) -> !;
 }
@@ -85,6 +95,8 @@ pub enum Stop {
     Misuse(Misuse, usize),
     /// Memory that the allocator had to itself was overwritten, near this address.
     Corruption(Corruption, usize),
+    /// What hardened mode found at this address, and the story of the block, if there is one.
+    Trouble(Trouble, usize, Option<Story>),
 }
 
 /// What a caller did wrong with a pointer.
@@ -116,6 +128,7 @@ impl fmt::Display for Stop {
         match *self {
             Self::Misuse(what, at) => write!(f, "{what}: {at:#x}"),
             Self::Corruption(what, at) => write!(f, "{what} is overwritten near {at:#x}"),
+            Self::Trouble(what, at, ref story) => sentence(f, what, at, story.as_ref()),
         }
     }
 }

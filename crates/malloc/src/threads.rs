@@ -3,7 +3,7 @@
 //! Heaps are numbered from zero as they are needed. A thread that needs one takes a dead one first,
 //! then one whose thread certainly no longer exists, then a new one.
 //!
-//! Lock order: 1 the table of heaps, 2 the pool, 3 the arenas by number. Fork takes all of them in this
+//! Lock order: 1 the table of heaps, 2 the pool, 3 the arenas by number, 4 the table of fenced blocks. Fork takes all of them in this
 //! order before, so that what they guard is whole in the child; what threads own alone is not, see
 //! *generation* in [`crate::heap`].
 #![allow(unsafe_code)] // heaps live in the window
@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use crate::allocator::Allocator;
 use crate::heap::{BUSY, DEAD, FRESH, Heap, LIVE};
 use crate::lock::Lock;
+use crate::options::Options;
 use crate::system::{Local, Stop, System};
 
 /// The table of heaps.
@@ -63,6 +64,11 @@ impl<S: System, L: Local> Allocator<S, L> {
                 return None;
             }
             let (headers, mask) = self.window.headers();
+            let options = self.system.options();
+            if options.has(Options::HARDENED) {
+                self.secret.store(self.system.random() & !0xffff | 0x5a50, Ordering::Relaxed);
+            }
+            self.options.store(options.bits(), Ordering::Relaxed);
             self.local.opened(headers.cast(), mask);
         }
         let thread = self.system.thread();
@@ -149,6 +155,9 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// To be called when a thread ends: its heap becomes the next thread's.
     pub fn thread_ends(&self) {
         let Some(heap) = self.own_heap() else { return };
+        if self.is_hardened() {
+            self.empty_quarantine(heap);
+        }
         // SAFETY: the heap is this thread's.
         unsafe { self.tidy_own(heap) };
         self.dismiss_all(heap);
@@ -163,10 +172,12 @@ impl<S: System, L: Local> Allocator<S, L> {
         for lock in self.window.locks() {
             lock.raw_take(&self.system);
         }
+        self.fences.lock.raw_take(&self.system);
     }
 
     /// To be called after fork in the parent, in the thread that forked.
     pub fn after_fork_in_parent(&self) {
+        self.fences.lock.raw_release(&self.system);
         for lock in self.window.locks() {
             lock.raw_release(&self.system);
         }
@@ -176,6 +187,7 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// To be called after fork in the child.
     pub fn after_fork_in_child(&self) {
+        self.fences.lock.reset();
         for lock in self.window.locks() {
             lock.reset();
         }

@@ -158,6 +158,18 @@ impl<S: System> Ground<'_, S> {
         self.system.stop(&Stop::Corruption(Corruption::FreeBlock, self.address(granule) as usize))
     }
 
+    /// Each allocated block, and its bytes.
+    pub fn each_block(&self, mut each: impl FnMut(*mut u8, usize)) {
+        let mut at = 0;
+        while at < self.arena.top.get() {
+            let live = self.cell(at).block_at(at);
+            if let Some(size) = live {
+                each(self.address(at), size as usize * super::GRANULE);
+            }
+            at += live.unwrap_or_else(|| self.node(at).size.max(1));
+        }
+    }
+
     /// Walks the arena and checks *no-gap*, *merged*, *before-is-free* and *live*. For tests.
     #[cfg(test)]
     pub fn check(&self) -> bool {

@@ -1,0 +1,112 @@
+//! # The way of a block that another thread's heap owns
+//!
+//! It is put with others of its slab into a parcel ([`crate::outgoing`]); the parcel is pushed to the
+//! slab ([`crate::remote`]), and the owner is told if it had forgotten the slab.
+#![allow(unsafe_code)] // links inside free blocks
+
+use core::ptr;
+use core::sync::atomic::Ordering;
+
+use crate::allocator::Allocator;
+use crate::heap::{DEAD, Heap};
+use crate::outgoing::Parcel;
+use crate::remote::Chain;
+use crate::system::{Local, Misuse, System};
+use crate::unit::{Block, Unit};
+
+/// A parcel of so many blocks leaves.
+const PARCEL_BLOCKS: u32 = 16;
+/// A parcel of so many bytes leaves.
+const PARCEL_BYTES: u32 = 2048;
+
+impl<S: System, L: Local> Allocator<S, L> {
+    pub(crate) fn parcel(&self, unit: &Unit, block: *mut Block) -> Parcel {
+        let first = self.distance(unit, block.cast()) as u32 / unit.class().bytes + 1;
+        let chain = Chain { first, count: 1 };
+        Parcel { unit: self.window.number_of(unit) + 1, chain, first: block, last: block }
+    }
+
+    pub(crate) unsafe fn free_remote(&self, heap: &Heap, unit: &Unit, block: *mut Block) {
+        let mut parcel = self.parcel(unit, block);
+        let place = heap.outgoing.place(parcel.unit);
+        let waiting = place.get();
+        if waiting.unit == parcel.unit {
+            if waiting.first == block {
+                self.misuse(Misuse::DoubleFree, block as usize);
+            }
+            // SAFETY: nobody uses the block.
+            unsafe { self.set_next(block, waiting.first) };
+            parcel.last = waiting.last;
+            parcel.chain.count += waiting.chain.count;
+        } else if waiting.unit != 0 {
+            // SAFETY: the parcel holds blocks that nobody uses.
+            unsafe { self.send(waiting) };
+        }
+        let bytes = parcel.chain.count * unit.class().bytes;
+        if parcel.chain.count >= PARCEL_BLOCKS || bytes >= PARCEL_BYTES {
+            place.set(Parcel::EMPTY);
+            // SAFETY: as above.
+            unsafe { self.send(parcel) };
+        } else {
+            place.set(parcel);
+        }
+    }
+
+    /// Sends every parcel of a heap.
+    pub(crate) fn send_all(&self, heap: &Heap) {
+        for place in heap.outgoing.places() {
+            let parcel = place.replace(Parcel::EMPTY);
+            if parcel.unit != 0 {
+                // SAFETY: a parcel holds blocks of its slab that nobody uses.
+                unsafe { self.send(parcel) };
+            }
+        }
+    }
+
+    /// Pushes a parcel to its slab.
+    pub(crate) unsafe fn send(&self, parcel: Parcel) {
+        let unit = self.unit(parcel.unit - 1);
+        // SAFETY: the slab has blocks that were not returned, so that it has an owner.
+        let owner = unsafe { &*unit.owner.load(Ordering::Relaxed) };
+        if self.is_stale(owner) {
+            let mut block = parcel.first;
+            for index in 0..parcel.chain.count {
+                let more = index + 1 < parcel.chain.count;
+                // SAFETY: linked by `free_remote`; the last link was never written, nor is it read.
+                let next = if more { unsafe { self.next(block) } } else { ptr::null_mut() };
+                // SAFETY: nobody uses the block.
+                unsafe { self.free_stale(unit, block.cast()) };
+                block = next;
+            }
+            return;
+        }
+        let announce = unit.remote.push(parcel.chain, self.word_generation(), |behind| {
+            // SAFETY: the last block of the parcel, which nobody else knows yet.
+            unsafe { self.set_next(parcel.last, self.block(unit, behind)) };
+        });
+        if announce {
+            self.announce(owner, unit, parcel.unit);
+        }
+        if owner.state.load(Ordering::Relaxed) == DEAD {
+            self.tidy(owner, Some(unit));
+        }
+    }
+
+    /// Puts a slab on its owner's stack (*one-announcer*).
+    pub(crate) fn announce(&self, owner: &Heap, unit: &Unit, number: u32) {
+        let mut top = owner.announced.load(Ordering::Relaxed);
+        loop {
+            unit.next.store(top, Ordering::Relaxed);
+            let pushed = owner.announced.compare_exchange_weak(
+                top,
+                number,
+                Ordering::Release,
+                Ordering::Relaxed,
+            );
+            match pushed {
+                Ok(_) => return,
+                Err(now) => top = now,
+            }
+        }
+    }
+}

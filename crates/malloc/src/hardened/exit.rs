@@ -1,0 +1,131 @@
+//! At the end: what was written after it was freed, what was written behind, what was never freed.
+#![allow(unsafe_code)] // looks at all blocks
+
+use core::ptr;
+use core::sync::atomic::Ordering;
+
+use super::{HEADER, Header, Standing};
+use crate::allocator::Allocator;
+use crate::arena::{ARENAS, Ground};
+use crate::heap::{DEAD, Heap};
+use crate::system::{Local, System};
+
+/// Places in a report.
+const PLACES: usize = 64;
+
+/// Blocks that one place in the program allocated and nobody freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leak {
+    /// The place; 0 = unknown.
+    pub pc: usize,
+    /// Blocks.
+    pub blocks: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
+/// Leaks by place. What does not fit is counted under the last one.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaks {
+    places: [Leak; PLACES],
+    used: usize,
+}
+
+impl Leaks {
+    /// None.
+    pub const fn new() -> Self {
+        Self { places: [Leak { pc: 0, blocks: 0, bytes: 0 }; PLACES], used: 0 }
+    }
+
+    fn add(&mut self, found: &Header) {
+        let pc = found.allocated.pc();
+        let used = self.places.get(..self.used).unwrap_or(&[]);
+        let index = used.iter().position(|leak| leak.pc == pc).unwrap_or(self.used.min(PLACES - 1));
+        if let Some(leak) = self.places.get_mut(index) {
+            leak.pc = if index == self.used || leak.pc == pc { pc } else { 0 };
+            leak.blocks += 1;
+            leak.bytes += found.bytes();
+            self.used = self.used.max(index + 1);
+        }
+    }
+
+    /// The largest first.
+    pub fn sorted(&mut self) -> &[Leak] {
+        let used = self.places.get_mut(..self.used).unwrap_or(&mut []);
+        used.sort_unstable_by_key(|leak| core::cmp::Reverse(leak.bytes));
+        used
+    }
+}
+
+impl Default for Leaks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S: System, L: Local> Allocator<S, L> {
+    /// Whether no other thread has a heap.
+    fn is_alone(&self) -> bool {
+        let own = self.local.get();
+        (0..self.threads.count.load(Ordering::Acquire) as usize).all(|number| {
+            // SAFETY: places below the count have been written.
+            let heap: &Heap = unsafe { &*self.window.heap(number) };
+            ptr::eq(heap, own) || heap.state.load(Ordering::Relaxed) == DEAD || self.is_stale(heap)
+        })
+    }
+
+    /// In hardened mode: checks what waits in this thread's quarantine and, if no other thread is left,
+    /// the tails of all live blocks, which are counted by the place that allocated them. Stops the
+    /// program at the first that was written over. Nothing: not hardened, or not alone.
+    pub fn check_all(&self) -> Option<Leaks> {
+        let heap = self.own_heap().filter(|_| self.is_hardened())?;
+        self.check_quarantine(heap);
+        if !self.is_alone() {
+            return None;
+        }
+        let mut leaks = Leaks::new();
+        self.each_live(|at, found, capacity| {
+            self.check_tail(at, found, capacity);
+            leaks.add(found);
+        });
+        Some(leaks)
+    }
+
+    fn each_live(&self, mut each: impl FnMut(*mut u8, &Header, usize)) {
+        for number in 0..self.pool.stats(&self.system).frontier {
+            let unit = self.unit(number);
+            let class = unit.class();
+            if unit.owner.load(Ordering::Relaxed).is_null() {
+                continue;
+            }
+            for index in 0..usize::from(unit.carved.get()) {
+                let inner = self.base(unit).wrapping_add(index * class.bytes as usize);
+                self.look(inner, class.bytes as usize, &mut each);
+            }
+        }
+        for number in 0..ARENAS {
+            let ground = Ground::enter(&self.window, &self.system, number);
+            ground.each_block(|inner, bytes| self.look(inner, bytes, &mut each));
+        }
+        for block in self.fences.all() {
+            let at = ptr::with_exposed_provenance_mut(block);
+            if let Some((found, Standing::Live, capacity)) = self.find(at) {
+                each(at, &found, capacity);
+            }
+        }
+    }
+
+    /// The live block in an inner block, if there is one: its start depends on its alignment.
+    fn look(&self, inner: *mut u8, bytes: usize, each: &mut impl FnMut(*mut u8, &Header, usize)) {
+        let mut lead = HEADER;
+        while lead < bytes {
+            let at = inner.wrapping_add(lead);
+            if let Some((found, Standing::Live)) = self.read_header(at) {
+                if found.lead() == lead {
+                    return each(at, &found, bytes);
+                }
+            }
+            lead *= 2;
+        }
+    }
+}

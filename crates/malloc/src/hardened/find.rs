@@ -1,0 +1,140 @@
+//! From a pointer to its block, without trusting the pointer.
+#![allow(unsafe_code)] // headers of slabs
+
+use core::sync::atomic::Ordering;
+
+use super::{HEADER, Header, Standing, TAIL_MAX, header};
+use crate::allocator::Allocator;
+use crate::arena::{ARENAS, CELL_BYTES, GRANULE, Ground};
+use crate::story::{Story, Trouble};
+use crate::system::{Local, PAGE_BYTES, System};
+
+impl<S: System, L: Local> Allocator<S, L> {
+    /// The block that starts at `at`: its header, how it stands, and the bytes of its inner block.
+    pub(super) fn find(&self, at: *mut u8) -> Option<(Header, Standing, usize)> {
+        let address = at as usize;
+        if let (true, true, Some(unit)) = (
+            address % 16 == 0,
+            self.window.is_small(address.wrapping_sub(HEADER)),
+            self.small_unit(at),
+        ) {
+            let (found, standing) = self.read_header(at)?;
+            return Some((found, standing, unit.class().bytes as usize));
+        }
+        if address % 16 != 0 || !self.is_open_for(at) {
+            return None;
+        }
+        let (found, standing) = self.read_header(at)?;
+        if self.is_fenced(at) {
+            return Some((found, standing, super::large::capacity(at, found.bytes())));
+        }
+        let inner = at.wrapping_sub(found.lead());
+        let capacity = if self.window.is_small(inner as usize) {
+            self.small_unit(inner)?.class().bytes as usize
+        } else if standing == Standing::Live {
+            self.usable_inner(inner)
+        } else {
+            0
+        };
+        Some((found, standing, capacity))
+    }
+
+    /// Whether the memory around an address is ours and readable, back to where its header would be.
+    fn is_open_for(&self, at: *mut u8) -> bool {
+        if self.is_fenced(at) {
+            return true;
+        }
+        let before = at.wrapping_sub(HEADER);
+        if self.window.is_small(at as usize) {
+            return self.small_unit(at).is_some() && self.window.is_small(before as usize);
+        }
+        match (self.window.medium_offset(at as usize), self.window.medium_offset(before as usize)) {
+            (Some(offset), Some(_)) => self.is_committed(offset),
+            _ => false,
+        }
+    }
+
+    fn is_committed(&self, offset: usize) -> bool {
+        let bytes = self.window.medium_bytes() / ARENAS;
+        let ground = Ground::enter(&self.window, &self.system, offset / bytes);
+        offset % bytes < ground.stats().bytes && offset % bytes >= HEADER
+    }
+
+    /// The slab of an address in the small window, if it is one.
+    fn small_unit(&self, at: *mut u8) -> Option<&crate::unit::Unit> {
+        // SAFETY: *every-header-readable*.
+        let unit = unsafe { &*self.window.unit_of(at as usize) };
+        let owned = !unit.owner.load(Ordering::Relaxed).is_null();
+        (owned && self.window.is_small(at as usize)).then_some(unit)
+    }
+
+    /// `at` was given to us as a live block, and is none: finds out what it is, and stops the program.
+    #[cold]
+    pub(super) fn accuse(&self, at: *mut u8, what: Trouble) -> ! {
+        if let Some((found, _, _)) = self.find(at) {
+            self.tell(what, at, at, &found);
+        }
+        if let Some(found) = self.fences.remembered(&self.system, at as usize) {
+            self.tell(what, at, at, &found);
+        }
+        let story = self.around(at).map(|(block, found)| Story {
+            bytes: found.bytes(),
+            offset: (at as isize).wrapping_sub(block as isize),
+            allocated: found.allocated,
+            freed: found.freed,
+        });
+        // A block whose seal is broken was written before.
+        let trouble =
+            if story.is_none() && self.starts_a_block(at) { Trouble::Before } else { what };
+        self.stop(&crate::Stop::Trouble(trouble, at as usize, story))
+    }
+
+    /// The nearest block that starts before `at` (or a little behind) and reaches it, by its seal.
+    fn around(&self, at: *mut u8) -> Option<(*mut u8, Header)> {
+        let fenced = self.fences.around(at as usize);
+        if let Some(block) = fenced {
+            let block = at.wrapping_sub((at as usize).wrapping_sub(block));
+            return self.read_header(block).map(|(found, _)| (block, found));
+        }
+        let top = (at as usize).next_multiple_of(16) + 2 * HEADER;
+        for back in 0..(PAGE_BYTES * 36 / 16) {
+            let block = at.wrapping_add(top - at as usize).wrapping_sub(back * 16);
+            if !self.is_open_for(block) {
+                if back > 16 {
+                    return None;
+                }
+                continue;
+            }
+            if let Some((found, _)) = self.read_header(block) {
+                let distance = (at as isize).wrapping_sub(block as isize);
+                let reach = (found.bytes() + TAIL_MAX) as isize;
+                if distance < reach && distance >= -(found.lead() as isize) {
+                    return Some((block, found));
+                }
+                if distance >= 0 {
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether an inner block starts where the one of `at` would.
+    fn starts_a_block(&self, at: *mut u8) -> bool {
+        let inner = header(at).cast::<u8>();
+        if self.is_fenced(at) {
+            return true;
+        }
+        if let Some(unit) = self.small_unit(inner) {
+            return unit.holds(self.distance(unit, inner));
+        }
+        let Some(offset) = self.window.medium_offset(inner as usize) else { return false };
+        let bytes = self.window.medium_bytes() / ARENAS;
+        if offset % GRANULE != 0 || offset % bytes % CELL_BYTES == usize::MAX {
+            return false;
+        }
+        let ground = Ground::enter(&self.window, &self.system, offset / bytes);
+        let granule = (offset % bytes / GRANULE) as u32;
+        ground.cell(granule).block_at(granule).is_some()
+    }
+}
