@@ -289,7 +289,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     #[inline(always)]
     pub fn free(&self, owned: OwnedFrames) -> Result<(), FreeError> {
         let range = owned.into_range();
-        if range.count() == 1 { self.free_single(range.start()) } else { self.free_range(range) }
+        if range.count() == 1 { self.free_single(range.start()) } else { self.free_several(range) }
     }
 
     /// Takes back every allocation in `places`.
@@ -310,6 +310,11 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         if range.count() == 1 && self.table.is_present() {
             return self.free_single(range.start());
         }
+        self.free_several(range)
+    }
+
+    #[inline(never)]
+    fn free_several(&self, range: FrameRange) -> Result<(), FreeError> {
         self.give(&mut self.core.lock(), range)
     }
 

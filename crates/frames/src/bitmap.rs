@@ -26,7 +26,9 @@ use core::mem::MaybeUninit;
 
 use crate::Mobility;
 use crate::line::{LINE_ORDER, Line, word_mask};
-use crate::places::{CHUNK, CHUNK_SHIFT, Directory, GIG_CHUNKS, GIG_SHIFT, LEVELS, Places, ROWS};
+use crate::places::{
+    CHUNK, CHUNK_SHIFT, ChunkBit, Directory, GIG_CHUNKS, GIG_SHIFT, LEVELS, Places, ROWS,
+};
 use crate::search::Window;
 use crate::shim::{AtomicU64, Ordering::Relaxed};
 
@@ -61,13 +63,6 @@ fn pieces(start: usize, end: usize) -> impl Iterator<Item = (usize, usize, usize
         let base = chunk << CHUNK_SHIFT;
         (chunk, start.max(base) - base, (end - base).min(CHUNK))
     })
-}
-
-/// For whom the frames of a chunk are; one bit for each chunk.
-#[inline]
-pub(crate) fn mobility_of(bits: &[AtomicU64], chunk: usize) -> Mobility {
-    let word = bits.get(chunk / 64).map_or(0, |word| word.load(Relaxed));
-    if word >> (chunk % 64) & 1 != 0 { Mobility::Movable } else { Mobility::Unmovable }
 }
 
 /// `bits` without its `count` lowest ones.
@@ -232,6 +227,28 @@ impl<'m> Core<'m> {
         self.mark(start, start + count, true, Mobility::Unmovable);
     }
 
+    /// Looks at the lines of frames that are about to come back, so that those that are far away
+    /// come all at once and not one after the other.
+    pub(crate) fn touch(&self, frames: impl Iterator<Item = u64>) {
+        let look = |sum: u64, frame| {
+            let index =
+                self.directory.index(frame).filter(|index| index >> CHUNK_SHIFT < self.free.len());
+            sum | index.map_or(0, |index| self.word(index))
+        };
+        core::hint::black_box(frames.fold(0, look));
+    }
+
+    /// The word of the bitmap in which this index has its bit.
+    #[inline]
+    fn word(&self, index: usize) -> u64 {
+        let chunk = index >> CHUNK_SHIFT;
+        if self.free[chunk] & LAZY != 0 {
+            return 0;
+        }
+        // SAFETY: *lazy-line*: the count does not carry `LAZY`.
+        unsafe { self.lines[chunk].assume_init_ref() }.0[index % CHUNK / 64]
+    }
+
     /// Puts the frames of `bits` in the word that begins at `index` back; returns those that were
     /// not taken, which stay as they are.
     #[inline]
@@ -303,7 +320,7 @@ impl<'m> Core<'m> {
     /// For whom the frames of this chunk are, as long as it is broken.
     #[inline]
     pub(crate) fn mobility(&self, chunk: usize) -> Mobility {
-        mobility_of(self.movable, chunk)
+        Mobility::of(ChunkBit::of_chunk(chunk).is_set(self.movable, Relaxed))
     }
 
     #[inline]

@@ -42,14 +42,15 @@
 //! Locks: the core's, the depot's and the pool's, never one inside another.
 
 use core::hint::spin_loop;
+use core::sync::atomic::compiler_fence;
 
 use lock_api::RawMutex;
 use pagoda_addr::{Frame, FrameRange, PhysMap};
 use pagoda_sync::{CachePadded, Cpus, Pinned};
 
-use crate::bitmap::{Core, mobility_of};
-use crate::magazine::{ASKED, BATCH, Shelf, Stock, UNUSED};
-use crate::places::CHUNK_SHIFT;
+use crate::bitmap::Core;
+use crate::magazine::{ASKED, BATCH, Shelf, Stock, UNUSED, Way};
+use crate::places::{CHUNK_SHIFT, ChunkBit};
 use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
 use crate::table::FrameTable;
 use crate::{
@@ -120,8 +121,7 @@ impl<'m, R: RawMutex> Caches<'m, R> {
 
     #[inline]
     fn hint(&self, mobility: Mobility) -> &AtomicU64 {
-        let [unmovable, movable] = &self.hints.0;
-        if mobility == Mobility::Unmovable { unmovable } else { movable }
+        &self.hints.0[mobility as usize]
     }
 
     #[inline]
@@ -129,10 +129,15 @@ impl<'m, R: RawMutex> Caches<'m, R> {
         frame.wrapping_sub(self.base)
     }
 
+    #[inline]
+    fn is_below(&self, mobility: Mobility, frame: u64) -> bool {
+        self.distance(frame) < self.hint(mobility).load(Relaxed)
+    }
+
     /// Would lowest-first hand out this frame next anyway?
     #[inline]
-    pub(crate) fn is_below(&self, mobility: Mobility, frame: u64) -> bool {
-        self.distance(frame) < self.hint(mobility).load(Relaxed)
+    pub(crate) fn way(&self, mobility: Mobility, frame: u64) -> Way {
+        if self.is_below(mobility, frame) { Way::Stack } else { Way::Basket }
     }
 
     /// Frames in all magazines and on the shelves.
@@ -151,6 +156,14 @@ impl<'m, R: RawMutex> Caches<'m, R> {
     }
 }
 
+/// Marks a decision that stays a branch, however short its arms are. It hangs on the number of a
+/// frame that its owner may just have fetched from far away; a branch is foretold by the processor,
+/// which goes on with the next allocation meanwhile, where arithmetic on an address would wait.
+#[inline(always)]
+fn foretold() {
+    compiler_fence(SeqCst);
+}
+
 fn shelves<R: RawMutex>(batches: &mut [[u64; BATCH]]) -> [Shelf<'_, R>; 2] {
     let (unmovable, movable) = batches.split_at_mut(batches.len() / 2);
     [Shelf::new(unmovable), Shelf::new(movable)]
@@ -162,8 +175,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         self.caches.stocks.get(pin.cpu().index()).map(|padded| &padded.0)
     }
 
-    /// One frame. Budget when the stack has one: about fifteen plain instructions, and as many
-    /// again for the table's entry.
+    /// One frame. Budget when the stack has one: about twenty plain instructions, and ten more for
+    /// the table's entry.
     #[inline(always)]
     pub(crate) fn alloc_single(
         &self,
@@ -171,51 +184,64 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         class: Class,
         mobility: Mobility,
     ) -> Result<OwnedFrames, AllocError> {
-        let pin = self.cpus.pin();
-        if let Some(stock) = self.stock(&pin) {
-            if stock.wanted.load(Relaxed) == 0 {
-                if let Some(frame) = stock.of(mobility).pop() {
-                    return self.hand_out(frame, kind);
-                }
-            }
-        }
-        self.alloc_single_slow(&pin, kind, class, mobility)
+        let number = match self.pop_cached(kind, mobility) {
+            Some(number) => number,
+            None => self.alloc_single_slow(kind, class, mobility)?,
+        };
+        // Frames in magazines come from ranges, whose frames have valid numbers.
+        Ok(OwnedFrames::new(FrameRange::single(Frame::new(number).unwrap_or_default())))
     }
 
     #[inline(always)]
-    pub(crate) fn hand_out(&self, frame: u64, kind: Kind) -> Result<OwnedFrames, AllocError> {
+    fn pop_cached(&self, kind: Kind, mobility: Mobility) -> Option<u64> {
+        let pin = self.cpus.pin();
+        let stock = self.stock(&pin).filter(|stock| stock.wanted.load(Relaxed) == 0)?;
+        let magazine = stock.of(mobility);
+        let number = magazine.peek()?;
+        if self.poisons() || !self.table.try_own_cached(number, FrameTable::traits(kind, 0)) {
+            return None;
+        }
+        magazine.drop_top();
+        Some(number)
+    }
+
+    /// A frame that was taken from a magazine gets an owner.
+    #[inline(always)]
+    pub(crate) fn hand_out(&self, frame: u64, kind: Kind) -> Result<u64, AllocError> {
         let traits = FrameTable::traits(kind, 0);
         self.table.own_cached(frame, traits).map_err(AllocError::Corrupt)?;
         let range = FrameRange::single(Frame::new(frame).unwrap_or_default());
         self.check_poison(range).map_err(AllocError::Corrupt)?;
-        Ok(OwnedFrames::new(range))
+        Ok(frame)
     }
 
     #[cold]
+    #[inline(never)]
     fn alloc_single_slow(
         &self,
-        pin: &Pinned<'_, C>,
         kind: Kind,
         class: Class,
         mobility: Mobility,
-    ) -> Result<OwnedFrames, AllocError> {
+    ) -> Result<u64, AllocError> {
+        let pin = &self.cpus.pin();
         let request = &Request::frame().kind(kind).class(class).mobility(mobility);
-        let Some(stock) = self.stock(pin) else { return self.alloc_shared(request) };
+        let number = |owned: OwnedFrames| owned.into_range().start().number();
+        let Some(stock) = self.stock(pin) else { return self.alloc_shared(request).map(number) };
         self.honour(stock).map_err(AllocError::Corrupt)?;
         let magazine = stock.of(mobility);
-        if let Some(batch) = self.caches.depot(mobility).take() {
-            for frame in batch {
-                magazine.push(frame);
-            }
+        if magazine.peek().is_some() {
+            // Stock of one's own.
+        } else if let Some(batch) = self.caches.depot(mobility).take() {
+            magazine.all_room(Way::Stack).fill(batch.into_iter());
         } else {
             let mut core = self.core.lock();
             match self.room(&core, request) {
                 Err(_) => {
                     drop(core);
-                    return self.alloc_shared_pinned(pin, request);
+                    return self.alloc_shared_pinned(pin, request).map(number);
                 }
                 Ok(room) => {
-                    let push = |frame| _ = magazine.push(frame);
+                    let push = |frame| _ = magazine.push(Way::Stack, frame);
                     let claimed = self.claim_lowest(&mut core, room, mobility, push);
                     claimed.map_err(AllocError::Corrupt)?;
                 }
@@ -223,7 +249,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         }
         match magazine.pop() {
             Some(frame) => self.hand_out(frame, kind),
-            None => self.alloc_shared_pinned(pin, request),
+            None => self.alloc_shared_pinned(pin, request).map(number),
         }
     }
 
@@ -281,51 +307,81 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         found
     }
 
-    /// Takes one frame back.
+    /// Takes one frame back. Budget: about forty plain instructions, a dozen more for the table's
+    /// entry. Nothing is changed before everything is known to be well; what is not well begins
+    /// anew in the slow path.
     #[inline(always)]
     pub(crate) fn free_single(&self, frame: Frame) -> Result<(), FreeError> {
+        let kept = match self.table.directory().near_bit(frame.number()) {
+            Some(chunk) => self.keep(chunk, frame),
+            None => self.keep_far(frame),
+        };
+        if kept { Ok(()) } else { self.free_single_slow(frame) }
+    }
+
+    #[inline(never)]
+    fn keep_far(&self, frame: Frame) -> bool {
+        self.keep(self.table.directory().far_bit(frame.number()), frame)
+    }
+
+    #[inline(always)]
+    fn keep(&self, chunk: ChunkBit, frame: Frame) -> bool {
+        let pin = self.cpus.pin();
+        let Some(stock) = self.stock(&pin).filter(|stock| stock.wanted.load(Relaxed) == 0) else {
+            return false;
+        };
+        if chunk.is_set(self.caches.movable, Relaxed) {
+            let kept = self.keep_for(stock, Mobility::Movable, chunk, frame);
+            foretold();
+            kept
+        } else {
+            self.keep_for(stock, Mobility::Unmovable, chunk, frame)
+        }
+    }
+
+    #[inline(always)]
+    fn keep_for(&self, stock: &Stock, mobility: Mobility, chunk: ChunkBit, frame: Frame) -> bool {
+        let (magazine, number) = (stock.of(mobility), frame.number());
+        let Some(entry) = self.table.owned_alone(chunk, frame) else { return false };
+        let Some(room) = magazine.room_for_either() else { return false };
+        self.poison(FrameRange::single(frame));
+        entry.cache();
+        magazine.put_either(room, self.caches.is_below(mobility, number), number);
+        true
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_single_slow(&self, frame: Frame) -> Result<(), FreeError> {
         let pin = self.cpus.pin();
         let Some(stock) = self.stock(&pin) else {
             return self.give(&mut self.core.lock(), FrameRange::single(frame));
         };
-        if !self.table.cache_owned(frame) {
-            return Err(self.refuse(frame));
+        match self.table.owned_alone(self.table.directory().bit(frame.number()), frame) {
+            Some(entry) => {
+                self.poison(FrameRange::single(frame));
+                entry.cache();
+            }
+            None => return Err(self.refuse(frame)),
         }
-        self.poison(FrameRange::single(frame));
         let number = frame.number();
         let mobility = self.mobility(number);
-        let magazine = stock.of(mobility);
-        let below = self.caches.is_below(mobility, number);
-        let kept = if below { magazine.push(number) } else { magazine.toss(number) };
-        if kept && stock.wanted.load(Relaxed) == 0 {
-            return Ok(());
-        }
-        self.free_single_slow(stock, mobility, number, below, kept)
-    }
-
-    #[cold]
-    fn free_single_slow(
-        &self,
-        stock: &Stock,
-        mobility: Mobility,
-        frame: u64,
-        below: bool,
-        kept: bool,
-    ) -> Result<(), FreeError> {
-        let magazine = stock.of(mobility);
+        let (magazine, way) = (stock.of(mobility), self.caches.way(mobility, number));
         let mut found = Ok(());
-        if !kept && below {
+        // The fast path wants room in both.
+        if !magazine.has_room(Way::Basket) {
+            let mut core = self.core.lock();
+            core.touch(magazine.basket());
+            found = self.bring_back(&mut core, magazine.empty_basket());
+        }
+        if !magazine.has_room(Way::Stack) {
             let batch = magazine.unload();
             if !self.caches.depot(mobility).put(&batch) {
-                found = self.bring_back(&mut self.core.lock(), batch);
+                found = found.and(self.bring_back(&mut self.core.lock(), batch));
             }
-            magazine.push(frame);
-        } else if !kept {
-            found = self.bring_back(&mut self.core.lock(), magazine.empty_basket());
-            magazine.toss(frame);
         }
-        found = found.and(self.honour(stock));
-        found.map_err(FreeError::Corrupt)
+        magazine.push(way, number);
+        found.and(self.honour(stock)).map_err(FreeError::Corrupt)
     }
 
     /// Why the table did not agree to a free of one frame.
@@ -343,8 +399,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// For whom the chunk of a frame is. A stale answer costs order, not correctness.
     #[inline]
     pub(crate) fn mobility(&self, frame: u64) -> Mobility {
-        let chunk = self.table.directory().index(frame).unwrap_or(0) >> CHUNK_SHIFT;
-        mobility_of(self.caches.movable, chunk)
+        Mobility::of(self.table.directory().bit(frame).is_set(self.caches.movable, Relaxed))
     }
 
     /// Frames from a magazine or the depot go back to the core. Those that follow each other in the
@@ -385,8 +440,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let twice = match core.directory.index(base) {
             Some(index) if bits != 0 => {
                 let twice = core.give_word(index, bits);
-                self.caches
-                    .lower_hint(mobility_of(self.caches.movable, index >> CHUNK_SHIFT), lowest);
+                self.caches.lower_hint(core.mobility(index >> CHUNK_SHIFT), lowest);
                 twice
             }
             _ => bits,

@@ -44,8 +44,7 @@ impl Stock {
 
     #[inline]
     pub(crate) fn of(&self, mobility: Mobility) -> &Magazine {
-        let [unmovable, movable] = &self.magazines;
-        if mobility == Mobility::Unmovable { unmovable } else { movable }
+        &self.magazines[mobility as usize]
     }
 
     pub(crate) fn both(&self) -> &[Magazine; 2] {
@@ -58,37 +57,55 @@ impl Stock {
     }
 }
 
-/// Frames by number, of one CPU and for one use.
+/// Where a freed frame goes: the recycling rule's answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    /// Into the basket, on its way back to the core.
+    Basket = 0,
+    /// On the stack, to be handed out next.
+    Stack = 1,
+}
+
+/// Frames by number, of one CPU and for one use. Basket and stack lie one behind the other in one
+/// array, and their tops are places in it.
 pub(crate) struct Magazine {
-    stacked: AtomicU32,
-    basketed: AtomicU32,
+    /// By [`Way`]: where the next frame goes.
+    tops: [AtomicU32; 2],
     cleaned: AtomicU32,
     /// Requests for zeroes that the clean stack served, and that had to be zeroed on the spot.
     pub(crate) served: AtomicU64,
     pub(crate) missed: AtomicU64,
-    stack: [AtomicU64; STACK],
-    basket: [AtomicU64; BATCH],
+    slots: [AtomicU64; BATCH + STACK],
     clean: [AtomicU64; BATCH],
 }
 
 impl Magazine {
     pub(crate) fn new() -> Self {
         Self {
-            stacked: AtomicU32::new(0),
-            basketed: AtomicU32::new(0),
+            tops: [AtomicU32::new(0), AtomicU32::new(BATCH as u32)],
             cleaned: AtomicU32::new(0),
             served: AtomicU64::new(0),
             missed: AtomicU64::new(0),
+            slots: core::array::from_fn(|_| AtomicU64::new(0)),
             clean: core::array::from_fn(|_| AtomicU64::new(0)),
-            stack: core::array::from_fn(|_| AtomicU64::new(0)),
-            basket: core::array::from_fn(|_| AtomicU64::new(0)),
         }
+    }
+
+    #[inline]
+    fn top(&self, way: Way) -> &AtomicU32 {
+        &self.tops[way as usize]
+    }
+
+    #[inline]
+    fn slots_of(&self, way: Way) -> &[AtomicU64] {
+        let (basket, stack) = self.slots.split_at(BATCH);
+        if way == Way::Basket { basket } else { stack }
     }
 
     /// Frames in it. Exact for the owner; for others, true at some moment just now.
     pub(crate) fn count(&self) -> u64 {
-        let parts = [&self.stacked, &self.basketed, &self.cleaned];
-        parts.iter().map(|part| u64::from(part.load(Relaxed))).sum()
+        let parts = self.tops.iter().chain([&self.cleaned]).map(|part| part.load(Relaxed));
+        u64::from(parts.sum::<u32>()) - BATCH as u64
     }
 
     /// Zeroed frames in it.
@@ -96,44 +113,75 @@ impl Magazine {
         u64::from(self.cleaned.load(Relaxed))
     }
 
+    /// The frame that is handed out next.
+    #[inline]
+    pub(crate) fn peek(&self) -> Option<u64> {
+        let top = self.top(Way::Stack).load(Relaxed);
+        if top <= BATCH as u32 {
+            return None;
+        }
+        Some(self.slots.get(top as usize - 1)?.load(Relaxed))
+    }
+
+    /// Takes away the frame that [`peek`](Self::peek) saw.
+    #[inline]
+    pub(crate) fn drop_top(&self) {
+        let top = self.top(Way::Stack);
+        top.store(top.load(Relaxed) - 1, Relaxed);
+    }
+
     #[inline]
     pub(crate) fn pop(&self) -> Option<u64> {
-        let left = self.stacked.load(Relaxed).checked_sub(1)?;
-        let frame = self.stack.get(left as usize)?.load(Relaxed);
-        self.stacked.store(left, Relaxed);
+        let frame = self.peek()?;
+        self.drop_top();
         Some(frame)
     }
 
-    /// False when the stack is full.
+    /// The tops of stack and basket, if both have room.
     #[inline]
-    pub(crate) fn push(&self, frame: u64) -> bool {
-        let count = self.stacked.load(Relaxed);
-        let Some(slot) = self.stack.get(count as usize) else { return false };
+    pub(crate) fn room_for_either(&self) -> Option<[u32; 2]> {
+        let [basket, stack] = [Way::Basket, Way::Stack].map(|way| self.top(way).load(Relaxed));
+        let room = basket < BATCH as u32 && stack < (BATCH + STACK) as u32;
+        room.then_some([basket, stack])
+    }
+
+    /// Puts a frame where it belongs, without asking: it is written to both, and only one of the
+    /// tops rises. Whether a frame is below P hangs on its number, which its owner may just have
+    /// fetched from far away, and while memory is in disorder it is a matter of chance: a branch
+    /// would be foretold wrongly half of the time, and everything behind it done again.
+    #[inline]
+    pub(crate) fn put_either(&self, [basket, stack]: [u32; 2], below: bool, frame: u64) {
+        for (way, top) in [(Way::Basket, basket), (Way::Stack, stack)] {
+            if let Some(slot) = self.slots.get(top as usize) {
+                slot.store(frame, Relaxed);
+            }
+            let rises = u32::from(below == (way == Way::Stack));
+            self.top(way).store(top + rises, Relaxed);
+        }
+    }
+
+    pub(crate) fn has_room(&self, way: Way) -> bool {
+        self.top(way).load(Relaxed) < (BATCH + STACK * way as usize) as u32
+    }
+
+    /// False when there is no room.
+    pub(crate) fn push(&self, way: Way, frame: u64) -> bool {
+        let top = self.top(way).load(Relaxed);
+        if top >= (BATCH + STACK * way as usize) as u32 {
+            return false;
+        }
+        let Some(slot) = self.slots.get(top as usize) else { return false };
         slot.store(frame, Relaxed);
-        self.stacked.store(count + 1, Relaxed);
+        self.top(way).store(top + 1, Relaxed);
         true
     }
 
-    /// False when the basket is full.
+    /// All free places, to be filled.
     #[inline]
-    pub(crate) fn toss(&self, frame: u64) -> bool {
-        let count = self.basketed.load(Relaxed);
-        let Some(slot) = self.basket.get(count as usize) else { return false };
-        slot.store(frame, Relaxed);
-        self.basketed.store(count + 1, Relaxed);
-        true
-    }
-
-    /// The rest of the stack, to be filled.
-    #[inline]
-    pub(crate) fn stack_room(&self) -> Room<'_> {
-        Room::new(&self.stacked, &self.stack)
-    }
-
-    /// The rest of the basket, to be filled.
-    #[inline]
-    pub(crate) fn basket_room(&self) -> Room<'_> {
-        Room::new(&self.basketed, &self.basket)
+    pub(crate) fn all_room(&self, way: Way) -> Room<'_> {
+        let filled = self.top(way).load(Relaxed) as usize - BATCH * way as usize;
+        let free = self.slots_of(way).get(filled..).unwrap_or_default();
+        Room { top: self.top(way), slots: free.iter() }
     }
 
     #[inline]
@@ -152,17 +200,22 @@ impl Magazine {
 
     /// The uppermost batch of a full stack.
     pub(crate) fn unload(&self) -> [u64; BATCH] {
-        let left = STACK - BATCH;
-        let batch = core::array::from_fn(|place| self.stack[left + place].load(Relaxed));
-        self.stacked.store(left as u32, Relaxed);
+        let batch = core::array::from_fn(|place| self.slots[STACK + place].load(Relaxed));
+        self.top(Way::Stack).store(STACK as u32, Relaxed);
         batch
+    }
+
+    /// What is in the basket.
+    pub(crate) fn basket(&self) -> impl Iterator<Item = u64> + '_ {
+        let count = self.top(Way::Basket).load(Relaxed) as usize;
+        self.slots_of(Way::Basket).iter().take(count).map(|slot| slot.load(Relaxed))
     }
 
     /// What was in the basket.
     pub(crate) fn empty_basket(&self) -> impl Iterator<Item = u64> + '_ {
-        let count = self.basketed.load(Relaxed) as usize;
-        self.basketed.store(0, Relaxed);
-        self.basket.iter().take(count).map(|slot| slot.load(Relaxed))
+        let frames = self.basket();
+        self.top(Way::Basket).store(0, Relaxed);
+        frames
     }
 
     /// What was on both stacks.
@@ -173,35 +226,21 @@ impl Magazine {
 
 /// Free places of a stack or basket, taken one after the other; the count follows at the end.
 pub(crate) struct Room<'s> {
-    count: &'s AtomicU32,
+    top: &'s AtomicU32,
     slots: core::slice::Iter<'s, AtomicU64>,
-    most: usize,
 }
 
-impl<'s> Room<'s> {
-    #[inline]
-    fn new(count: &'s AtomicU32, slots: &'s [AtomicU64]) -> Self {
-        let filled = count.load(Relaxed) as usize;
-        Self { count, slots: slots.get(filled..).unwrap_or_default().iter(), most: slots.len() }
-    }
-
+impl Room<'_> {
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
     }
 
+    /// Fills one place for each of `frames`, as far as there are any.
     #[inline]
-    pub(crate) fn put(&mut self, frame: u64) {
-        if let Some(slot) = self.slots.next() {
-            slot.store(frame, Relaxed);
-        }
-    }
-}
-
-impl Drop for Room<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        self.count.store((self.most - self.slots.len()) as u32, Relaxed);
+    pub(crate) fn fill(self, frames: impl Iterator<Item = u64>) {
+        let filled = self.slots.zip(frames).map(|(slot, frame)| slot.store(frame, Relaxed)).count();
+        self.top.store(self.top.load(Relaxed) + filled as u32, Relaxed);
     }
 }
 

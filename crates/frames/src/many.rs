@@ -15,7 +15,7 @@ use pagoda_addr::{Frame, FrameRange, PhysMap};
 use pagoda_sync::Cpus;
 
 use crate::entry::{BUSY, CACHED, FrameInfo, HEAD, OWNER, OWNERS, single};
-use crate::magazine::{Room, Stock};
+use crate::magazine::{Room, Stock, Way};
 use crate::shim::Ordering::*;
 use crate::{FrameAllocator, FrameTable, FreeError, TableError};
 
@@ -162,14 +162,11 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
         }
         let entries = entries.get(..alone).unwrap_or_default();
         let mobility = self.mobility(frame.number());
-        if self.caches.is_below(mobility, frame.number()) {
-            let room = stock.map(|stock| (stock, stock.of(mobility).stack_room()));
-            return Ok((0, self.keep_run(room, frame, entries)));
-        }
-        if alone >= DIRECT {
+        let way = self.caches.way(mobility, frame.number());
+        if way == Way::Basket && alone >= DIRECT {
             return self.give_run(frame, entries).map(|()| (0, alone));
         }
-        let room = stock.map(|stock| (stock, stock.of(mobility).basket_room()));
+        let room = stock.map(|stock| (stock, stock.of(mobility).all_room(way)));
         Ok((0, self.keep_run(room, frame, entries)))
     }
 
@@ -182,18 +179,19 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
         first: Frame,
         entries: &[FrameInfo],
     ) -> usize {
-        let Some((stock, mut room)) = room else { return 0 };
+        let Some((stock, room)) = room else { return 0 };
         let count = entries.len().min(room.len());
         if count == 0 || stock.wanted.load(Relaxed) != 0 {
             return 0;
         }
         self.poison(FrameRange::new(first, count as u64).unwrap_or_default());
-        let mut number = first.number() + count as u64;
-        for entry in entries.iter().take(count).rev() {
-            number -= 1;
-            entry.word.store(CACHED, Release);
-            room.put(number);
-        }
+        let first = first.number();
+        room.fill(entries.iter().take(count).rev().zip((first..first + count as u64).rev()).map(
+            |(entry, number)| {
+                entry.word.store(CACHED, Release);
+                number
+            },
+        ));
         count
     }
 

@@ -16,7 +16,7 @@ use pagoda_sync::CachePadded;
 use crate::SetupError;
 use crate::line::{LINE_BITS, Line};
 use crate::magazine::{BATCH, Stock};
-use crate::shim::AtomicU64;
+use crate::shim::{AtomicU64, Ordering};
 
 /// log2 of the frames in a chunk.
 pub(crate) const CHUNK_SHIFT: u32 = 9;
@@ -26,6 +26,10 @@ pub(crate) const CHUNK: usize = 1 << CHUNK_SHIFT;
 pub(crate) const GIG_SHIFT: u32 = 18;
 /// Chunks in a gig.
 pub(crate) const GIG_CHUNKS: usize = LINE_BITS;
+/// Words with one bit for each chunk of a gig.
+const GIG_WORDS: usize = GIG_CHUNKS / 64;
+/// log2 of the frames whose chunks share such a word.
+const WORD_SHIFT: u32 = CHUNK_SHIFT + 6;
 /// Orders that have a summary, 0 to 18.
 pub(crate) const ORDERS: usize = 19;
 /// Rows of the summary: the orders, and those below a chunk once more for movable frames.
@@ -117,6 +121,36 @@ pub(crate) struct Directory<'m> {
     /// Gig by dense number.
     gigs: &'m [u32],
     ranges: &'m [FrameRange],
+    stretch: Stretch,
+}
+
+/// The longest row of gigs without a hole: most frames of most machines, and no need to look up
+/// where they are. In words of 64 chunks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stretch {
+    first: u64,
+    words: usize,
+    /// The first one's place in the arrays.
+    word: usize,
+}
+
+impl Stretch {
+    /// Of the gigs that have metadata, by dense number.
+    fn longest(gigs: &[u32]) -> Self {
+        let mut longest = Self::default();
+        let mut begin = 0;
+        for (dense, gig) in gigs.iter().enumerate() {
+            if dense > 0 && gigs[dense - 1] + 1 != *gig {
+                begin = dense;
+            }
+            let words = (dense + 1 - begin) * GIG_WORDS;
+            if words > longest.words {
+                let first = u64::from(gigs[begin]) * GIG_WORDS as u64;
+                longest = Self { first, words, word: begin * GIG_WORDS };
+            }
+        }
+        longest
+    }
 }
 
 impl<'m> Directory<'m> {
@@ -129,6 +163,28 @@ impl<'m> Directory<'m> {
             }
             _ => None,
         }
+    }
+
+    /// Where arrays with one bit for each chunk have that of a frame's chunk; outside of them for a
+    /// gig without metadata.
+    #[inline]
+    pub(crate) fn bit(&self, frame: u64) -> ChunkBit {
+        self.near_bit(frame).unwrap_or_else(|| self.far_bit(frame))
+    }
+
+    /// As [`bit`](Self::bit), for frames in the longest row of gigs without a hole.
+    #[inline]
+    pub(crate) fn near_bit(&self, frame: u64) -> Option<ChunkBit> {
+        let place = (frame >> WORD_SHIFT).wrapping_sub(self.stretch.first) as usize;
+        let near = place < self.stretch.words;
+        near.then(|| ChunkBit { word: place + self.stretch.word, bit: chunk_bit(frame) })
+    }
+
+    /// As [`bit`](Self::bit), for all others.
+    #[inline(never)]
+    pub(crate) fn far_bit(&self, frame: u64) -> ChunkBit {
+        let word = self.index(frame).map_or(usize::MAX, |index| index >> WORD_SHIFT);
+        ChunkBit { word, bit: chunk_bit(frame) }
     }
 
     /// The index of the first frame at or above `frame` that has one, or the end of all.
@@ -168,6 +224,36 @@ impl<'m> Directory<'m> {
             }
         }
         None
+    }
+}
+
+/// One bit of an array that has one for each chunk.
+#[derive(Clone, Copy)]
+pub(crate) struct ChunkBit {
+    word: usize,
+    bit: u32,
+}
+
+#[inline]
+fn chunk_bit(frame: u64) -> u32 {
+    (frame >> CHUNK_SHIFT) as u32 % 64
+}
+
+impl ChunkBit {
+    pub(crate) fn of_chunk(chunk: usize) -> Self {
+        Self { word: chunk / 64, bit: chunk as u32 % 64 }
+    }
+
+    /// Is it set? Not for a frame without metadata.
+    #[inline]
+    pub(crate) fn is_set(self, bits: &[AtomicU64], order: Ordering) -> bool {
+        bits.get(self.word).is_some_and(|word| word.load(order) & (1 << self.bit) != 0)
+    }
+
+    pub(crate) fn set(self, bits: &[AtomicU64], order: Ordering) {
+        if let Some(word) = bits.get(self.word) {
+            word.fetch_or(1 << self.bit, order);
+        }
     }
 }
 
@@ -226,7 +312,7 @@ impl<'m> Places<'m> {
                 }
             }
         }
-        let directory = Directory { dense, gigs, ranges: kept };
+        let directory = Directory { dense, gigs, ranges: kept, stretch: Stretch::longest(gigs) };
         Ok(Self { directory, lines, has, started, movable, sums, free, tall, big, stocks, batches })
     }
 }

@@ -28,7 +28,7 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     }
 
     #[inline]
-    fn poisons(&self) -> bool {
+    pub(crate) fn poisons(&self) -> bool {
         cfg!(debug_assertions) && self.poison.load(Relaxed) != 0
     }
 

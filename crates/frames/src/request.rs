@@ -32,6 +32,11 @@ impl Mobility {
     pub const ALL: [Self; 2] = [Self::Unmovable, Self::Movable];
 
     #[inline]
+    pub(crate) const fn of(movable: bool) -> Self {
+        if movable { Self::Movable } else { Self::Unmovable }
+    }
+
+    #[inline]
     pub(crate) const fn other(self) -> Self {
         match self {
             Self::Unmovable => Self::Movable,

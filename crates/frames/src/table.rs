@@ -20,7 +20,7 @@ use pagoda_addr::{Frame, FrameRange, Order};
 use crate::entry::{
     CACHED, FLAGS_SHIFT, FrameInfo, HEAD, LENGTH, ODD, ORDER_SHIFT, OWNERS_SHIFT, owners, single,
 };
-use crate::places::{CHUNK, CHUNK_SHIFT, Directory, GIG_CHUNKS, GIG_SHIFT};
+use crate::places::{CHUNK, CHUNK_SHIFT, ChunkBit, Directory, GIG_CHUNKS, GIG_SHIFT};
 use crate::shim::{AtomicU64, Ordering::*};
 use crate::{Allocation, Corruption, FreeError, Kind};
 
@@ -61,9 +61,14 @@ impl<'m> FrameTable<'m> {
     /// The entry of a frame, if there is one and it is initialised.
     #[inline]
     pub(crate) fn entry(&self, frame: u64) -> Option<&FrameInfo> {
+        self.entry_at(self.directory.bit(frame), frame)
+    }
+
+    /// As [`entry`](Self::entry), of a frame whose chunk was looked up already.
+    #[inline]
+    fn entry_at(&self, chunk: ChunkBit, frame: u64) -> Option<&FrameInfo> {
         let base = self.base?;
-        let chunk = self.directory.index(frame)? >> CHUNK_SHIFT;
-        if self.started.get(chunk / 64)?.load(Acquire) & (1 << (chunk % 64)) == 0 {
+        if !chunk.is_set(self.started, Acquire) {
             return None;
         }
         // SAFETY: the chunk's bit says that its entries were written once (*started*), which
@@ -84,14 +89,14 @@ impl<'m> FrameTable<'m> {
     #[cold]
     fn start_chunk(&self, frame: u64) -> Option<&FrameInfo> {
         let base = self.base?;
-        let chunk = self.directory.index(frame)? >> CHUNK_SHIFT;
+        self.directory.index(frame)?;
         let first = base.as_ptr().wrapping_add(frame as usize & !(CHUNK - 1));
         for place in 0..CHUNK {
             // SAFETY: the chunk has managed memory, so the host backs its entries; nobody reads
             // them before the bit below is set, and the lock keeps others from initialising too.
             unsafe { first.add(place).write(FrameInfo::unused()) };
         }
-        self.started.get(chunk / 64)?.fetch_or(1 << (chunk % 64), Release);
+        self.directory.bit(frame).set(self.started, Release);
         self.entry(frame)
     }
 
@@ -143,6 +148,7 @@ impl<'m> FrameTable<'m> {
         if self.base.is_none() || self.start(base).is_none() {
             return found;
         }
+        self.touch(base, rest);
         while rest != 0 {
             let number = base + u64::from(rest.trailing_zeros());
             rest &= rest - 1;
@@ -156,6 +162,18 @@ impl<'m> FrameTable<'m> {
             }
         }
         found
+    }
+
+    /// Looks at the entries of frames, which are started, so that those that are far away come all
+    /// at once: a compare-and-swap waits for its own.
+    fn touch(&self, base: u64, mut bits: u64) {
+        let mut sum = 0;
+        while bits != 0 {
+            let number = base + u64::from(bits.trailing_zeros());
+            bits &= bits - 1;
+            sum |= self.started_entry(number).map_or(0, |entry| entry.word.load(Relaxed));
+        }
+        core::hint::black_box(sum);
     }
 
     /// The entry of a frame that came out of a magazine, or whose chunk is known to be started.
@@ -186,33 +204,36 @@ impl<'m> FrameTable<'m> {
     }
 
     /// A frame goes from the magazine to an owner, on the CPU of both.
-    #[inline]
     pub(crate) fn own_cached(&self, number: u64, traits: u64) -> Result<(), Corruption> {
-        let Some(entry) = self.started_entry(number) else { return Ok(()) };
-        if entry.word.load(Relaxed) != CACHED {
-            let frame = Frame::new(number).unwrap_or_default();
-            return Err(Corruption::CacheDisturbed { frame });
+        if self.try_own_cached(number, traits) {
+            return Ok(());
         }
-        entry.maps.store(0, Relaxed);
-        entry.link.store(0, Relaxed);
-        entry.word.store(HEAD | traits, Release);
-        Ok(())
+        Err(Corruption::CacheDisturbed { frame: Frame::new(number).unwrap_or_default() })
     }
 
-    /// A single frame goes from its owner to the magazine, on the CPU of both; false if it is not
-    /// an allocation that may be given back. Without a table the caller is believed.
+    /// As [`own_cached`](Self::own_cached); false if the entry does not agree.
     #[inline]
-    pub(crate) fn cache_owned(&self, frame: Frame) -> bool {
-        if self.base.is_none() {
-            return true;
-        }
-        let Some(entry) = self.entry(frame.number()) else { return false };
-        // Acquire: who is the last owner sees what the others did before they left.
-        if !single(entry.word.load(Acquire)) || entry.maps.load(Relaxed) != 0 {
+    pub(crate) fn try_own_cached(&self, number: u64, traits: u64) -> bool {
+        let Some(entry) = self.started_entry(number) else { return true };
+        if entry.word.load(Relaxed) != CACHED {
             return false;
         }
-        entry.word.store(CACHED, Release);
+        entry.link.store(0, Relaxed);
+        entry.word.store(HEAD | traits, Release);
         true
+    }
+
+    /// The entry of a frame that its owner, the only one, may give back: nobody maps it, and it is
+    /// not part of a larger allocation. Without a table the caller is believed.
+    #[inline]
+    pub(crate) fn owned_alone(&self, chunk: ChunkBit, frame: Frame) -> Option<OwnedEntry<'_>> {
+        if self.base.is_none() {
+            return Some(OwnedEntry(None));
+        }
+        let entry = self.entry_at(chunk, frame.number())?;
+        // Acquire: who is the last owner sees what the others did before they left.
+        let alone = single(entry.word.load(Acquire)) && entry.maps.load(Relaxed) == 0;
+        alone.then_some(OwnedEntry(Some(entry)))
     }
 
     /// An allocation of one frame with one owner?
@@ -368,6 +389,19 @@ impl<'m> FrameTable<'m> {
         if let Some(head) = self.entry(frame.number()) {
             let change = |word: u64| Some(word & !LENGTH | length);
             let _ = head.word.fetch_update(AcqRel, Relaxed, change);
+        }
+    }
+}
+
+/// What [`FrameTable::owned_alone`] found.
+pub(crate) struct OwnedEntry<'t>(Option<&'t FrameInfo>);
+
+impl OwnedEntry<'_> {
+    /// The frame goes to the magazine of the CPU that looked.
+    #[inline]
+    pub(crate) fn cache(&self) {
+        if let Some(entry) = self.0 {
+            entry.word.store(CACHED, Release);
         }
     }
 }

@@ -36,7 +36,9 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
                 let pool = self.caches.pool(mobility);
                 if let Some(frame) = magazine.pop_clean().or_else(|| load_clean(magazine, pool)) {
                     magazine.served.store(magazine.served.load(Relaxed) + 1, Relaxed);
-                    return self.hand_out(frame, kind);
+                    let number = self.hand_out(frame, kind)?;
+                    let frame = Frame::new(number).unwrap_or_default();
+                    return Ok(OwnedFrames::new(FrameRange::single(frame)));
                 }
             }
             magazine.missed.store(magazine.missed.load(Relaxed) + 1, Relaxed);

@@ -78,6 +78,21 @@ impl Ours {
     }
 }
 
+#[cold]
+fn not_ours() -> ! {
+    panic!("not a block of ours")
+}
+
+impl Ours {
+    #[inline(never)]
+    fn free_block(&self, frame: u64, order: u8) {
+        let range = FrameRange::new(Frame::from_number(frame), 1 << order).expect("a range");
+        // SAFETY: the caller gives back whole blocks, each once.
+        let owned = unsafe { OwnedFrames::from_range(range) };
+        self.0.free(owned).expect("a block of ours");
+    }
+}
+
 impl Frames for Ours {
     #[inline]
     fn alloc(&self, order: u8) -> Option<u64> {
@@ -89,11 +104,15 @@ impl Frames for Ours {
     }
     #[inline]
     fn free(&self, frame: u64, order: u8) {
-        let range = FrameRange::new(Frame::from_number(frame), 1 << order).expect("a range");
+        if order > 0 {
+            return self.free_block(frame, order);
+        }
         // By the way for owners, which is believed as the peers believe; with a table it is checked.
-        // SAFETY: the caller gives back whole blocks, each once.
-        let owned = unsafe { OwnedFrames::from_range(range) };
-        self.0.free(owned).expect("a block of ours");
+        // SAFETY: the caller gives back what it got, once.
+        let owned = unsafe { OwnedFrames::from_range(FrameRange::single(Frame::from_number(frame))) };
+        if self.0.free(owned).is_err() {
+            not_ours();
+        }
     }
     fn cached(&self) -> u64 {
         self.0.stats().cached
@@ -225,12 +244,17 @@ impl<A: frame_alloc::PhysicalAllocator + Sync> Frames for Pool<A> {
     }
 }
 
+/// The Depot alone.
+pub fn depot(frames: u64) -> Box<dyn Frames> {
+    Box::new(Pool::new(frames, Depot::new(BASE, Summary::new(BASE))))
+}
+
 /// Everybody, by name. `f` is called once for each with a fresh allocator of `frames` frames.
 fn everybody<T>(frames: u64, f: impl Fn(&'static str, Box<dyn Frames>) -> T) -> Vec<T> {
     vec![
         f("ours", Box::new(Ours::new(frames, false))),
         f("SummaryBuddy", Box::new(Pool::new(frames, Summary::new(BASE)))),
-        f("Depot", Box::new(Pool::new(frames, Depot::new(BASE, Summary::new(BASE))))),
+        f("Depot", depot(frames)),
         f("bitmap-allocator", Box::new(Bitmap::new(frames))),
         f("buddy_system_allocator", Box::new(Buddy::new(frames))),
     ]
@@ -367,7 +391,7 @@ fn pairs(rows: &mut Vec<Row>, quick: bool) {
     rows.push(Row::times("repeat pair, with frame table", &figures, Some(1.0)));
 }
 
-fn random_pairs<'a>(name: &str, frames: &'a dyn Frames, gib: u64, percent: u64) -> Contestant<'a> {
+pub fn random_pairs<'a>(name: &str, frames: &'a dyn Frames, gib: u64, percent: u64) -> Contestant<'a> {
     let mut in_use = InUse::new(frames, gib * GIB, percent);
     // A turnover before anything is timed, so that the order of filling is forgotten.
     for _ in 0..in_use.all.len() {
@@ -382,7 +406,7 @@ fn random_pairs<'a>(name: &str, frames: &'a dyn Frames, gib: u64, percent: u64) 
     })
 }
 
-fn repeat<'a>(name: &str, frames: &'a dyn Frames) -> Contestant<'a> {
+pub fn repeat<'a>(name: &str, frames: &'a dyn Frames) -> Contestant<'a> {
     let mut frame = frames.alloc(0).expect("a frame");
     Contestant::new(name, move || {
         const TURNS: u64 = 100_000;
