@@ -18,14 +18,16 @@ use pagoda_sync::Cpus;
 use crate::bitmap::Core;
 use crate::caches::Caches;
 use crate::entry::FrameInfo;
+use crate::magazine::Stock;
+use crate::nodes::Area;
 use crate::places::{CHUNK, CHUNK_SHIFT, Places, Plan};
 use crate::runs::Run;
 use crate::search::Window;
 use crate::shim::{AtomicU32, AtomicU64, Ordering};
 use crate::table::FrameTable;
 use crate::{
-    AllocError, Class, Corruption, FreeError, Kind, Mobility, OwnedFrames, Request, SetupError,
-    Zone,
+    AllocError, Class, Corruption, FreeError, Kind, Mobility, Node, OwnedFrames, Request,
+    SetupError, Zone,
 };
 
 /// Bytes of metadata storage that an allocator for these ranges and this many CPUs
@@ -245,41 +247,51 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     fn alloc_large(&self, order: u8, request: &Request) -> Result<OwnedFrames, AllocError> {
         let Request { kind, class, mobility, .. } = *request;
         let count = 1 << order;
+        let here = self.here();
         let mut core = self.core.lock();
         let kept = if class == Class::Normal { self.reserve.load(Ordering::Relaxed) } else { 0 };
-        let zones = self.zones.iter().rev().filter(|zone| !zone.is_empty());
         if core.free_frames() >= kept.saturating_add(count) {
-            for zone in zones {
-                if let Some(index) = core.take_large(order, zone, mobility) {
-                    let range = FrameRange::new(frame_at(&core, index), count).unwrap_or_default();
-                    return self.claim(range, kind);
-                }
+            let take = |area: Area| core.take_large(order, &area.window, mobility);
+            if let Some(index) = self.caches.nodes.in_order(&self.zones, here, take) {
+                let range = FrameRange::new(frame_at(&core, index), count).unwrap_or_default();
+                return self.claim(range, kind);
             }
         }
         drop(core);
         self.alloc_shared(request)
     }
 
-    /// Zone by zone from the top, at last across their borders.
+    /// Node by node in order of distance, zone by zone from the top, at last across their borders.
     fn find(&self, core: &Core<'m>, run: &Run, request: &Request) -> Option<usize> {
         let limit = match request.below {
             Some(below) => core.directory.index_from(below.as_u64() >> PAGE_SHIFT),
             None => core.end(),
         };
-        let mut zones = 0;
-        for window in self.zones.iter().rev().map(|zone| zone.below(limit)) {
-            if window.is_empty() {
-                continue;
+        let nodes = &self.caches.nodes;
+        let wanted = request.node.unwrap_or_else(|| self.here());
+        let mut areas = 0;
+        let found = nodes.in_order(&self.zones, wanted, |area| {
+            let window = area.window.below(limit);
+            if window.is_empty() || request.only && area.node != wanted {
+                return None;
             }
-            zones += 1;
-            if let Some(found) = core.find_run(run, window, request.mobility) {
-                return Some(found);
-            }
-        }
-        if run.count == 1 || zones < 2 {
-            return None;
+            areas += 1;
+            core.find_run(run, window, request.mobility)
+        });
+        if found.is_some() || run.count == 1 || areas < 2 || request.only {
+            return found;
         }
         core.find_run(run, Window::new(0, limit), request.mobility)
+    }
+
+    /// The node of the CPU that runs this.
+    #[inline]
+    pub(crate) fn here(&self) -> Node {
+        if self.caches.nodes.is_one() {
+            return Node(0);
+        }
+        let pin = self.cpus.pin();
+        self.stock(&pin).map_or(Node(0), Stock::node)
     }
 
     /// Takes back what an allocation returned.
@@ -442,6 +454,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             let mobility = core.mobility(index >> CHUNK_SHIFT);
             self.caches.lower_hint(mobility, frame.number());
         }
+        core.recapture(index, index + count);
         Ok(())
     }
 

@@ -25,6 +25,7 @@
 use core::mem::MaybeUninit;
 
 use crate::Mobility;
+use crate::away::Away;
 use crate::line::{LINE_ORDER, Line, word_mask};
 use crate::places::{
     CHUNK, CHUNK_SHIFT, ChunkBit, Directory, GIG_CHUNKS, GIG_SHIFT, LEVELS, Places, ROWS,
@@ -54,7 +55,8 @@ pub(crate) struct Core<'m> {
     tall: &'m mut [u8],
     big: &'m mut [u8],
     pub(crate) free_frames: u64,
-    total_frames: u64,
+    pub(crate) total_frames: u64,
+    pub(crate) away: Away,
 }
 
 /// Indices `start..end`, chunk by chunk: (chunk, first bit, bit after the last).
@@ -115,6 +117,7 @@ impl<'m> Core<'m> {
             big,
             free_frames,
             total_frames,
+            away: Away::default(),
         };
         core.free.fill(LAZY | HOLEY);
         for (start, end) in core.index_ranges() {

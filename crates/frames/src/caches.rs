@@ -41,7 +41,6 @@
 //!
 //! Locks: the core's, the depot's and the pool's, never one inside another.
 
-use core::hint::spin_loop;
 use core::sync::atomic::compiler_fence;
 
 use lock_api::RawMutex;
@@ -49,17 +48,21 @@ use pagoda_addr::{Frame, FrameRange, PhysMap};
 use pagoda_sync::{CachePadded, Cpus, Pinned};
 
 use crate::bitmap::Core;
-use crate::magazine::{ASKED, BATCH, Shelf, Stock, UNUSED, Way};
+use crate::magazine::{BATCH, Shelf, Stock, Way};
+use crate::nodes::{MAX_NODES, Nodes};
 use crate::places::{CHUNK_SHIFT, ChunkBit};
+use crate::search::Window;
 use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
 use crate::table::FrameTable;
 use crate::{
-    AllocError, Blame, Class, Corruption, FrameAllocator, FreeError, Kind, Mobility, OwnedFrames,
+    AllocError, Class, Corruption, FrameAllocator, FreeError, Kind, Mobility, Node, OwnedFrames,
     Request, Zone,
 };
 
-/// How long to wait for other CPUs to drain: a few microseconds.
-const PATIENCE: usize = if cfg!(any(loom, miri)) { 1 } else { 2000 };
+/// A bit of `special`: there are several nodes.
+const NODES: u32 = 1;
+/// A bit of `special`: a range is on its way off line.
+const LEAVING: u32 = 2;
 
 /// What all CPUs share besides the core.
 pub(crate) struct Caches<'m, R> {
@@ -69,8 +72,12 @@ pub(crate) struct Caches<'m, R> {
     depots: [Shelf<'m, R>; 2],
     /// Zeroed frames.
     pools: [Shelf<'m, R>; 2],
-    /// *P*, as a distance, for unmovable and for movable frames. Written under the core's lock.
-    hints: CachePadded<[AtomicU64; 2]>,
+    /// *P*, as a distance, for unmovable and for movable frames of each node. Written under the
+    /// core's lock.
+    hints: CachePadded<[[AtomicU64; 2]; MAX_NODES]>,
+    pub(crate) nodes: Nodes<'m>,
+    /// Not 0: the recycling rule is not the plain one ([`NODES`], [`LEAVING`]).
+    special: AtomicU32,
     /// For whom each chunk is: the core's, which alone writes it.
     movable: &'m [AtomicU64],
     /// The first frame of the best zone.
@@ -93,7 +100,9 @@ impl<'m, R: RawMutex> Caches<'m, R> {
             known: AtomicU32::new(0),
             depots: shelves(depots),
             pools: shelves(pools),
-            hints: CachePadded([AtomicU64::new(0), AtomicU64::new(0)]),
+            hints: CachePadded(core::array::from_fn(|_| [AtomicU64::new(0), AtomicU64::new(0)])),
+            nodes: Nodes::ONE,
+            special: AtomicU32::new(0),
             movable,
             base,
         }
@@ -105,7 +114,7 @@ impl<'m, R: RawMutex> Caches<'m, R> {
         self.stocks.iter().take(known).map(|padded| &padded.0)
     }
 
-    fn shelves(&self) -> impl Iterator<Item = &Shelf<'m, R>> {
+    pub(crate) fn shelves(&self) -> impl Iterator<Item = &Shelf<'m, R>> {
         self.depots.iter().chain(&self.pools)
     }
 
@@ -120,8 +129,18 @@ impl<'m, R: RawMutex> Caches<'m, R> {
     }
 
     #[inline]
-    fn hint(&self, mobility: Mobility) -> &AtomicU64 {
-        &self.hints.0[mobility as usize]
+    fn hint(&self, node: Node, mobility: Mobility) -> &AtomicU64 {
+        &self.hints.0[usize::from(node.0) % MAX_NODES][mobility as usize]
+    }
+
+    /// From now on, until the next refill, nothing is recycled.
+    pub(crate) fn forget_hints(&self) {
+        self.hints.0.iter().flatten().for_each(|hint| hint.store(0, Relaxed));
+    }
+
+    /// This CPU has stock from now on.
+    pub(crate) fn note(&self, stock: &Stock) {
+        self.known.fetch_max(stock.place + 1, Relaxed);
     }
 
     #[inline]
@@ -129,15 +148,36 @@ impl<'m, R: RawMutex> Caches<'m, R> {
         frame.wrapping_sub(self.base)
     }
 
-    #[inline]
-    fn is_below(&self, mobility: Mobility, frame: u64) -> bool {
-        self.distance(frame) < self.hint(mobility).load(Relaxed)
+    /// Would lowest-first hand out this frame next anyway, on the CPU with this stock?
+    #[inline(always)]
+    pub(crate) fn way(&self, stock: &Stock, mobility: Mobility, frame: u64) -> Way {
+        if self.special.load(Relaxed) != 0 {
+            return self.special_way(stock, mobility, frame);
+        }
+        let below = self.distance(frame) < self.hint(Node(0), mobility).load(Relaxed);
+        if below { Way::Stack } else { Way::Basket }
     }
 
-    /// Would lowest-first hand out this frame next anyway?
-    #[inline]
-    pub(crate) fn way(&self, mobility: Mobility, frame: u64) -> Way {
-        if self.is_below(mobility, frame) { Way::Stack } else { Way::Basket }
+    /// A frame of another node is no use here, and one that is to leave is none to anybody.
+    #[inline(never)]
+    fn special_way(&self, stock: &Stock, mobility: Mobility, frame: u64) -> Way {
+        if self.special.load(Relaxed) & LEAVING != 0 {
+            return Way::Basket;
+        }
+        let (here, node) = (stock.node(), self.nodes.of(frame));
+        let below = self.distance(frame) < self.hint(node, mobility).load(Relaxed);
+        if below && node == here { Way::Stack } else { Way::Basket }
+    }
+
+    pub(crate) fn set_nodes(&mut self, nodes: Nodes<'m>) {
+        self.nodes = nodes;
+        self.special.store(NODES, Relaxed);
+    }
+
+    /// Memory is leaving, or no longer. Under the core's lock.
+    pub(crate) fn set_leaving(&self, leaving: bool) {
+        let nodes = self.special.load(Relaxed) & NODES;
+        self.special.store(nodes | if leaving { LEAVING } else { 0 }, Relaxed);
     }
 
     /// Frames in all magazines and on the shelves.
@@ -149,7 +189,8 @@ impl<'m, R: RawMutex> Caches<'m, R> {
     /// The core got frames back from `frame` upwards. Under the core's lock.
     #[inline]
     pub(crate) fn lower_hint(&self, mobility: Mobility, frame: u64) {
-        let (distance, hint) = (self.distance(frame), self.hint(mobility));
+        let node = if self.nodes.is_one() { Node(0) } else { self.nodes.of(frame) };
+        let (distance, hint) = (self.distance(frame), self.hint(node, mobility));
         if distance < hint.load(Relaxed) {
             hint.store(distance, Relaxed);
         }
@@ -242,7 +283,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
                 }
                 Ok(room) => {
                     let push = |frame| _ = magazine.push(Way::Stack, frame);
-                    let claimed = self.claim_lowest(&mut core, room, mobility, push);
+                    let claimed = self.claim_lowest(&mut core, room, stock.node(), mobility, push);
                     claimed.map_err(AllocError::Corrupt)?;
                 }
             }
@@ -270,27 +311,27 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         &self,
         core: &mut Core<'m>,
         room: usize,
+        node: Node,
         mobility: Mobility,
         mut each: impl FnMut(u64),
     ) -> Result<(), Corruption> {
         let mut claimed = [(0, 0); BATCH];
         let mut words = 0;
-        for (zone, window) in self.zones.iter().enumerate().rev() {
+        let dma_only = self.zones.iter().skip(1).all(Window::is_empty);
+        let from = self.caches.nodes.in_order(&self.zones, node, |area| {
             // Of the lowest zone take no stock, unless it is all there is.
-            let dma = zone == 0 && self.zones.iter().skip(1).any(|zone| !zone.is_empty());
-            core.claim(*window, if dma { 1 } else { room }, mobility, |index, bits| {
+            let room = if area.zone == Zone::Dma && !dma_only { 1 } else { room };
+            core.claim(area.window, room, mobility, |index, bits| {
                 claimed[words] = (index, bits);
                 words += 1;
             });
-            if words > 0 {
-                break;
-            }
-        }
+            (words > 0).then_some(area.node)
+        });
         let claimed = &claimed[..words];
-        if let Some(&(index, bits)) = claimed.last() {
+        if let (Some(node), Some(&(index, bits))) = (from, claimed.last()) {
             let last = core.directory.frame(index) + 63 - u64::from(bits.leading_zeros());
             let hint = self.caches.distance(last).wrapping_add(1);
-            self.caches.hint(mobility).store(hint, Relaxed);
+            self.caches.hint(node, mobility).store(hint, Relaxed);
         }
         let mut found = Ok(());
         for &(index, mut bits) in claimed.iter().rev() {
@@ -343,11 +384,20 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     fn keep_for(&self, stock: &Stock, mobility: Mobility, chunk: ChunkBit, frame: Frame) -> bool {
         let (magazine, number) = (stock.of(mobility), frame.number());
         let Some(entry) = self.table.owned_alone(chunk, frame) else { return false };
-        let Some(room) = magazine.room_for_either() else { return false };
-        self.poison(FrameRange::single(frame));
-        entry.cache();
-        magazine.put_either(room, self.caches.is_below(mobility, number), number);
-        true
+        let keep = |way| {
+            let Some(place) = magazine.room(way) else { return false };
+            self.poison(FrameRange::single(frame));
+            entry.cache();
+            magazine.put(way, place, number);
+            true
+        };
+        if self.caches.way(stock, mobility, number) == Way::Stack {
+            let kept = keep(Way::Stack);
+            foretold();
+            kept
+        } else {
+            keep(Way::Basket)
+        }
     }
 
     #[cold]
@@ -366,18 +416,17 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         }
         let number = frame.number();
         let mobility = self.mobility(number);
-        let (magazine, way) = (stock.of(mobility), self.caches.way(mobility, number));
+        let (magazine, way) = (stock.of(mobility), self.caches.way(stock, mobility, number));
         let mut found = Ok(());
-        // The fast path wants room in both.
-        if !magazine.has_room(Way::Basket) {
+        if !magazine.has_room(way) && way == Way::Basket {
             let mut core = self.core.lock();
             core.touch(magazine.basket());
             found = self.bring_back(&mut core, magazine.empty_basket());
-        }
-        if !magazine.has_room(Way::Stack) {
+        } else if !magazine.has_room(way) {
             let batch = magazine.unload();
-            if !self.caches.depot(mobility).put(&batch) {
-                found = found.and(self.bring_back(&mut self.core.lock(), batch));
+            let shared = self.caches.nodes.is_one() && self.caches.depot(mobility).put(&batch);
+            if !shared {
+                found = self.bring_back(&mut self.core.lock(), batch);
             }
         }
         magazine.push(way, number);
@@ -441,6 +490,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             Some(index) if bits != 0 => {
                 let twice = core.give_word(index, bits);
                 self.caches.lower_hint(core.mobility(index >> CHUNK_SHIFT), lowest);
+                core.recapture(index, index + 64);
                 twice
             }
             _ => bits,
@@ -450,118 +500,5 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             return Err(Corruption::CacheDisturbed { frame });
         }
         found
-    }
-
-    /// Empties the magazine if somebody asked for it.
-    #[inline]
-    fn honour(&self, stock: &Stock) -> Result<(), Corruption> {
-        if stock.wanted.load(Relaxed) == 0 {
-            return Ok(());
-        }
-        self.drain(stock)
-    }
-
-    /// Empties every CPU's stock into the core.
-    ///
-    /// # Safety
-    /// No other CPU is in a call of this allocator, nor enters one, until this returns.
-    #[allow(unsafe_code)] // a promise about the other CPUs
-    pub unsafe fn drain_stopped(&self) -> Result<(), Corruption> {
-        self.caches.stocks.iter().try_for_each(|stock| self.drain(stock))
-    }
-
-    fn drain(&self, stock: &Stock) -> Result<(), Corruption> {
-        if stock.wanted.load(Relaxed) == UNUSED {
-            self.caches.known.fetch_max(stock.place + 1, Relaxed);
-        }
-        let mut found = Ok(());
-        for magazine in stock.both().iter().filter(|magazine| magazine.count() > 0) {
-            let mut core = self.core.lock();
-            found = found.and(self.bring_back(&mut core, magazine.empty_basket()));
-            found = found.and(self.bring_back(&mut core, magazine.empty_stacks()));
-        }
-        if stock.wanted.load(Relaxed) != 0 {
-            // Release: who reads the zero finds the frames in the core.
-            stock.wanted.store(0, Release);
-        }
-        found
-    }
-
-    /// Gives this CPU's stock back to all. To be called before the CPU goes idle or off line.
-    ///
-    /// # Errors
-    /// [`Corruption`]: a frame in the stock was tampered with; it stays lost.
-    pub fn drain_cpu(&self) -> Result<(), Corruption> {
-        let pin = self.cpus.pin();
-        let Some(stock) = self.stock(&pin) else { return Ok(()) };
-        self.drain(stock)
-    }
-
-    /// Brings all stock back to the core that can be had; true if that was any.
-    #[cold]
-    pub(crate) fn drain_all(&self, pin: &Pinned<'_, C>) -> Result<bool, Corruption> {
-        if self.caches.count() == 0 {
-            return Ok(false);
-        }
-        let mut found = Ok(());
-        let own = self.stock(pin);
-        if let Some(stock) = own {
-            found = self.drain(stock);
-        }
-        while let Some(batch) = self.caches.shelves().find_map(Shelf::take) {
-            found = found.and(self.bring_back(&mut self.core.lock(), batch));
-        }
-        let others =
-            || self.caches.used().filter(|&other| own.is_none_or(|own| !core::ptr::eq(own, other)));
-        others()
-            .filter(|other| other.count() > 0)
-            .for_each(|other| other.wanted.store(ASKED, Release));
-        let mut patience = PATIENCE;
-        for other in others() {
-            while patience > 0 && other.wanted.load(Acquire) == ASKED {
-                patience -= 1;
-                spin_loop();
-            }
-        }
-        found.map(|()| true)
-    }
-
-    /// Anything that does not come from a magazine.
-    pub(crate) fn alloc_shared(&self, request: &Request) -> Result<OwnedFrames, AllocError> {
-        let first = self.take(&mut self.core.lock(), request);
-        match first {
-            Err(error) if error.blame() == Blame::Exhaustion => {
-                self.retry(&self.cpus.pin(), error, || self.take(&mut self.core.lock(), request))
-            }
-            done => done,
-        }
-    }
-
-    fn alloc_shared_pinned(
-        &self,
-        pin: &Pinned<'_, C>,
-        request: &Request,
-    ) -> Result<OwnedFrames, AllocError> {
-        let again = || self.take(&mut self.core.lock(), request);
-        again().or_else(|error| self.retry(pin, error, again))
-    }
-
-    /// Once more after draining, if there was anything to drain.
-    pub(crate) fn retry<T>(
-        &self,
-        pin: &Pinned<'_, C>,
-        error: AllocError,
-        again: impl FnOnce() -> Result<T, AllocError>,
-    ) -> Result<T, AllocError> {
-        // Under pressure nothing is recycled, until the next refill: freed frames go to the core.
-        {
-            let _core = self.core.lock();
-            Mobility::ALL.iter().for_each(|&mobility| self.caches.hint(mobility).store(0, Relaxed));
-        }
-        match self.drain_all(pin) {
-            Ok(true) => again(),
-            Ok(false) => Err(error),
-            Err(found) => Err(AllocError::Corrupt(found)),
-        }
     }
 }

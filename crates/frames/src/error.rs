@@ -118,6 +118,23 @@ impl FreeError {
     }
 }
 
+/// Why memory was not taken off line or brought back. All of them are the caller's fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OfflineError {
+    /// No frame at all.
+    Empty,
+    /// The allocator was set up without a frame table, which tells whose the frames are.
+    NoTable,
+    /// The frame is not memory that this allocator manages.
+    NotManaged(Frame),
+    /// The range overlaps this one, which is on its way or off line already.
+    Overlaps(FrameRange),
+    /// No more ranges than [`MAX_OFFLINE`](crate::MAX_OFFLINE) can be off line.
+    TooMany,
+    /// The range is not one that was taken off line.
+    NotOffline(FrameRange),
+}
+
 /// Why the frame table could not do as asked. The entry is as it was before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TableError {
@@ -154,6 +171,12 @@ pub enum SetupError {
     Storage(Layout),
     /// More metadata than the address space holds.
     TooLarge,
+    /// A node's number is not below [`MAX_NODES`](crate::MAX_NODES).
+    NoSuchNode(crate::Node),
+    /// The distances are not a square with a row for each node.
+    Distances,
+    /// This many [`Area`](crate::Area)s are needed.
+    Areas(usize),
 }
 
 macro_rules! display_as_debug {
@@ -166,4 +189,4 @@ macro_rules! display_as_debug {
         impl core::error::Error for $name {}
     )*};
 }
-display_as_debug!(Corruption, AllocError, FreeError, TableError, SetupError);
+display_as_debug!(Corruption, AllocError, FreeError, TableError, SetupError, OfflineError);

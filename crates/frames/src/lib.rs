@@ -32,8 +32,10 @@
 //! Speed: single frames come from and go to a magazine of the CPU's own, by a rule that keeps free
 //! memory in one piece (`caches.rs`).
 //!
-//! Left out: NUMA nodes, hot-added memory and ranges taken off line, reclaim callbacks (the host asks for the pressure), a
-//! lock-free core (it has one lock, taken once for 64 single frames).
+//! On machines with several nodes a request is served from the closest one that can (`nodes.rs`).
+//! Memory may come later and leave again (`away.rs`).
+//!
+//! Left out: a lock-free core. It has one lock, taken once for 64 single frames.
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -42,8 +44,10 @@ extern crate std;
 
 mod allocation;
 mod allocator;
+mod away;
 mod bitmap;
 mod caches;
+mod drain;
 mod entry;
 mod error;
 #[cfg(all(test, loom))]
@@ -51,10 +55,12 @@ mod interleavings;
 mod line;
 mod magazine;
 mod many;
+mod nodes;
 mod owned;
 mod owners;
 mod places;
 mod poison;
+mod pressure;
 mod request;
 mod runs;
 mod search;
@@ -69,12 +75,14 @@ mod zeroed;
 
 pub use allocation::{Allocation, backing};
 pub use allocator::{FrameAllocator, Setup, required};
+pub use away::MAX_OFFLINE;
 pub use entry::FrameInfo;
-pub use error::{AllocError, Blame, Corruption, FreeError, SetupError, TableError};
+pub use error::{AllocError, Blame, Corruption, FreeError, OfflineError, SetupError, TableError};
+pub use nodes::{Area, MAX_NODES, Node, Topology};
 pub use owned::OwnedFrames;
 pub use request::{Class, Kind, Mobility, Request};
 pub use stats::{
-    BlockCounts, BlockOwners, Pressure, Stats, Watermarks, ZeroStats, Zone, ZoneStats,
+    BlockCounts, BlockOwners, Pressure, Shortage, Stats, Watermarks, ZeroStats, Zone, ZoneStats,
 };
 pub use table::FrameTable;
 pub use text::{Snapshot, ZoneSnapshot};

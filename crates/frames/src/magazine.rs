@@ -12,7 +12,7 @@
 use lock_api::{Mutex, RawMutex};
 use pagoda_sync::CachePadded;
 
-use crate::Mobility;
+use crate::{Mobility, Node};
 
 use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
 
@@ -33,13 +33,25 @@ pub(crate) struct Stock {
     pub(crate) wanted: AtomicU32,
     /// The CPU.
     pub(crate) place: u32,
+    /// The node that the CPU belongs to.
+    node: AtomicU32,
     magazines: [Magazine; 2],
 }
 
 impl Stock {
     pub(crate) fn new(place: usize) -> Self {
         let wanted = AtomicU32::new(UNUSED);
-        Self { wanted, place: place as u32, magazines: [Magazine::new(), Magazine::new()] }
+        let node = AtomicU32::new(0);
+        Self { wanted, place: place as u32, node, magazines: [Magazine::new(), Magazine::new()] }
+    }
+
+    #[inline]
+    pub(crate) fn node(&self) -> Node {
+        Node(self.node.load(Relaxed) as u8)
+    }
+
+    pub(crate) fn set_node(&self, node: Node) {
+        self.node.store(node.0.into(), Relaxed);
     }
 
     #[inline]
@@ -137,43 +149,29 @@ impl Magazine {
         Some(frame)
     }
 
-    /// The tops of stack and basket, if both have room.
-    #[inline]
-    pub(crate) fn room_for_either(&self) -> Option<[u32; 2]> {
-        let [basket, stack] = [Way::Basket, Way::Stack].map(|way| self.top(way).load(Relaxed));
-        let room = basket < BATCH as u32 && stack < (BATCH + STACK) as u32;
-        room.then_some([basket, stack])
-    }
-
-    /// Puts a frame where it belongs, without asking: it is written to both, and only one of the
-    /// tops rises. Whether a frame is below P hangs on its number, which its owner may just have
-    /// fetched from far away, and while memory is in disorder it is a matter of chance: a branch
-    /// would be foretold wrongly half of the time, and everything behind it done again.
-    #[inline]
-    pub(crate) fn put_either(&self, [basket, stack]: [u32; 2], below: bool, frame: u64) {
-        for (way, top) in [(Way::Basket, basket), (Way::Stack, stack)] {
-            if let Some(slot) = self.slots.get(top as usize) {
-                slot.store(frame, Relaxed);
-            }
-            let rises = u32::from(below == (way == Way::Stack));
-            self.top(way).store(top + rises, Relaxed);
-        }
+    /// The place that [`put`](Self::put) would fill next, if there is one.
+    #[inline(always)]
+    pub(crate) fn room(&self, way: Way) -> Option<u32> {
+        let top = self.top(way).load(Relaxed);
+        (top < (BATCH + STACK * way as usize) as u32).then_some(top)
     }
 
     pub(crate) fn has_room(&self, way: Way) -> bool {
-        self.top(way).load(Relaxed) < (BATCH + STACK * way as usize) as u32
+        self.room(way).is_some()
+    }
+
+    /// Fills the place that [`room`](Self::room) found.
+    #[inline(always)]
+    pub(crate) fn put(&self, way: Way, place: u32, frame: u64) {
+        if let Some(slot) = self.slots.get(place as usize) {
+            slot.store(frame, Relaxed);
+            self.top(way).store(place + 1, Relaxed);
+        }
     }
 
     /// False when there is no room.
     pub(crate) fn push(&self, way: Way, frame: u64) -> bool {
-        let top = self.top(way).load(Relaxed);
-        if top >= (BATCH + STACK * way as usize) as u32 {
-            return false;
-        }
-        let Some(slot) = self.slots.get(top as usize) else { return false };
-        slot.store(frame, Relaxed);
-        self.top(way).store(top + 1, Relaxed);
-        true
+        self.room(way).map(|place| self.put(way, place, frame)).is_some()
     }
 
     /// All free places, to be filled.

@@ -161,13 +161,13 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
             return Ok((leave(entries, frames), 0));
         }
         let entries = entries.get(..alone).unwrap_or_default();
+        let Some(stock) = stock else { return Ok((0, 0)) };
         let mobility = self.mobility(frame.number());
-        let way = self.caches.way(mobility, frame.number());
+        let way = self.caches.way(stock, mobility, frame.number());
         if way == Way::Basket && alone >= DIRECT {
             return self.give_run(frame, entries).map(|()| (0, alone));
         }
-        let room = stock.map(|stock| (stock, stock.of(mobility).all_room(way)));
-        Ok((0, self.keep_run(room, frame, entries)))
+        Ok((0, self.keep_run(stock, stock.of(mobility).all_room(way), frame, entries)))
     }
 
     /// The frames from `first` on, whose entries these are, go to the magazine, as far as there is
@@ -175,11 +175,11 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     #[inline]
     fn keep_run(
         &self,
-        room: Option<(&Stock, Room<'_>)>,
+        stock: &Stock,
+        room: Room<'_>,
         first: Frame,
         entries: &[FrameInfo],
     ) -> usize {
-        let Some((stock, room)) = room else { return 0 };
         let count = entries.len().min(room.len());
         if count == 0 || stock.wanted.load(Relaxed) != 0 {
             return 0;

@@ -2,6 +2,8 @@
 
 use pagoda_addr::{Order, PhysAddr};
 
+use crate::Node;
+
 /// What the owner uses frames for: one byte of the owner's choosing, kept in the frame table and
 /// named when frames are listed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -58,6 +60,8 @@ pub struct Request {
     pub(crate) class: Class,
     pub(crate) mobility: Mobility,
     pub(crate) kind: Kind,
+    pub(crate) node: Option<Node>,
+    pub(crate) only: bool,
 }
 
 impl Request {
@@ -74,14 +78,14 @@ impl Request {
     /// Would any frame do?
     #[inline]
     pub(crate) const fn is_single(&self) -> bool {
-        self.count == 1 && self.align.get() == 0 && self.below.is_none()
+        self.count == 1 && self.align.get() == 0 && self.below.is_none() && self.node.is_none()
     }
 
     /// The order, if any aligned block of at least 2 MiB would do.
     #[inline]
     pub(crate) const fn large(&self) -> Option<u8> {
         let order = self.align.get();
-        let plain = self.below.is_none() && self.boundary.is_none();
+        let plain = self.below.is_none() && self.boundary.is_none() && self.node.is_none();
         if order >= 9 && self.count == self.align.count() && plain { Some(order) } else { None }
     }
 
@@ -96,6 +100,8 @@ impl Request {
             class: Class::Normal,
             mobility: Mobility::Unmovable,
             kind: Kind(0),
+            node: None,
+            only: false,
         }
     }
 
@@ -139,5 +145,18 @@ impl Request {
     pub const fn kind(mut self, kind: Kind) -> Self {
         self.kind = kind;
         self
+    }
+
+    /// From this node, or, if it has none, from the one that is closest to it. Without a node, that
+    /// of the asking CPU.
+    pub const fn node(mut self, node: Node) -> Self {
+        self.node = Some(node);
+        self
+    }
+
+    /// From this node or not at all.
+    pub const fn only_node(mut self, node: Node) -> Self {
+        self.only = true;
+        self.node(node)
     }
 }

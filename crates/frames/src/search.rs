@@ -203,6 +203,8 @@ pub(crate) struct Window {
 }
 
 impl Window {
+    pub(crate) const EMPTY: Self = Self { first: 0, after: 0, cut: 0 };
+
     /// The indices `start..end`; a `start` inside a chunk is rounded up.
     pub(crate) fn new(start: usize, end: usize) -> Self {
         let first = start.div_ceil(CHUNK);

@@ -115,3 +115,15 @@ pub enum Pressure {
         wanted: u64,
     },
 }
+
+/// What whoever reclaims is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shortage {
+    /// Why the request would be refused.
+    pub error: crate::AllocError,
+    /// Frames missing to the high mark and the request, at least 1. More may be needed if free memory
+    /// is not in one piece.
+    pub wanted: u64,
+    /// How often the same request has asked before.
+    pub tries: u32,
+}

@@ -242,6 +242,11 @@ impl<'m> FrameTable<'m> {
         self.entry(frame.number()).is_some_and(|entry| single(entry.word.load(Relaxed)))
     }
 
+    /// Is the frame in a magazine or on its way between them?
+    pub(crate) fn is_cached(&self, frame: Frame) -> bool {
+        self.entry(frame.number()).is_some_and(|entry| entry.word.load(Relaxed) == CACHED)
+    }
+
     /// The entries of a frame's chunk, if they are initialised, and the number of the first.
     #[inline]
     pub(crate) fn chunk(&self, frame: u64) -> Option<(u64, &[FrameInfo])> {

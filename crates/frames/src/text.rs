@@ -1,8 +1,9 @@
 //! A snapshot of all zones, and the same as Linux's `/proc` would say it.
 //!
 //! Formats: `mm/vmstat.c` and proc_pid_buddyinfo(5), by what they print. Linux knows blocks up to
-//! 4 MiB (order 10); larger ones are shown as so many of those. There is one node. Of `zoneinfo`, the
-//! lines that an allocator of frames can answer.
+//! 4 MiB (order 10); larger ones are shown as so many of those. Each node has a snapshot of its own,
+//! and its text stands behind that of the node before, as in Linux. Of `zoneinfo`, the lines that an
+//! allocator of frames can answer.
 
 use core::fmt::{self, Write};
 
@@ -10,8 +11,7 @@ use lock_api::RawMutex;
 use pagoda_addr::PhysMap;
 use pagoda_sync::Cpus;
 
-use crate::shim::Ordering::Relaxed;
-use crate::{BlockCounts, BlockOwners, FrameAllocator, Mobility, Pressure, Watermarks, Zone};
+use crate::{BlockCounts, BlockOwners, FrameAllocator, Mobility, Node, Watermarks, Zone};
 
 /// The largest order that Linux shows.
 const SHOWN: usize = 10;
@@ -32,13 +32,17 @@ pub struct ZoneSnapshot {
     pub owners: BlockOwners,
 }
 
-/// All zones at one moment. O(chunks) to take, nothing to print.
+/// All zones of a node at one moment. O(chunks) to take, nothing to print.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Snapshot {
+    /// Of this node.
+    pub node: Node,
     /// Lowest first.
     pub zones: [ZoneSnapshot; Zone::ALL.len()],
     /// The levels of all memory together.
     pub watermarks: Watermarks,
+    /// Frames under management in all nodes.
+    pub total: u64,
 }
 
 impl ZoneSnapshot {
@@ -83,7 +87,7 @@ impl Snapshot {
     /// Those of `out`.
     pub fn buddyinfo(&self, out: &mut dyn Write) -> fmt::Result {
         for zone in self.used_zones() {
-            write!(out, "Node 0, zone {:>8} ", zone.name())?;
+            write!(out, "Node {}, zone {:>8} ", self.node.0, zone.name())?;
             columns(out, &zone.free)?;
         }
         Ok(())
@@ -102,7 +106,8 @@ impl Snapshot {
         writeln!(out)?;
         for zone in self.used_zones() {
             for (counts, kind) in zone.free.iter().zip(["Unmovable", "Movable"]) {
-                write!(out, "Node {:4}, zone {:>8}, type {kind:>12} ", 0, zone.name())?;
+                let (node, name) = (self.node.0, zone.name());
+                write!(out, "Node {node:4}, zone {name:>8}, type {kind:>12} ")?;
                 columns(out, &[*counts])?;
             }
         }
@@ -110,7 +115,8 @@ impl Snapshot {
         for zone in self.used_zones() {
             let BlockOwners { free, unmovable, movable } = zone.owners;
             let (name, movable) = (zone.name(), movable + free);
-            writeln!(out, "Node 0, zone {name:>8} {unmovable:12} {movable:12} ")?;
+            let node = self.node.0;
+            writeln!(out, "Node {node}, zone {name:>8} {unmovable:12} {movable:12} ")?;
         }
         Ok(())
     }
@@ -120,13 +126,12 @@ impl Snapshot {
     /// # Errors
     /// Those of `out`.
     pub fn zoneinfo(&self, out: &mut dyn Write) -> fmt::Result {
-        let all = self.zones.iter().map(|zone| zone.total).sum();
         let Watermarks { min, low, high } = self.watermarks;
         for zone in self.used_zones() {
-            writeln!(out, "Node 0, zone {:>8}", zone.name())?;
+            writeln!(out, "Node {}, zone {:>8}", self.node.0, zone.name())?;
             writeln!(out, "  pages free     {}", zone.free_frames())?;
             for (name, mark) in [("boost", 0), ("min", min), ("low", low), ("high", high)] {
-                writeln!(out, "        {name:<8} {}", zone.part(mark, all))?;
+                writeln!(out, "        {name:<8} {}", zone.part(mark, self.total))?;
             }
             let frames =
                 [("spanned", zone.spanned), ("present", zone.total), ("managed", zone.total)];
@@ -139,59 +144,45 @@ impl Snapshot {
 }
 
 impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
-    /// What is free where, at one moment for each zone. O(chunks).
+    /// What is free where in the first node, which may be the only one. O(chunks).
     pub fn snapshot(&self) -> Snapshot {
-        let watermarks = self.watermarks();
-        let zones = Zone::ALL.map(|zone| {
-            let total = self.zone_stats(zone).total;
-            let below = if zone == Zone::Dma { 0 } else { Zone::ALL[zone as usize - 1].end() };
+        self.snapshot_of(Node(0))
+    }
+
+    /// What is free where in a node, at one moment for each zone. O(chunks).
+    pub fn snapshot_of(&self, node: Node) -> Snapshot {
+        let zones = Zone::ALL.map(|zone| self.zone_snapshot(node, zone));
+        Snapshot { node, zones, watermarks: self.watermarks(), total: self.stats().total }
+    }
+
+    fn zone_snapshot(&self, node: Node, zone: Zone) -> ZoneSnapshot {
+        let mut sum = ZoneSnapshot {
+            zone,
+            total: 0,
+            spanned: 0,
+            free: [BlockCounts::default(); 2],
+            owners: BlockOwners::default(),
+        };
+        let (mut first, mut after) = (u64::MAX, 0);
+        for area in self.areas_of(node, zone) {
+            sum.total += self.area_stats(&area).total;
             let core = self.core.lock();
-            let window = self.zones[zone as usize];
-            let free = Mobility::ALL.map(|mobility| {
-                let mut counts = BlockCounts::default();
-                core.count_blocks_of(window, mobility, &mut counts.blocks);
-                counts
-            });
-            let ranges = core.directory.ranges().iter();
-            let inside = ranges.filter(|range| {
-                range.start().number() < zone.end()
-                    && range.end_number() > below
-                    && !range.is_empty()
-            });
-            let (mut first, mut after) = (u64::MAX, 0);
-            for range in inside {
-                first = first.min(range.start().number().max(below));
-                after = after.max(range.end_number().min(zone.end()));
+            for (&mobility, counts) in Mobility::ALL.iter().zip(&mut sum.free) {
+                core.count_blocks_of(area.window, mobility, &mut counts.blocks);
             }
-            let spanned = after.saturating_sub(first);
-            ZoneSnapshot { zone, total, spanned, free, owners: core.count_owners(window) }
-        });
-        Snapshot { zones, watermarks }
-    }
-
-    /// Sets the levels; `min` is the reserve as well.
-    pub fn set_watermarks(&self, marks: Watermarks) {
-        self.set_reserve(marks.min);
-        self.low.store(marks.low, Relaxed);
-        self.high.store(marks.high, Relaxed);
-    }
-
-    /// The levels.
-    pub fn watermarks(&self) -> Watermarks {
-        let [min, low, high] =
-            [&self.reserve, &self.low, &self.high].map(|mark| mark.load(Relaxed));
-        Watermarks { min, low, high }
-    }
-
-    /// How short memory is. Frames in caches count as free: they can be had. For a host's reclaimer
-    /// to ask, after a refill or from time to time; nobody is called from within an allocation.
-    pub fn pressure(&self) -> Pressure {
-        let stats = self.stats();
-        let (free, marks) = (stats.free + stats.cached, self.watermarks());
-        if free >= marks.low.max(marks.min) {
-            return Pressure::None;
+            let owners = core.count_owners(area.window);
+            sum.owners.free += owners.free;
+            sum.owners.unmovable += owners.unmovable;
+            sum.owners.movable += owners.movable;
+            for range in core.directory.ranges() {
+                let start = range.start().number().max(area.start);
+                let end = range.end_number().min(area.end);
+                if start < end {
+                    (first, after) = (first.min(start), after.max(end));
+                }
+            }
         }
-        let wanted = marks.high.max(marks.low).max(marks.min) - free;
-        if free <= marks.min { Pressure::Critical { wanted } } else { Pressure::Low { wanted } }
+        sum.spanned = after.saturating_sub(first);
+        sum
     }
 }

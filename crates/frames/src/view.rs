@@ -5,10 +5,11 @@ use pagoda_addr::{Frame, FrameRange, Order, PhysMap};
 use pagoda_sync::Cpus;
 
 use crate::allocator::frame_at;
+use crate::nodes::Area;
 use crate::search::Window;
 use crate::shim::Ordering;
 use crate::{
-    Allocation, BlockCounts, BlockOwners, FrameAllocator, Mobility, Stats, Zone, ZoneStats,
+    Allocation, BlockCounts, BlockOwners, FrameAllocator, Mobility, Node, Stats, Zone, ZoneStats,
 };
 
 impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
@@ -44,14 +45,27 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
 
     /// The frames of a zone. O(chunks).
     pub fn zone_stats(&self, zone: Zone) -> ZoneStats {
+        let mut sum = ZoneStats::default();
+        for area in self.nodes().flat_map(|node| self.areas_of(node, zone)) {
+            let part = self.area_stats(&area);
+            sum.total += part.total;
+            sum.free += part.free;
+        }
+        sum
+    }
+
+    pub(crate) fn areas_of(&self, node: Node, zone: Zone) -> impl Iterator<Item = Area> {
+        self.caches.nodes.areas(node, zone, self.zones[zone as usize])
+    }
+
+    pub(crate) fn area_stats(&self, area: &Area) -> ZoneStats {
         let core = self.core.lock();
-        let below = if zone == Zone::Dma { 0 } else { Zone::ALL[zone as usize - 1].end() };
         let part = |range: &FrameRange| {
-            let start = range.start().number().max(below);
-            range.end_number().min(zone.end()).saturating_sub(start)
+            let start = range.start().number().max(area.start);
+            range.end_number().min(area.end).saturating_sub(start)
         };
         let total = core.directory.ranges().iter().map(part).sum();
-        ZoneStats { total, free: core.count_frames(self.zones[zone as usize]) }
+        ZoneStats { total, free: core.count_frames(area.window) }
     }
 
     /// The 2 MiB block that is closest to being entirely free, and how many of its frames are not:

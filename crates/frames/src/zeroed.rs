@@ -89,7 +89,8 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
                 return Ok(false);
             }
             pool.announce();
-            let claimed = self.claim_lowest(&mut core, BATCH, mobility, |frame| {
+            let node = self.here();
+            let claimed = self.claim_lowest(&mut core, BATCH, node, mobility, |frame| {
                 batch[count] = frame;
                 count += 1;
             });

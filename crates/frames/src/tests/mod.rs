@@ -5,3 +5,4 @@ mod many;
 mod model;
 mod rig;
 mod single;
+mod topology;
