@@ -13,7 +13,9 @@ use std::ptr::NonNull;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use pagoda_addr::{Frame, FrameRange, Order, PhysAddr, PhysMap};
-use pagoda_frames::{Class, FrameAllocator, Kind, Mobility, Request, Setup, required};
+use pagoda_frames::{
+    Area, Class, FrameAllocator, Kind, Mobility, Node, Request, Setup, Topology, required,
+};
 use pagoda_sync::{CpuId, Cpus, RawSpin};
 
 /// Frame ranges: across the 16 MiB border, with holes inside a chunk, and in another GiB.
@@ -33,6 +35,12 @@ enum Call {
     FreeWrong { frame: u16, high: bool, count: u8 },
     Split { which: u16, at: u16 },
     Shatter { which: u16 },
+    Near { node: u8, only: bool, count: u16 },
+    ShareMany { which: u16, count: u8 },
+    ReleaseMany { which: u16, count: u8 },
+    Offline { range: u8, skip: u16, count: u16 },
+    Online { which: u8 },
+    EmptyBlock { stay: bool },
     Cpu { cpu: u8 },
     Drain,
     FillZeroed,
@@ -42,6 +50,7 @@ enum Call {
 #[derive(Arbitrary, Debug)]
 struct Input {
     table: bool,
+    nodes: bool,
     reserve: u8,
     calls: Vec<Call>,
 }
@@ -75,6 +84,9 @@ type Frames<'m> = FrameAllocator<'m, Turns, OnePage, RawSpin>;
 struct Owned {
     table: bool,
     all: BTreeMap<u64, u64>,
+    /// Ranges on their way off line, and those that are.
+    leaving: Vec<FrameRange>,
+    away: Vec<FrameRange>,
 }
 
 impl Owned {
@@ -83,6 +95,7 @@ impl Owned {
         let inside = RANGES.iter().any(|&(first, count)| first <= start && end <= first + count);
         // Ranges that do not touch cannot be spanned.
         assert!(inside, "{range:?} is not managed");
+        assert!(!self.away.iter().any(|away| away.overlaps(range)), "{range:?} is off line");
         if let Some((&other, &count)) = self.all.range(..end).next_back() {
             assert!(other + count <= start, "{range:?} overlaps {other:#x}+{count:#x}");
         }
@@ -92,6 +105,13 @@ impl Owned {
     fn nth(&self, which: u16) -> Option<FrameRange> {
         let place = usize::from(which) % self.all.len().max(1);
         self.all.iter().nth(place).map(|(&start, &count)| range(start, count))
+    }
+
+    /// The first frames of so many allocations from this one on.
+    fn starts(&self, which: u16, count: u8) -> Vec<Frame> {
+        let place = usize::from(which) % self.all.len().max(1);
+        let starts = self.all.keys().skip(place).take(count.into());
+        starts.map(|&start| Frame::from_number(start)).collect()
     }
 
     /// Is the range made of whole allocations?
@@ -233,6 +253,67 @@ fn step(frames: &Frames<'_>, owned: &mut Owned, call: &Call) {
                 owned.all.extend(block.iter().map(|frame| (frame.number(), 1)));
             }
         }
+        Call::Near { node, only, count } => {
+            let node = Node(node % 2);
+            let request = Request::count(u64::from(count));
+            let request = if only { request.only_node(node) } else { request.node(node) };
+            if let Ok(got) = frames.alloc(request) {
+                let last = Frame::from_number(got.range().end_number() - 1);
+                let inside = [got.start(), last].map(|frame| frames.node_of(frame) == node);
+                assert!(!only || frames.nodes().count() == 1 || inside == [true; 2]);
+                owned.add(got.into_range());
+            }
+        }
+        Call::ShareMany { which, count } if owned.table => {
+            let starts = owned.starts(which, count);
+            frames.table().share_many(&starts).expect("frames in use");
+            assert!(starts.iter().all(|&start| frames.table().refs(start) == Ok(2)));
+            assert_eq!(frames.release_many(&starts), Ok(0));
+        }
+        Call::ShareMany { .. } => {}
+        Call::ReleaseMany { which, count } if owned.table => {
+            let starts = owned.starts(which, count);
+            assert_eq!(frames.release_many(&starts), Ok(starts.len()));
+            owned.all.retain(|start, _| !starts.contains(&Frame::from_number(*start)));
+            if let Some(&first) = starts.first() {
+                assert_eq!(
+                    frames.release_many(&starts).map_err(|(place, _)| place),
+                    Err(0),
+                    "{first:?}"
+                );
+            }
+        }
+        Call::ReleaseMany { .. } => {}
+        Call::Offline { range: which, skip, count } => offline(frames, owned, which, skip, count),
+        Call::Online { which } => {
+            let leaving = owned.leaving.len();
+            let all = leaving + owned.away.len();
+            if all > 0 {
+                let which = usize::from(which) % all;
+                let range = if which < leaving {
+                    owned.leaving.swap_remove(which)
+                } else {
+                    owned.away.swap_remove(which - leaving)
+                };
+                frames.online(range).expect("a range that left");
+            }
+        }
+        Call::EmptyBlock { stay } => {
+            let free = |one: &pagoda_frames::Allocation| {
+                assert_eq!(owned.all.remove(&one.range.start().number()), Some(one.range.count()));
+                frames.free_range(one.range).expect("owned frames are taken back");
+            };
+            let mut free = free;
+            let mut first = true;
+            let _ = frames.empty_block(|one| {
+                // Freed instead of moved; somebody may stay.
+                let goes = !stay || std::mem::take(&mut first);
+                if goes {
+                    free(&one);
+                }
+                goes
+            });
+        }
         Call::Cpu { cpu } => frames.cpus().0.set(usize::from(cpu) % CPUS),
         Call::Drain => frames.drain_cpu().expect("an undisturbed stock"),
         Call::FillZeroed => {
@@ -244,6 +325,22 @@ fn step(frames: &Frames<'_>, owned: &mut Owned, call: &Call) {
             frames.nearly_free_block();
         }
     }
+}
+
+fn offline(frames: &Frames<'_>, owned: &mut Owned, which: u8, skip: u16, count: u16) {
+    let (first, len) = RANGES[usize::from(which) % RANGES.len()];
+    let skip = u64::from(skip) % len;
+    let wanted = range(first + skip, u64::from(count) % (len - skip) + 1);
+    let mut named = 0;
+    let left = frames.offline(wanted, |one, _| {
+        assert_eq!(owned.all.get(&one.range.start().number()), Some(&one.range.count()));
+        named += 1;
+    });
+    let Ok(left) = left else { return };
+    assert!(left > 0 || named == 0);
+    owned.leaving.retain(|range| *range != wanted);
+    owned.away.retain(|range| *range != wanted);
+    if left == 0 { owned.away.push(wanted) } else { owned.leaving.push(wanted) }
 }
 
 fn run(input: &Input) {
@@ -260,15 +357,27 @@ fn run(input: &Input) {
     // SAFETY: frames are only numbers, and the table has an entry for each.
     let frames: Frames<'_> =
         unsafe { FrameAllocator::new(setup, Turns(Cell::new(0)), OnePage(page)) }.expect("new");
+    let memory = [(ranges[0], Node(0)), (ranges[1], Node(1)), (ranges[3], Node(0))];
+    let topology = Topology { memory: &memory, cpus: &[Node(0), Node(1)], distances: &[] };
+    let mut areas = [Area::EMPTY; 8];
+    let frames = match input.nodes {
+        true => frames.with_topology(&topology, &mut areas).expect("two nodes"),
+        false => frames,
+    };
     let total: u64 = RANGES.iter().map(|(_, count)| count).sum();
-    let mut owned = Owned { table: input.table, all: BTreeMap::new() };
+    let mut owned =
+        Owned { table: input.table, all: BTreeMap::new(), leaving: Vec::new(), away: Vec::new() };
     let before = frames.block_counts(None);
     for call in &input.calls {
         step(&frames, &mut owned, call);
         let stats = frames.stats();
-        assert_eq!(stats.total, total);
+        let whole = owned.leaving.is_empty() && owned.away.is_empty();
+        assert!(stats.total == total || !whole && stats.total < total);
         assert_eq!(stats.used, owned.all.values().sum::<u64>(), "after {call:?}");
-        assert_eq!(stats.free + stats.cached + stats.used, total, "conservation");
+        assert_eq!(stats.free + stats.cached + stats.used, stats.total, "conservation");
+    }
+    for range in owned.leaving.drain(..).chain(owned.away.drain(..)) {
+        frames.online(range).expect("a range that left");
     }
     for (start, count) in std::mem::take(&mut owned.all) {
         frames.free_range(range(start, count)).expect("owned frames are taken back");

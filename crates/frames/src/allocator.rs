@@ -237,6 +237,9 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             return Err(AllocError::Reserved);
         }
         let run = Run { count, align, boundary };
+        if self.caches.failing.now() {
+            return Err(AllocError::Fragmented);
+        }
         let index = self.find(core, &run, request).ok_or(AllocError::Fragmented)?;
         let range = FrameRange::new(frame_at(core, index), count).ok_or(AllocError::Fragmented)?;
         core.take(index, count as usize, request.mobility);
@@ -250,7 +253,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let here = self.here();
         let mut core = self.core.lock();
         let kept = if class == Class::Normal { self.reserve.load(Ordering::Relaxed) } else { 0 };
-        if core.free_frames() >= kept.saturating_add(count) {
+        if core.free_frames() >= kept.saturating_add(count) && !self.caches.failing.now() {
             let take = |area: Area| core.take_large(order, &area.window, mobility);
             if let Some(index) = self.caches.nodes.in_order(&self.zones, here, take) {
                 let range = FrameRange::new(frame_at(&core, index), count).unwrap_or_default();

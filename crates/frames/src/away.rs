@@ -130,6 +130,9 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
             let index = core.directory.index(start.number());
             let index = index.ok_or(OfflineError::NotManaged(start))?;
             let place = core.away.place(range)?;
+            if self.caches.failing.now() {
+                return Err(OfflineError::TooMany);
+            }
             let captured = core.capture(index, index + range.count() as usize);
             let captured = core.away.list[place].map_or(0, |gone| gone.captured) + captured;
             core.away.set(place, Some(Gone { range, captured }));

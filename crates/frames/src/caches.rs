@@ -48,6 +48,7 @@ use pagoda_addr::{Frame, FrameRange, PhysMap};
 use pagoda_sync::{CachePadded, Cpus, Pinned};
 
 use crate::bitmap::Core;
+use crate::failing::Failing;
 use crate::magazine::{BATCH, Shelf, Stock, Way};
 use crate::nodes::{MAX_NODES, Nodes};
 use crate::places::{CHUNK_SHIFT, ChunkBit};
@@ -76,6 +77,7 @@ pub(crate) struct Caches<'m, R> {
     /// core's lock.
     hints: CachePadded<[[AtomicU64; 2]; MAX_NODES]>,
     pub(crate) nodes: Nodes<'m>,
+    pub(crate) failing: Failing,
     /// Not 0: the recycling rule is not the plain one ([`NODES`], [`LEAVING`]).
     special: AtomicU32,
     /// For whom each chunk is: the core's, which alone writes it.
@@ -102,6 +104,7 @@ impl<'m, R: RawMutex> Caches<'m, R> {
             pools: shelves(pools),
             hints: CachePadded(core::array::from_fn(|_| [AtomicU64::new(0), AtomicU64::new(0)])),
             nodes: Nodes::ONE,
+            failing: Failing::default(),
             special: AtomicU32::new(0),
             movable,
             base,
@@ -121,6 +124,17 @@ impl<'m, R: RawMutex> Caches<'m, R> {
     fn depot(&self, mobility: Mobility) -> &Shelf<'m, R> {
         let [unmovable, movable] = &self.depots;
         if mobility == Mobility::Unmovable { unmovable } else { movable }
+    }
+
+    /// A batch that another CPU, or this one, had too much.
+    fn take_batch(&self, mobility: Mobility) -> Option<[u64; BATCH]> {
+        if self.failing.now() { None } else { self.depot(mobility).take() }
+    }
+
+    /// A batch for whoever needs one; false if it cannot be kept. With several nodes, frames of one
+    /// would end up on CPUs of another.
+    fn put_batch(&self, mobility: Mobility, batch: &[u64; BATCH]) -> bool {
+        self.nodes.is_one() && !self.failing.now() && self.depot(mobility).put(batch)
     }
 
     pub(crate) fn pool(&self, mobility: Mobility) -> &Shelf<'m, R> {
@@ -213,7 +227,8 @@ fn shelves<R: RawMutex>(batches: &mut [[u64; BATCH]]) -> [Shelf<'_, R>; 2] {
 impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     #[inline]
     pub(crate) fn stock(&self, pin: &Pinned<'_, C>) -> Option<&'m Stock> {
-        self.caches.stocks.get(pin.cpu().index()).map(|padded| &padded.0)
+        let stock = self.caches.stocks.get(pin.cpu().index()).map(|padded| &padded.0);
+        stock.filter(|_| !self.caches.failing.now())
     }
 
     /// One frame. Budget when the stack has one: about twenty plain instructions, and ten more for
@@ -272,7 +287,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let magazine = stock.of(mobility);
         if magazine.peek().is_some() {
             // Stock of one's own.
-        } else if let Some(batch) = self.caches.depot(mobility).take() {
+        } else if let Some(batch) = self.caches.take_batch(mobility) {
             magazine.all_room(Way::Stack).fill(batch.into_iter());
         } else {
             let mut core = self.core.lock();
@@ -299,7 +314,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let free = core.free_frames();
         let reserve = self.reserve.load(Relaxed);
         match request.class {
-            _ if free == 0 => Err(AllocError::NoMemory),
+            _ if free == 0 || self.caches.failing.now() => Err(AllocError::NoMemory),
             Class::Normal if free <= reserve => Err(AllocError::Reserved),
             // What lies above the reserve may be taken for stock; of the reserve only what is used.
             _ => Ok(free.saturating_sub(reserve).clamp(1, BATCH as u64) as usize),
@@ -424,8 +439,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             found = self.bring_back(&mut core, magazine.empty_basket());
         } else if !magazine.has_room(way) {
             let batch = magazine.unload();
-            let shared = self.caches.nodes.is_one() && self.caches.depot(mobility).put(&batch);
-            if !shared {
+            if !self.caches.put_batch(mobility, &batch) {
                 found = self.bring_back(&mut self.core.lock(), batch);
             }
         }

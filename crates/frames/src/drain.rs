@@ -63,7 +63,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// Brings all stock back to the core that can be had; true if that was any.
     #[cold]
     pub(crate) fn drain_all(&self, pin: &Pinned<'_, C>) -> Result<bool, Corruption> {
-        if self.caches.count() == 0 {
+        if self.caches.count() == 0 || self.caches.failing.now() {
             return Ok(false);
         }
         let mut found = Ok(());

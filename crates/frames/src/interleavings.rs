@@ -219,3 +219,45 @@ fn the_last_of_two_owners_frees() {
         assert_eq!(settle(&frames, 3), []);
     });
 }
+
+#[test]
+fn a_request_is_answered_only_when_the_frames_are_in_the_core() {
+    explore(|| {
+        let frames = allocator(3);
+        let own = frames.alloc(Request::frame()).unwrap();
+        frames.free(own).unwrap();
+        let wanted = |frames: &Frames| frames.caches.stocks[0].0.wanted.load(Acquire);
+        frames.caches.stocks[0].0.wanted.store(crate::magazine::ASKED, Release);
+        let there = frames.clone();
+        both(
+            {
+                let frames = frames.clone();
+                move || frames.drain_cpu().unwrap()
+            },
+            move || {
+                if wanted(&there) == 0 {
+                    assert_eq!(there.stats().free, 3, "answered too early");
+                }
+            },
+        );
+        assert_eq!(settle(&frames, 3), []);
+    });
+}
+
+#[test]
+fn a_run_let_go_by_two_owners_at_once_is_freed_once() {
+    explore(|| {
+        let frames = allocator(4);
+        let pages = [0, 1].map(|_| frames.alloc(Request::frame()).unwrap().into_range().start());
+        frames.table().share_many(&pages).unwrap();
+        let freed = Arc::new(AtomicUsize::new(0));
+        let turn = |frames: Arc<Frames>, freed: Arc<AtomicUsize>| {
+            move || {
+                freed.fetch_add(frames.release_many(&pages).unwrap(), Relaxed);
+            }
+        };
+        both(turn(frames.clone(), freed.clone()), turn(frames.clone(), freed.clone()));
+        assert_eq!(freed.load(Relaxed), 2);
+        assert_eq!(settle(&frames, 4), []);
+    });
+}

@@ -50,6 +50,7 @@ mod caches;
 mod drain;
 mod entry;
 mod error;
+mod failing;
 #[cfg(all(test, loom))]
 mod interleavings;
 mod line;

@@ -85,7 +85,7 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
         {
             let mut core = self.core.lock();
             let least = self.reserve.load(Relaxed).saturating_add(PLENTY * BATCH as u64);
-            if core.free_frames() < least {
+            if core.free_frames() < least || self.caches.failing.now() {
                 return Ok(false);
             }
             pool.announce();
@@ -101,7 +101,7 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
             let frames = batch.iter().filter_map(|&number| Frame::new(number));
             frames.for_each(|frame| self.zero(FrameRange::single(frame)));
         }
-        if full && pool.put_announced(&batch) {
+        if full && !self.caches.failing.now() && pool.put_announced(&batch) {
             return Ok(true);
         }
         pool.renounce();
