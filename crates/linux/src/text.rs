@@ -92,7 +92,9 @@ pub fn smaps_entry(to: &mut dyn Write, region: &RegionInfo, pages: &Residency) -
         (region.prot.contains(Prot::WRITE), " wr"),
         (region.prot.contains(Prot::EXEC), " ex"),
         (region.shared, " sh"),
-        (true, " mr mw me"),
+        (true, " mr"),
+        (!region.flags.contains(MapFlags::NEVER_WRITE), " mw"),
+        (true, " me"),
         (region.shared, " ms"),
         (region.flags.contains(MapFlags::GROWS_DOWN), " gd"),
         (locked, " lo"),
@@ -106,6 +108,46 @@ pub fn smaps_entry(to: &mut dyn Write, region: &RegionInfo, pages: &Residency) -
         }
     }
     to.write_str(" \n")
+}
+
+/// Writes `/proc/PID/smaps_rollup`: the sum over all regions, which begin and end there.
+pub fn smaps_rollup(
+    to: &mut dyn Write,
+    (start, end): (u64, u64),
+    pages: &Residency,
+) -> fmt::Result {
+    let kib = |pages: u64| pages * 4;
+    let clean = pages.sole - pages.sole_dirty.min(pages.sole);
+    let shared = pages.present - pages.sole.min(pages.present);
+    let shared_dirty = (pages.dirty - pages.sole_dirty.min(pages.dirty)).min(shared);
+    writeln!(to, "{start:08x}-{end:08x} ---p 00000000 00:00 0                          [rollup]")?;
+    for (name, value) in [
+        ("Rss:", kib(pages.present)),
+        ("Pss:", pages.proportional >> 10),
+        ("Pss_Dirty:", kib(pages.sole_dirty)),
+        ("Pss_Anon:", kib(pages.anonymous)),
+        ("Pss_File:", (pages.proportional >> 10).saturating_sub(kib(pages.anonymous))),
+        ("Pss_Shmem:", 0),
+        ("Shared_Clean:", kib(shared - shared_dirty)),
+        ("Shared_Dirty:", kib(shared_dirty)),
+        ("Private_Clean:", kib(clean)),
+        ("Private_Dirty:", kib(pages.sole_dirty)),
+        ("Referenced:", kib(pages.present)),
+        ("Anonymous:", kib(pages.anonymous)),
+        ("KSM:", 0),
+        ("LazyFree:", 0),
+        ("AnonHugePages:", 0),
+        ("ShmemPmdMapped:", 0),
+        ("FilePmdMapped:", 0),
+        ("Shared_Hugetlb:", 0),
+        ("Private_Hugetlb:", 0),
+        ("Swap:", 0),
+        ("SwapPss:", 0),
+        ("Locked:", 0),
+    ] {
+        writeln!(to, "{name:<16}{value:>8} kB")?;
+    }
+    Ok(())
 }
 
 /// Writes `/proc/PID/statm`. `text`: pages of the program's code.

@@ -40,7 +40,7 @@ pub use request::{
     Access, Advice, Backing, Layout, Limits, MapFlags, MapRequest, Place, Prot, RemapPlace,
     RemapRequest,
 };
-pub use space::{AddressSpace, RegionInfo, Residency, SpaceStats};
+pub use space::{AddressSpace, PageState, RegionInfo, Residency, SpaceStats};
 pub use store::{FilePage, Frames, HeapPages, PageStore};
 
 #[cfg(test)]

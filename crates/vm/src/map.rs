@@ -221,15 +221,16 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             return Ok(());
         }
         // The common case: a region, whole, or one end of it. Nothing is added, so nothing can fail.
-        if window.0 <= start && window.1 == end || window.0 == start && window.1 < end {
-            let part = (start, window.1);
+        let (whole, upper) = (window.0 <= start, window.0 > start && window.1 == end);
+        if whole && window.1 == end || window.0 == start && window.1 < end || upper {
+            let part = (start.max(window.0), window.1);
             let (low, high) = entry.value.touched.within(part);
             if low < high {
                 let anonymous = entry.value.is_anonymous();
                 entry.value.touched.forget(part);
                 self.drop_run(&mut inner.stats, (low, high), anonymous)?;
             }
-            inner.regions.trim_start(start, end, window.1, &mut inner.stats);
+            inner.regions.trim((start, end), part, &mut inner.stats);
             return Ok(());
         }
         inner.regions.reserve(&[window])?;

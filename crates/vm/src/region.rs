@@ -316,24 +316,24 @@ impl<P: VmPlatform> Regions<P> {
         Ok(Self { tree: self.tree.copy(keep)? })
     }
 
-    /// Removes the region from `start` to `end`, or its part below `to`, and counts it out.
-    pub(crate) fn trim_start(
-        &mut self,
-        start: PageNumber,
-        end: PageNumber,
-        to: PageNumber,
-        stats: &mut SpaceStats,
-    ) {
-        if to == end {
-            if let Some(entry) = self.tree.remove(start) {
-                stats.promise(&entry.value, to - start, false);
+    /// Removes `part` of the region at `window`, which begins or ends where the region does, and counts
+    /// it out.
+    pub(crate) fn trim(&mut self, window: Window, part: Window, stats: &mut SpaceStats) {
+        let pages = part.1 - part.0;
+        if part == window {
+            if let Some(entry) = self.tree.remove(window.0) {
+                stats.promise(&entry.value, pages, false);
             }
-        } else {
-            self.tree.update(start, |entry| {
-                stats.promise(&entry.value, to - start, false);
-                entry.start = to;
-            });
+            return;
         }
+        self.tree.update(window.0, |entry| {
+            stats.promise(&entry.value, pages, false);
+            if part.0 == window.0 {
+                entry.start = part.1;
+            } else {
+                entry.end = part.0;
+            }
+        });
     }
 
     /// Allocates ahead for any one of the changes below at the ends of each of `windows`.

@@ -189,11 +189,27 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         inner.stats.promise(&moved, to.1 - to.0, true);
         let locked = moved.flags.contains(MapFlags::LOCKED);
         inner.regions.insert(to, moved);
+        if keep_old && locked {
+            self.unlock_region(inner, from.0);
+        }
         let new = (to.0 + (from.1 - from.0), to.1);
         if locked && new.0 < new.1 {
             self.populate_locked(inner, new);
         }
         Ok(address(to.0))
+    }
+
+    /// What is left behind is not locked any more: all of the region, as on Linux.
+    #[cold]
+    fn unlock_region(&self, inner: &mut Inner<P>, page: PageNumber) {
+        let Some(entry) = inner.regions.covering(page) else { return };
+        let all = (entry.start, entry.end);
+        inner.count_out(all);
+        inner.regions.change(all, |region| {
+            region.flags.remove(MapFlags::LOCKED);
+            true
+        });
+        inner.count_in(all);
     }
 
     fn move_leaves(&self, from: Window, to: Window, touched: &Touched) -> Result<(), VmError> {

@@ -41,6 +41,7 @@ use pagoda_addr::{Frame, Page, PageRange, UserRange, UserRangeError, VirtAddr, V
 use pagoda_paging::{Entry, Format, PageFlags, PageTable};
 
 use crate::ahead::Streams;
+use crate::guard::is_guard;
 use crate::region::{Object, Region, Regions, Window};
 use crate::tree::{Entry as Interval, PageNumber};
 use crate::{FileObject, Layout, Limits, MapFlags, Policy, Prot, VmError, VmPlatform};
@@ -185,6 +186,24 @@ pub struct RegionInfo {
     pub stack: bool,
 }
 
+/// What stands behind a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageState {
+    /// Nothing yet.
+    Nothing,
+    /// A guard page.
+    Guard,
+    /// A frame.
+    Present {
+        /// Which.
+        frame: Frame,
+        /// The program's own memory, no file's and not shared.
+        own: bool,
+        /// Mapped by nobody else.
+        sole: bool,
+    },
+}
+
 /// Present pages of one region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Residency {
@@ -276,6 +295,35 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     pub fn next_region(&self, from: VirtAddr) -> Option<RegionInfo> {
         let inner = self.lock();
         inner.regions.find(from.block().number()).map(|entry| inner.describe(entry))
+    }
+
+    /// Tells `each` what stands behind `count` pages from `first` on, one after another.
+    pub fn page_states(&self, first: VirtAddr, count: u64, mut each: impl FnMut(PageState)) {
+        let inner = self.lock();
+        let limit = number(self.layout.limit);
+        let start = number(first);
+        let mut cursor = pages((start.min(limit), start.saturating_add(count).min(limit)))
+            .filter(|range| !range.is_empty())
+            .and_then(|range| self.table.cursor(range).ok());
+        let zero = self.platform().zero_page();
+        for number in start..start.saturating_add(count) {
+            let entry = match (&mut cursor, Page::new(number).filter(|_| number < limit)) {
+                (Some(cursor), Some(page)) => cursor.query(page),
+                _ => Entry::NOTHING,
+            };
+            each(match entry {
+                Entry::Mapped { frame, flags, .. } => {
+                    let own = flags.contains(ANONYMOUS) || Some(frame) == zero;
+                    let refs = self.platform().refs(frame);
+                    let sole = refs == if own { 1 } else { 2 };
+                    PageState::Present { frame, own, sole }
+                }
+                entry if is_guard(entry) => PageState::Guard,
+                Entry::Absent(_) => PageState::Nothing,
+            });
+        }
+        drop(cursor);
+        drop(inner);
     }
 
     /// Counts the present pages of the region at `addr`.

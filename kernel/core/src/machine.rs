@@ -156,6 +156,25 @@ pub struct MemoryTotals {
     pub stacks: u64,
 }
 
+/// What a frame of physical memory is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameUse {
+    /// There is no such frame that the kernel gives out.
+    None,
+    /// Nothing.
+    Free,
+    /// The kernel heap.
+    Heap,
+    /// Page tables.
+    PageTable,
+    /// Programs, or files.
+    Program,
+    /// The page of zeroes.
+    Zero,
+    /// Something else of the kernel's.
+    Kernel,
+}
+
 /// A text about its insides that the machine half writes, a file in `/proc` each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
@@ -304,6 +323,17 @@ pub trait Machine:
     /// The memory totals behind `/proc/meminfo` and `sysinfo`.
     fn memory(&self) -> MemoryTotals {
         MemoryTotals::default()
+    }
+
+    /// One past the highest frame that [`frame_use`](Self::frame_use) may know something about.
+    fn frame_end(&self) -> u64 {
+        0
+    }
+
+    /// What the frame with this number is used for, and how many references there are to it.
+    fn frame_use(&self, number: u64) -> (FrameUse, u32) {
+        let _ = number;
+        (FrameUse::None, 0)
     }
 
     /// Writes one of its reports; nothing where it has nothing to say.

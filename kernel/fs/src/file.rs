@@ -191,6 +191,9 @@ impl OpenFile {
             }
             Handle::Text(text) => {
                 self.check_readable()?;
+                if let Some(read) = self.node.read_window(offset, into) {
+                    return read;
+                }
                 if offset == 0 || text.lock().is_none() {
                     let fresh = self.node.generate()?;
                     *text.lock() = Some(fresh);
@@ -243,6 +246,11 @@ impl OpenFile {
     /// Text is generated anew when it is read from its beginning, and stays as it is until then.
     fn read_text(&self, text: &Lock<Option<Vec<u8>>>, into: &mut [u8]) -> Result<usize> {
         let at = *self.offset.lock();
+        if let Some(read) = self.node.read_window(at, into) {
+            let read = read?;
+            *self.offset.lock() = at + read as u64;
+            return Ok(read);
+        }
         if at == 0 || text.lock().is_none() {
             let fresh = self.node.generate()?;
             *text.lock() = Some(fresh);

@@ -44,6 +44,11 @@ impl fmt::Write for TextBuffer {
 pub trait TextSource: Send + Sync {
     /// Writes the whole text.
     fn generate(&self, out: &mut TextBuffer) -> Result<()>;
+    /// Reads at a place, for files that are not made at once (`/proc/PID/pagemap`): none for others.
+    fn window(&self, offset: u64, into: &mut [u8]) -> Option<Result<usize>> {
+        let _ = (offset, into);
+        None
+    }
     /// Takes what a program writes (`/proc/sys`).
     fn store(&self, _offset: u64, _bytes: &[u8]) -> Result<usize> {
         Err(Errno::EINVAL)

@@ -287,6 +287,14 @@ impl Inode {
         self.mappings.load(Ordering::Relaxed) != 0
     }
 
+    /// Reads a generated file that has no text, at `offset`.
+    pub(crate) fn read_window(&self, offset: u64, into: &mut [u8]) -> Option<Result<usize>> {
+        match &self.body {
+            Body::Generated(Generated::Text(source)) => source.window(offset, into),
+            _ => None,
+        }
+    }
+
     /// The whole text of a generated file, as it is now.
     pub(crate) fn generate(&self) -> Result<Vec<u8>> {
         let Body::Generated(Generated::Text(source)) = &self.body else {

@@ -11,6 +11,7 @@
 //! maps apart from the process's, network files.
 
 mod failures;
+mod pages;
 mod process;
 mod status;
 mod system;
@@ -40,6 +41,10 @@ enum Item<M: Machine> {
     Text(SystemText<M>),
     Directory(fn() -> &'static [&'static str], fn(&str) -> Option<Item<M>>),
     Link(fn(&Kernel<M>) -> Option<u32>, &'static str),
+    /// Words about frames: flags, or else counts.
+    Frames {
+        flags: bool,
+    },
 }
 
 fn ino(seed: u64, name: &[u8]) -> u64 {
@@ -159,6 +164,11 @@ impl<M: Machine> DirSource for Fixed<M> {
                 let source = Fixed { kernel, names, item, top: false };
                 let source = try_arc(source).map_err(no_memory)?;
                 found(seed, name, 0o555, Generated::Directory(source))
+            }
+            Item::Frames { flags } => {
+                let source = pages::FrameWords { kernel, flags };
+                let source = try_arc(source).map_err(no_memory)?;
+                found(seed, name, 0o400, Generated::Text(source))
             }
             Item::Link(who, format) => {
                 let source = try_arc(Current { kernel, who, format }).map_err(no_memory)?;

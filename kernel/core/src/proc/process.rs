@@ -12,6 +12,7 @@ use pagoda_linux::{Errno, text};
 use pagoda_vm::fallible::{try_arc, try_vec};
 
 use super::failures::FailNth;
+use super::pages::PageMap;
 use super::status::{limits, stat, statm, status};
 use super::{Decimal, ProcessText, found, ino, number, to_node};
 use crate::kernel::Kernel;
@@ -23,6 +24,7 @@ use crate::{Result, Space};
 /// What stands in a process's directory.
 enum Entry<M: Machine> {
     Text(ProcessText<M>),
+    PageMap,
     Link(LinkKind),
     Files,
     Threads,
@@ -53,8 +55,10 @@ const NAMES: &[&str] = &[
     "mounts",
     "oom_score",
     "oom_score_adj",
+    "pagemap",
     "root",
     "smaps",
+    "smaps_rollup",
     "stat",
     "statm",
     "status",
@@ -83,7 +87,9 @@ fn entry<M: Machine>(name: &str) -> Option<Entry<M>> {
         }),
         "oom_score" | "oom_score_adj" => Entry::Text(|_, _, out| out.push_bytes(b"0\n")),
         "root" => Entry::Link(LinkKind::Root),
+        "pagemap" => Entry::PageMap,
         "smaps" => Entry::Text(smaps),
+        "smaps_rollup" => Entry::Text(smaps_rollup),
         "stat" => Entry::Text(stat),
         "statm" => Entry::Text(statm),
         "status" => Entry::Text(status),
@@ -122,7 +128,7 @@ struct ProcessDir<M: Machine> {
 /// The kernel and one of its processes.
 type Both<M> = (Arc<Kernel<M>>, Arc<Process<M>>);
 
-fn process_of<M: Machine>(kernel: &Weak<Kernel<M>>, pid: u32) -> Result<Both<M>> {
+pub(super) fn process_of<M: Machine>(kernel: &Weak<Kernel<M>>, pid: u32) -> Result<Both<M>> {
     let kernel = kernel.upgrade().ok_or(Errno::ESRCH)?;
     let process = kernel.tables.lock().process(pid).ok_or(Errno::ESRCH)?;
     Ok((kernel, process))
@@ -143,6 +149,11 @@ impl<M: Machine> DirSource for ProcessDir<M> {
             Entry::FailNth => {
                 let source = try_arc(FailNth { kernel }).map_err(no_memory)?;
                 found(seed, name, 0o666, Generated::Text(source))
+            }
+            Entry::PageMap => {
+                let source = PageMap { kernel, pid };
+                let source = try_arc(source).map_err(no_memory)?;
+                found(seed, name, 0o400, Generated::Text(source))
             }
             Entry::Link(kind) => {
                 let source = try_arc(Leads { kernel, pid, kind }).map_err(no_memory)?;
@@ -359,4 +370,28 @@ fn smaps<M: Machine>(_: &Kernel<M>, process: &Process<M>, out: &mut TextBuffer) 
     each_region(process, |space, region| {
         text::smaps_entry(out, region, &space.resident(region.range.start()))
     })
+}
+
+fn smaps_rollup<M: Machine>(
+    _: &Kernel<M>,
+    process: &Process<M>,
+    out: &mut TextBuffer,
+) -> Result<()> {
+    let (mut sum, mut ends) = (pagoda_vm::Residency::default(), None);
+    each_region(process, |space, region| {
+        let pages = space.resident(region.range.start());
+        sum.present += pages.present;
+        sum.sole += pages.sole;
+        sum.dirty += pages.dirty;
+        sum.sole_dirty += pages.sole_dirty;
+        sum.anonymous += pages.anonymous;
+        sum.proportional += pages.proportional;
+        let (start, end) = (region.range.start().as_u64(), region.range.end().as_u64());
+        ends = Some((ends.map_or(start, |(first, _)| first), end));
+        Ok(())
+    })?;
+    match ends {
+        Some(ends) => full(text::smaps_rollup(out, ends, &sum)),
+        None => Ok(()),
+    }
 }

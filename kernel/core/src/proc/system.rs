@@ -27,6 +27,8 @@ pub(super) fn top_names() -> &'static [&'static str] {
         "filesystems",
         "interrupts",
         "iomem",
+        "kpagecount",
+        "kpageflags",
         "loadavg",
         "meminfo",
         "mounts",
@@ -55,6 +57,8 @@ pub(super) fn top_item<M: Machine>(name: &str) -> Option<Item<M>> {
         "filesystems" => Item::Text(|_, out| out.write_str("nodev\ttmpfs\nnodev\tproc\n")),
         "interrupts" => Item::Text(|_, out| out.write_str("           CPU0\n")),
         "iomem" => Item::Text(|k, out| k.machine.report(Report::IoMem, out)),
+        "kpagecount" => Item::Frames { flags: false },
+        "kpageflags" => Item::Frames { flags: true },
         "loadavg" => Item::Text(loadavg),
         "meminfo" => Item::Text(memory),
         "mounts" => Item::Link(|kernel| Some(kernel.sched.current()?.process.pid), "#/mounts"),
@@ -181,11 +185,13 @@ fn memory<M: Machine>(kernel: &Kernel<M>, out: &mut dyn Write) -> fmt::Result {
     let totals = kernel.machine.memory();
     let free = totals.free + totals.cached;
     let (_, resident) = total_usage(kernel);
-    let mut committed = 0;
+    let (mut committed, mut mapped) = (0, 0);
     let mut next = 0;
     while let Some(process) = kernel.next_process(next) {
         next = process.pid + 1;
-        committed += process.space().map_or(0, |space| space.stats().data);
+        let stats = process.space().map(|space| space.stats()).unwrap_or_default();
+        committed += stats.data + stats.stack;
+        mapped += stats.rss_file + stats.rss_shared;
     }
     meminfo(
         out,
@@ -195,7 +201,7 @@ fn memory<M: Machine>(kernel: &Kernel<M>, out: &mut dyn Write) -> fmt::Result {
             available: free.saturating_sub(totals.reserve),
             anonymous: resident * 4096,
             cached: kernel.vfs.used_bytes(),
-            mapped: 0,
+            mapped: mapped * 4096,
             shared: kernel.vfs.used_bytes(),
             slab: totals.heap,
             slab_reclaimable: 0,
@@ -209,10 +215,42 @@ fn memory<M: Machine>(kernel: &Kernel<M>, out: &mut dyn Write) -> fmt::Result {
 fn vmstat<M: Machine>(kernel: &Kernel<M>, out: &mut dyn Write) -> fmt::Result {
     let totals = kernel.machine.memory();
     let (usage, resident) = total_usage(kernel);
-    writeln!(out, "nr_free_pages {}", (totals.free + totals.cached) / 4096)?;
-    writeln!(out, "nr_anon_pages {resident}")?;
-    writeln!(out, "nr_page_table_pages {}", totals.page_tables / 4096)?;
-    writeln!(out, "pgfault {}", usage.faults)
+    let (mut mapped, mut locked, mut next) = (0, 0, 0);
+    while let Some(process) = kernel.next_process(next) {
+        next = process.pid + 1;
+        let stats = process.space().map(|space| space.stats()).unwrap_or_default();
+        mapped += stats.rss_file + stats.rss_shared;
+        locked += stats.locked;
+    }
+    let files = kernel.vfs.used_bytes() / 4096;
+    for (name, value) in [
+        ("nr_free_pages", (totals.free + totals.cached) / 4096),
+        ("nr_inactive_anon", 0),
+        ("nr_active_anon", resident),
+        ("nr_inactive_file", 0),
+        ("nr_active_file", files),
+        ("nr_unevictable", 0),
+        ("nr_mlock", locked),
+        ("nr_slab_reclaimable", 0),
+        ("nr_slab_unreclaimable", totals.heap / 4096),
+        ("nr_anon_pages", resident),
+        ("nr_mapped", mapped),
+        ("nr_file_pages", files),
+        ("nr_dirty", 0),
+        ("nr_writeback", 0),
+        ("nr_shmem", files),
+        ("nr_kernel_stack", totals.stacks / 1024),
+        ("nr_page_table_pages", totals.page_tables / 4096),
+        ("pgpgin", 0),
+        ("pgpgout", 0),
+        ("pswpin", 0),
+        ("pswpout", 0),
+        ("pgfault", usage.faults),
+        ("pgmajfault", 0),
+    ] {
+        writeln!(out, "{name} {value}")?;
+    }
+    Ok(())
 }
 
 fn uptime<M: Machine>(kernel: &Kernel<M>, out: &mut dyn Write) -> fmt::Result {

@@ -5,9 +5,10 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 
 use pagoda_addr::Frame;
+use pagoda_bootmap::{Region, RegionKind};
 use pagoda_frames::{Stats, Zone};
 use pagoda_kernel_core::machine::{
-    Machine, MemoryTotals, OutOfMemory, Port, Report, Serve, UserRegs,
+    FrameUse, Machine, MemoryTotals, OutOfMemory, Port, Report, Serve, UserRegs,
 };
 use pagoda_kva::Kind;
 use pagoda_paging::{PageTable, X86_64};
@@ -18,7 +19,7 @@ use x86_64::structures::paging::PhysFrame;
 
 use super::context::Context;
 use super::fpu::Fpu;
-use super::host::{KERNEL, Kernel, heap};
+use super::host::{KERNEL, Kernel, heap, kind};
 use super::stacks::Stack;
 use super::{
     big_lock, cpu, failures, fpu, lapic, percpu, random, serial, smp, spare_tables, stacks, time,
@@ -186,6 +187,38 @@ impl Machine for Kernel {
             heap: heap().stats().taken as u64,
             page_tables: self.tables_in_use.load(Ordering::Relaxed) * FRAME,
             stacks: stacks::bytes_in_use(),
+        }
+    }
+
+    fn frame_end(&self) -> u64 {
+        self.map.get().map_or(0, |map| map.ram_end().as_u64() / FRAME)
+    }
+
+    fn frame_use(&self, number: u64) -> (FrameUse, u32) {
+        let nothing = (FrameUse::None, 0);
+        let (Some(frame), Some(frames)) = (Frame::new(number), self.frames.get()) else {
+            return nothing;
+        };
+        if self.zero_page.load(Ordering::Relaxed) == number {
+            return (FrameUse::Zero, 0);
+        }
+        let here = |region: &&Region| region.range.contains(frame.start());
+        let managed = self.map.get().and_then(|map| map.regions().iter().find(here));
+        let Some(region) = managed else { return nothing };
+        if region.kind != RegionKind::Usable {
+            return (FrameUse::Kernel, 0);
+        }
+        match frames.table().find(frame) {
+            None => (FrameUse::Free, 0),
+            Some(block) => {
+                let used = match block.kind {
+                    kind::HEAP => FrameUse::Heap,
+                    kind::PAGE_TABLE => FrameUse::PageTable,
+                    kind::PROGRAM => FrameUse::Program,
+                    _ => FrameUse::Kernel,
+                };
+                (used, block.refs)
+            }
         }
     }
 
