@@ -80,6 +80,8 @@ pub struct Inode {
     mappings: AtomicU32,
     /// Of these, those that may be written through.
     writable_mappings: AtomicU32,
+    /// Processes that run it.
+    executions: AtomicU32,
     /// Changes that are forbidden (`F_ADD_SEALS`).
     pub(crate) seals: AtomicU32,
 }
@@ -114,6 +116,7 @@ impl Inode {
             parent: Lock::new(Parent::None),
             body,
             mappings: AtomicU32::new(0),
+            executions: AtomicU32::new(0),
             writable_mappings: AtomicU32::new(0),
             seals: AtomicU32::new(Seals::SEAL.bits()),
         })
@@ -145,6 +148,7 @@ impl Inode {
             parent: Lock::new(parent),
             body: Body::Generated(found.content),
             mappings: AtomicU32::new(0),
+            executions: AtomicU32::new(0),
             writable_mappings: AtomicU32::new(0),
             seals: AtomicU32::new(Seals::SEAL.bits()),
         })
@@ -280,6 +284,21 @@ impl Inode {
         if self.is_mapped() {
             self.volume.host.pages_gone(self, (from, to), own);
         }
+    }
+
+    /// One more process runs it, or one less: meanwhile nobody opens it for writing.
+    pub fn note_execution(&self, more: bool) {
+        if more {
+            self.executions.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.executions.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// [`Errno::ETXTBSY`] while a process runs it: its pages are the program's.
+    pub(crate) fn may_change(&self) -> Result<()> {
+        let runs = self.executions.load(Ordering::Relaxed) != 0;
+        if runs { Err(Errno::ETXTBSY) } else { Ok(()) }
     }
 
     /// Is it mapped somewhere?

@@ -90,6 +90,9 @@ impl Vfs {
         let wanted = if flags.readable() { 4 } else { 0 };
         let wanted = wanted | if flags.writable() || truncates { 2 } else { 0 };
         node.permits(caller, wanted)?;
+        if flags.writable() || truncates {
+            node.may_change()?;
+        }
         if let (true, Body::Regular(content)) = (truncates, &node.body) {
             // The file first, so that a failure leaves the content alone.
             let file = self.open_checked(node, flags)?;

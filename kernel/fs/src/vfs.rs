@@ -5,6 +5,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::content::PAGE;
 use crate::directory::Directory;
 use crate::inode::{Body, Inode, Parent};
 use crate::names::New;
@@ -92,7 +93,13 @@ impl Vfs {
         match &node.body {
             Body::Regular(content) => {
                 node.permits(caller, 2)?;
-                content.lock().truncate(len)?;
+                node.may_change()?;
+                {
+                    let mut content = content.lock();
+                    node.may_resize(content.size(), len)?;
+                    content.truncate(len)?;
+                }
+                node.forget_pages(len.div_ceil(PAGE), u64::MAX, true);
                 node.touch_modified();
                 Ok(())
             }

@@ -17,7 +17,7 @@ use super::status::{limits, stat, statm, status};
 use super::{Decimal, ProcessText, found, ino, number, to_node};
 use crate::kernel::Kernel;
 use crate::machine::Machine;
-use crate::task::Process;
+use crate::task::{Executed, Process};
 use crate::text::name;
 use crate::{Result, Space};
 
@@ -279,7 +279,7 @@ struct Leads<M: Machine> {
 impl<M: Machine> Leads<M> {
     fn node(&self, process: &Process<M>) -> Result<Option<Arc<Inode>>> {
         Ok(match self.kind {
-            LinkKind::Exe => process.program.lock().exe.clone(),
+            LinkKind::Exe => process.program.lock().exe.as_ref().map(Executed::node),
             LinkKind::Cwd => process.places().map(|places| places.cwd),
             LinkKind::Root => process.places().map(|places| places.root),
             LinkKind::File(fd) => {

@@ -22,7 +22,7 @@ use pagoda_vm::{
 };
 
 use super::image::{self, ImageError, Plan};
-use super::process::Program;
+use super::process::{Executed, Program};
 use super::stack::{self, InitialStack, StackContent};
 use crate::host::file_key;
 use crate::kernel::Kernel;
@@ -219,7 +219,7 @@ pub(crate) fn load<M: Machine>(
     let regs =
         UserRegs { rip: plan.entry, rsp: stack.rsp, rflags: FRESH_FLAGS, ..UserRegs::default() };
     let program = Program {
-        exe: Some(node),
+        exe: Some(Executed::new(node)),
         name: short_name(&request.path),
         path,
         args: stack.args,

@@ -95,6 +95,9 @@ impl<M: Machine> Kernel<M> {
         });
         let (code, number) = child_end(status);
         let info = signal.map(|signal| child_info(process, signal, code, number));
+        // Its file may be written to again.
+        let executed = process.program.lock().exe.take();
+        drop(executed);
         {
             let mut tables = self.tables.lock();
             process.family.lock().ended = Some(status);

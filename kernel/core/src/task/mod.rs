@@ -35,7 +35,7 @@ pub(crate) mod wait;
 pub(crate) use exec::{Request, first_space};
 pub(crate) use exit::FIRST;
 pub(crate) use fork::CloneArgs;
-pub(crate) use process::{Alarm, Files, Ids, Parts, Places, Process, Usage};
+pub(crate) use process::{Alarm, Executed, Files, Ids, Parts, Places, Process, Usage};
 pub(crate) use status::WaitStatus;
 pub(crate) use tables::Tables;
 pub(crate) use thread::Thread;

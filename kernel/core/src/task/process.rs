@@ -58,10 +58,36 @@ impl Ids {
 /// Limits by `RLIMIT_*` number: (soft, hard).
 pub(crate) type Limits = [(u64, u64); 16];
 
+/// The file that a process runs, which nobody writes to meanwhile.
+pub(crate) struct Executed(Arc<Inode>);
+
+impl Executed {
+    pub(crate) fn new(node: Arc<Inode>) -> Self {
+        node.note_execution(true);
+        Self(node)
+    }
+
+    pub(crate) fn node(&self) -> Arc<Inode> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Clone for Executed {
+    fn clone(&self) -> Self {
+        Self::new(self.node())
+    }
+}
+
+impl Drop for Executed {
+    fn drop(&mut self) {
+        self.0.note_execution(false);
+    }
+}
+
 /// What the program is, for `/proc`.
 #[derive(Default)]
 pub(crate) struct Program {
-    pub(crate) exe: Option<Arc<Inode>>,
+    pub(crate) exe: Option<Executed>,
     pub(crate) path: Vec<u8>,
     pub(crate) name: [u8; 16],
     /// Addresses of the argument strings and of the environment strings: start, end.
