@@ -31,8 +31,7 @@
 //!
 //! Lock order: the lock of the regions, then an object's, then the page table's.
 //!
-//! Left out: large pages, file pages shared between spaces, reclaim,
-//! `MADV_FREE` that waits for pressure (it frees at once), guard markers. Anonymous regions that are
+//! Left out: large pages, reclaim, `MADV_FREE` that waits for pressure (it frees at once). Anonymous regions that are
 //! alike always merge; Linux keeps some apart (after moves and forks), where a later `mremap` over
 //! the border then fails with `EFAULT` and here succeeds.
 

@@ -120,6 +120,10 @@ fn files(name: &CStr) {
         println!("{name} after truncation {ends:?}");
     }
     put(shared, PAGE + 99, 4);
+    // By its name, too.
+    // SAFETY: a name that ends in zero.
+    say("truncate", unsafe { libc::truncate(name.as_ptr(), PAGE as i64) }.into());
+    println!("cut to a page {}", ends_by(|| put(shared, PAGE, 1)));
     say("ftruncate", truncate(file, 4 * PAGE));
     println!("grown again {} {}", get(shared, PAGE + 99), get(shared, 3 * PAGE));
     println!("private again {}", get(private, 3 * PAGE));
@@ -303,7 +307,18 @@ fn locked() {
     }
 }
 
+/// Nobody writes to a file that runs.
+fn running() {
+    println!("running");
+    // SAFETY: names that end in zero.
+    unsafe {
+        say("open", libc::open(c"/proc/self/exe".as_ptr(), libc::O_RDWR).into());
+        say("truncate", libc::truncate(c"/proc/self/exe".as_ptr(), 0).into());
+    }
+}
+
 fn main() {
+    running();
     files(c"/tmp/shares.data");
     files(c"/dev/shm/shares.data");
     seals();

@@ -69,6 +69,8 @@ pub(super) struct ModelPage {
     pub(super) prot: Prot,
     pub(super) flags: MapFlags,
     pub(super) back: Back,
+    /// A guard page.
+    pub(super) guard: bool,
 }
 
 #[derive(Clone)]
@@ -165,7 +167,8 @@ impl Model {
         back: impl Fn(u64) -> Back,
     ) {
         for page in 0..len {
-            self.pages.insert(start + page, ModelPage { prot, flags, back: back(page) });
+            self.pages
+                .insert(start + page, ModelPage { prot, flags, back: back(page), guard: false });
         }
     }
 
@@ -214,7 +217,21 @@ impl Model {
         Ok(())
     }
 
+    /// Guard pages, or ordinary ones again.
+    pub(super) fn guard(&mut self, addr: u64, len: u64, install: bool) -> Result<(), VmError> {
+        self.advise(addr, len, |page| {
+            page.guard = install;
+            if install {
+                page.back.reset();
+            }
+        })
+    }
+
     pub(super) fn dont_need(&mut self, addr: u64, len: u64) -> Result<(), VmError> {
+        self.advise(addr, len, |page| page.back.reset())
+    }
+
+    fn advise(&mut self, addr: u64, len: u64, act: impl Fn(&mut ModelPage)) -> Result<(), VmError> {
         if addr % 4096 != 0 {
             return Err(VmError::Invalid);
         }
@@ -226,7 +243,7 @@ impl Model {
         let mut result = if end > self.limit() { Err(VmError::NotMapped) } else { Ok(()) };
         for page in addr >> 12..end.min(self.limit()) {
             match self.pages.get_mut(&page) {
-                Some(page) => page.back.reset(),
+                Some(page) => act(page),
                 None => result = Err(VmError::NotMapped),
             }
         }
@@ -271,7 +288,10 @@ impl Model {
         let free = self.pages.range(start + old..start + new).next().is_none();
         if old != 0 && start + old == run.1 && start + new <= self.limit() && free {
             for page in old..new {
-                self.pages.insert(start + page, ModelPage { back: back(page), ..first.clone() });
+                self.pages.insert(
+                    start + page,
+                    ModelPage { back: back(page), guard: false, ..first.clone() },
+                );
             }
             return Ok(addr);
         }
@@ -330,7 +350,10 @@ impl Model {
         let first = self.pages[&start].clone();
         for page in 0..new {
             let moved = if page < old { self.pages.remove(&(start + page)) } else { None };
-            let fresh = || ModelPage { back: first.back.further(page), ..first.clone() };
+            let fresh = || {
+                let back = first.back.further(page);
+                ModelPage { back, guard: false, ..first.clone() }
+            };
             let moved = moved.unwrap_or_else(fresh);
             self.pages.insert(to + page, moved);
         }
@@ -376,6 +399,9 @@ impl Model {
         };
         if !allowed {
             return Err(FaultError::Protection);
+        }
+        if found.guard {
+            return Err(FaultError::Unmapped);
         }
         let beyond = match &found.back {
             Back::Anonymous(_) => false,

@@ -70,6 +70,11 @@ pub(super) enum Step {
         addr: u64,
         len: u64,
     },
+    Guard {
+        addr: u64,
+        len: u64,
+        install: bool,
+    },
     Brk {
         to: u64,
     },
@@ -147,6 +152,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => (addr(), len(), len(), addr())
             .prop_map(|(addr, old, new, to)| Step::MoveTo { addr, old, new, to }),
         3 => (addr(), len()).prop_map(|(addr, len)| Step::DontNeed { addr, len }),
+        2 => (addr(), len(), prop::bool::weighted(0.7))
+            .prop_map(|(addr, len, install)| Step::Guard { addr, len, install }),
         1 => (0u64..0x60000).prop_map(|to| Step::Brk { to: to + 0x40000 }),
         12 => (0usize..4, page.clone(), any::<bool>())
             .prop_map(|(cpu, page, last)| Step::Load { cpu, page, last }),
@@ -259,6 +266,12 @@ impl<'h> World<'h> {
                 let (space, model) = &mut self.spaces[at];
                 let got = space.advise(VirtAddr::new(addr), len, Advice::DontNeed);
                 assert_eq!(got, model.dont_need(addr, len), "{step:?}");
+            }
+            Step::Guard { addr, len, install } => {
+                let (space, model) = &mut self.spaces[at];
+                let advice = if install { Advice::GuardInstall } else { Advice::GuardRemove };
+                let got = space.advise(VirtAddr::new(addr), len, advice);
+                assert_eq!(got, model.guard(addr, len, install), "{step:?}");
             }
             Step::Brk { to } => {
                 let (space, model) = &mut self.spaces[at];
