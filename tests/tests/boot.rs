@@ -123,7 +123,21 @@ fn four_tebibytes_boot_in_seconds_and_come_back_whole() {
         let first = u64::from_str_radix(blocks.split(',').next().unwrap_or_default(), 16).unwrap();
         assert!(first > 4000 << 30, "{first:#x} is not near the top");
         assert!(said.out.contains(", 0 lost"), "{}", said.out);
-        let time = seconds(&said.out, "every frame returned");
+        let time = seconds(&said.out, "storey 4, processes");
         assert!(time < 5.0, "{machine:?}: {time} s");
+    }
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn the_border_holds_and_lines_interrupt_whatever_the_controller() {
+    for options in [
+        &["--machine=pc,acpi=off"][..],
+        &["--machine=microvm", "--smp=2"],
+        &["--machine=microvm,pit=off,pic=off,rtc=off", "--la57"],
+    ] {
+        let mut options = options.to_vec();
+        options.push("--append=selftest");
+        tour_on(&options, &["every serial line interrupts: ok"]);
     }
 }

@@ -20,7 +20,7 @@ fn mistake(name: &str, words: &[&str]) {
 
 fn border(options: &[&str]) {
     let said = boot("selftest", options);
-    assert_eq!(said.out.matches(": ok").count(), 9, "{}", said.out);
+    assert_eq!(said.out.matches(": ok").count(), 10, "{}", said.out);
     assert!(said.out.contains(", 0 lost"), "{}", said.out);
 }
 

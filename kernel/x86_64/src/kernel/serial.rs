@@ -20,6 +20,8 @@
 //! interrupt.
 #![allow(unsafe_code)] // I/O ports
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use pagoda_kernel_core::machine::Port as Line;
 use pagoda_sync::SpinMutex;
 use x86_64::instructions::port::Port;
@@ -49,6 +51,7 @@ const READY: &[u8] = b"pagoda-ready\n";
 const RECEIVED: u8 = 1 << 0; // of the line status
 const TRANSMIT_EMPTY: u8 = 1 << 5; // of the line status
 const ON_RECEIVE: u8 = 1 << 0; // of interrupt enable
+const ON_EMPTY: u8 = 1 << 1; // of interrupt enable
 
 fn debug_console() -> Port<u8> {
     Port::new(DEBUG_CONSOLE)
@@ -70,6 +73,8 @@ static LINES: [SpinMutex<Uart>; 3] = [
     SpinMutex::new(Uart::at(0x2f8)),
     SpinMutex::new(Uart::at(0x3e8)),
 ];
+
+static INTERRUPTS: AtomicU64 = AtomicU64::new(0);
 
 fn line(line: Line) -> &'static SpinMutex<Uart> {
     match line {
@@ -185,8 +190,23 @@ pub(crate) fn listen() {
     }
 }
 
+/// Interrupts that were served.
+pub(crate) fn interrupts() -> u64 {
+    INTERRUPTS.load(Ordering::Relaxed)
+}
+
+/// Makes a line interrupt because it has nothing to send, or listen again; false if it is not there.
+pub(crate) fn call(from: Line, on: bool) -> bool {
+    let uart = line(from).lock();
+    if uart.present {
+        uart.write(register::INTERRUPT_ENABLE, if on { ON_EMPTY } else { ON_RECEIVE });
+    }
+    uart.present
+}
+
 /// Serves the lines' interrupt.
 pub(crate) fn interrupt() {
+    INTERRUPTS.fetch_add(1, Ordering::Relaxed);
     for uart in &LINES {
         let mut uart = uart.lock();
         if uart.present {

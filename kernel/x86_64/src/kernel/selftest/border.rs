@@ -5,12 +5,12 @@ use core::arch::global_asm;
 
 use pagoda_addr::{FrameRange, Page, PageRange, PhysMap, VirtAddr};
 use pagoda_frames::{OwnedFrames, Request};
-use pagoda_kernel_core::machine::{Machine, Resume, Serve, Trap, UserRegs};
+use pagoda_kernel_core::machine::{Machine, Port, Resume, Serve, Trap, UserRegs};
 use pagoda_paging::{Fate, PageFlags, PageSize, PageTable, X86_64};
 use pagoda_sync::CpuId;
 
 use crate::kernel::host::{DirectMap, KERNEL, Kernel, kind};
-use crate::kernel::{cpu, layout, levels, time, user};
+use crate::kernel::{cpu, layout, levels, serial, time, user};
 
 global_asm!(include_str!("border.s"));
 
@@ -260,11 +260,12 @@ pub(super) fn run() {
     let Some(space) = Space::new() else { return log::warn!("selftest: no memory") };
     space.table.space().join(CpuId::BOOT);
     KERNEL.activate(Some(space.table.root()));
-    let checks: [(&str, fn()); 9] = [
+    let checks: [(&str, fn()); 10] = [
         ("system calls keep all registers", system_calls),
         ("faults say where and how", faults),
         ("exceptions have their numbers", exceptions),
         ("the timer interrupts an endless loop", timer),
+        ("every serial line interrupts", lines),
         ("no flag of a program reaches the kernel", flags),
         ("no GS base of a program reaches the kernel", gs),
         ("bad return addresses are answered with the fault", addresses),
@@ -342,6 +343,22 @@ fn timer() {
     let before = time::ticks();
     while time::ticks() < before + 3 {
         KERNEL.wait_for_interrupt();
+    }
+}
+
+/// The way of an interrupt from a device to the boot CPU. Nothing else shows when it is broken: what
+/// has arrived is also found at the next tick.
+fn lines() {
+    for line in [Port::Terminal, Port::Control, Port::Error] {
+        let (before, start) = (serial::interrupts(), time::ticks());
+        if !serial::call(line, true) {
+            continue;
+        }
+        while serial::interrupts() == before {
+            assert!(time::ticks() < start + 100, "{line:?} does not interrupt");
+            KERNEL.wait_for_interrupt();
+        }
+        serial::call(line, false);
     }
 }
 
