@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::host::{Host, Space};
 use super::random::{LAYOUT, Step, World, step};
+use super::{config, longest};
 use crate::fallible;
 use crate::{Advice, MapFlags, Prot, RemapPlace, RemapRequest, SpaceStats, VmError};
 
@@ -136,9 +137,9 @@ fn a_move_within_one_table_needs_no_frame_half_way() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(config(60))]
     #[test]
-    fn what_is_refused_leaves_everything_as_it_was(steps in prop::collection::vec(step(), 1..80)) {
+    fn what_is_refused_leaves_everything_as_it_was(steps in prop::collection::vec(step(), 1..longest(80))) {
         let host = Host::new(3072);
         {
             let world = World::new(&host);

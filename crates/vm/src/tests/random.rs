@@ -12,6 +12,7 @@ use proptest::prelude::*;
 
 use super::host::{CacheFile, Host, Space, TestFile};
 use super::model::{Back, Model, Shared, file_bytes};
+use super::{config, longest};
 use crate::{
     Advice, Backing, FileObject, Layout, Limits, MapFlags, MapRequest, Place, Prot, RemapPlace,
     RemapRequest, VmError, VmPlatform,
@@ -528,9 +529,9 @@ fn play(host: &Host, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 4000, ..config(100) })]
     #[test]
-    fn spaces_and_oracle_agree(steps in prop::collection::vec(step(), 1..220)) {
+    fn spaces_and_oracle_agree(steps in prop::collection::vec(step(), 1..longest(220))) {
         for host in [Host::new(3072), Host::adaptive(3072)] {
             play(&host, &steps);
             prop_assert_eq!(host.used(), 0, "every frame and table came back");

@@ -96,10 +96,10 @@ fn holes(model: &BTreeMap<u64, (u64, u64)>, window: (u64, u64), len: u64) -> Vec
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(crate::tests::config(60))]
     #[test]
     fn tree_and_ordered_map_agree(
-        steps in prop::collection::vec((0u8..8, 0u64..4000, 1u64..9, 0u64..4), 1..900)
+        steps in prop::collection::vec((0u8..8, 0u64..4000, 1u64..9, 0u64..4), 1..crate::tests::longest(900))
     ) {
         let mut tree = Tree::new();
         let mut model: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
