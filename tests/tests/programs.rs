@@ -61,6 +61,15 @@ fn files_segments_and_guards_are_seen_as_on_linux() {
 
 #[test]
 #[ignore = "boots a machine"]
+fn timers_of_every_kind_go_off_when_and_for_whom_they_should() {
+    let timers = c_program("timers");
+    for cpus in ["--smp=1", "--smp=4"] {
+        same_as_linux(&[cpus], &[timers.to_str().unwrap()], b"");
+    }
+}
+
+#[test]
+#[ignore = "boots a machine"]
 fn forks_copy_on_write_and_share_what_is_shared() {
     let forks = c_program("forks");
     same_as_linux(&[], &[forks.to_str().unwrap()], b"");

@@ -126,31 +126,6 @@ impl<M: Machine> Kernel<M> {
         }
     }
 
-    /// Sends `SIGALRM` to whom it is due, and finds out when the next one is.
-    fn ring_alarms(&self, now: u64) {
-        self.next_alarm.store(u64::MAX, Ordering::SeqCst);
-        let mut from = 0;
-        while let Some(process) = self.next_process(from) {
-            from = process.pid + 1;
-            let mut alarm = process.alarm.lock();
-            let rings = alarm.next != 0 && alarm.next <= now;
-            if rings {
-                alarm.next = match alarm.interval {
-                    0 => 0,
-                    interval => now - (now - alarm.next) % interval + interval,
-                };
-            }
-            let next = alarm.next;
-            drop(alarm);
-            if next != 0 {
-                self.next_alarm.fetch_min(next, Ordering::SeqCst);
-            }
-            if rings {
-                let _ = self.send_to_process(&process, SigInfo::kernel(Signal::ALRM));
-            }
-        }
-    }
-
     /// The process with the lowest number that is at least `from`. A function of its own, so that
     /// no loop over it holds the lock.
     pub(crate) fn next_process(&self, from: u32) -> Option<Arc<Process<M>>> {

@@ -14,8 +14,8 @@
 //! allocation that a system call can reach may fail, and then the call answers `ENOMEM`. User
 //! memory is only ever copied through the address space.
 //!
-//! Left out: more than one CPU in the kernel at a time, dynamic linking, `ptrace`, sockets, timers
-//! other than `ITIMER_REAL`, namespaces, credentials beyond user and group numbers.
+//! Left out: more than one CPU in the kernel at a time, dynamic linking, `ptrace`, sockets,
+//! namespaces, credentials beyond user and group numbers.
 #![no_std]
 #![deny(unsafe_code)]
 

@@ -126,6 +126,7 @@ impl<M: Machine> Serve for Cx<'_, M> {
                 let in_kernel = self.kernel.machine.interrupted_kernel(&self.regs);
                 self.thread.times.sample(now, in_kernel);
                 self.kernel.poll();
+                self.kernel.ring_cpu_timers(self.thread);
                 self.kernel.sched.yield_if_due(self.thread, now);
             }
         }

@@ -72,7 +72,9 @@ impl<M: Machine> Cx<'_, M> {
             return Some(info);
         }
         let open = SigSet(!own.mask.0);
-        own.pending.take(open).or_else(|| shared.pending.take(open))
+        let info = own.pending.take(open).or_else(|| shared.pending.take(open));
+        drop((own, shared));
+        info.map(|info| self.kernel.complete_info(self.process, info))
     }
 
     fn wait_for_continue(&self) {

@@ -6,6 +6,7 @@ use super::set::{SigSet, Signal};
 
 pub(crate) const SI_USER: i32 = 0;
 pub(crate) const SI_KERNEL: i32 = 0x80;
+pub(crate) const SI_TIMER: i32 = -2;
 pub(crate) const SI_TKILL: i32 = -6;
 pub(crate) const SEGV_MAPERR: i32 = 1;
 pub(crate) const SEGV_ACCERR: i32 = 2;
@@ -29,6 +30,8 @@ pub(crate) enum Detail {
     Sender { pid: u32, uid: u32 },
     /// A process, with a value.
     Queued { pid: u32, uid: u32, value: u64 },
+    /// A timer that the program made; how often it went off besides.
+    Timer { id: u32, overrun: u32, value: u64 },
     /// The program's own access to this address.
     Fault { addr: u64 },
     /// A child changed.
@@ -72,6 +75,11 @@ impl SigInfo {
                 put(20, &uid.to_le_bytes());
                 put(24, &value.to_le_bytes());
             }
+            Detail::Timer { id, overrun, value } => {
+                put(16, &id.to_le_bytes());
+                put(20, &overrun.to_le_bytes());
+                put(24, &value.to_le_bytes());
+            }
             Detail::Fault { addr } => put(16, &addr.to_le_bytes()),
             Detail::Child { pid, uid, status, user_ticks, system_ticks } => {
                 put(16, &pid.to_le_bytes());
@@ -87,7 +95,8 @@ impl SigInfo {
 
 /// Signals that have arrived and are not yet delivered.
 ///
-/// Standard signals are pending once, with the circumstances of the first; real-time signals queue.
+/// Standard signals are pending once, with the circumstances of the first; real-time signals queue,
+/// and so does what timers send, each of which sees to it that it is there once.
 /// A standard signal always fits: without memory for its circumstances it arrives without them.
 #[derive(Debug)]
 pub(crate) struct Pending {
@@ -113,7 +122,8 @@ impl Pending {
 
     /// Adds a signal.
     pub(crate) fn push(&mut self, info: SigInfo) -> Result<(), QueueFull> {
-        let queues = info.signal >= Signal::RT_MIN;
+        let of_timer = matches!(info.detail, Detail::Timer { .. });
+        let queues = of_timer || info.signal >= Signal::RT_MIN;
         if !queues && self.set.contains(info.signal) {
             return Ok(());
         }
@@ -125,6 +135,13 @@ impl Pending {
         }
         self.set.insert(info.signal);
         Ok(())
+    }
+
+    /// Is a signal of this timer there?
+    pub(crate) fn has_timer(&self, timer: u32) -> bool {
+        let of_timer =
+            |info: &SigInfo| matches!(info.detail, Detail::Timer { id, .. } if id == timer);
+        self.infos.iter().any(of_timer)
     }
 
     /// Takes the next signal that is in `from`.

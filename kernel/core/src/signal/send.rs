@@ -18,6 +18,16 @@ impl<M: Machine> Kernel<M> {
         process: &Process<M>,
         info: SigInfo,
     ) -> Result<(), QueueFull> {
+        self.send_preferably(process, info, None)
+    }
+
+    /// As [`send_to_process`](Self::send_to_process), but `first` takes it if it may.
+    pub(crate) fn send_preferably(
+        &self,
+        process: &Process<M>,
+        info: SigInfo,
+        first: Option<&Arc<Thread<M>>>,
+    ) -> Result<(), QueueFull> {
         let family = process.family.lock();
         if family.ended.is_some() || self.act_at_once(process, &family.threads, info.signal) {
             return Ok(());
@@ -33,7 +43,7 @@ impl<M: Machine> Kernel<M> {
             return Ok(());
         }
         process.signals.lock().pending.push(info)?;
-        if let Some(taker) = family.threads.iter().find(wanted) {
+        if let Some(taker) = first.into_iter().chain(&family.threads).find(wanted) {
             self.nudge(taker);
         }
         Ok(())

@@ -10,6 +10,7 @@ use crate::run::Cx;
 pub(crate) const RELEASE: &str = "6.1.0-pagoda";
 /// Says who it really is.
 pub(crate) const VERSION: &str = "#1 Pagoda, a kernel in Rust that speaks Linux 6.1";
+const RLIMIT_CPU: usize = 0;
 const RLIMIT_DATA: usize = 2;
 const RLIMIT_STACK: usize = 3;
 const RLIMIT_AS: usize = 9;
@@ -105,6 +106,9 @@ impl<M: Machine> Cx<'_, M> {
             }
             old
         };
+        if resource == RLIMIT_CPU {
+            target.note_cpu_timers();
+        }
         if let (Some([soft, _]), Some(space)) = (new, target.space()) {
             let mut limits = space.limits();
             match resource {

@@ -24,6 +24,7 @@ pub(crate) mod shm;
 mod signal;
 mod table;
 mod time;
+mod timer;
 
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;

@@ -139,6 +139,7 @@ impl<M: Machine> Cx<'_, M> {
             Wake::TimedOut => Errno::EAGAIN,
             _ => Errno::EINTR,
         })?;
+        let info = self.kernel.complete_info(self.process, info);
         if info_at != 0 {
             self.write_bytes(info_at, &info.to_bytes())?;
         }

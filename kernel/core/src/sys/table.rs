@@ -207,6 +207,11 @@ impl<M: Machine> Cx<'_, M> {
             nr::__NR_alarm => self.sys_alarm(a),
             nr::__NR_setitimer => self.sys_setitimer(a),
             nr::__NR_getitimer => self.sys_getitimer(a),
+            nr::__NR_timer_create => self.sys_timer_create(a),
+            nr::__NR_timer_settime => self.sys_timer_settime(a),
+            nr::__NR_timer_gettime => self.sys_timer_gettime(a),
+            nr::__NR_timer_getoverrun => self.sys_timer_getoverrun(a),
+            nr::__NR_timer_delete => self.sys_timer_delete(a),
 
             nr::__NR_uname => self.sys_uname(a),
             nr::__NR_sysinfo => self.sys_sysinfo(a),

@@ -1,6 +1,6 @@
-//! Clocks, sleeping, alarms, and time spent.
+//! Clocks, sleeping, and time spent.
 //!
-//! Left out: `timer_create`, the interval timers that count CPU time, setting the clock.
+//! Left out: setting the clock, sleeping by CPU time.
 
 use core::sync::atomic::Ordering;
 
@@ -11,7 +11,7 @@ use crate::machine::Machine;
 use crate::run::Cx;
 use crate::sched::slots::{Channel, Patience, Wait, Wake};
 use crate::signal::SleepRestart;
-use crate::task::{Alarm, Usage};
+use crate::task::Usage;
 
 const SECOND: u64 = 1_000_000_000;
 const REALTIME: u64 = 0;
@@ -35,6 +35,11 @@ pub(super) fn rusage(usage: &Usage) -> [u8; RUSAGE] {
 }
 
 impl<M: Machine> Cx<'_, M> {
+    /// Counts the time that this thread has used up to now.
+    pub(crate) fn count_time(&self) {
+        self.thread.times.leave(self.kernel.machine.monotonic_ns());
+    }
+
     fn clock(&self, clock: u64) -> Result<u64> {
         let machine = self.kernel.machine;
         match clock as i32 {
@@ -43,10 +48,12 @@ impl<M: Machine> Cx<'_, M> {
             // Monotonic, raw, coarse, since boot.
             1 | 4 | 6 | 7 | 9 => Ok(machine.monotonic_ns()),
             2 => {
-                let usage = self.process.usage();
+                self.count_time();
+                let usage = self.process.cpu_time();
                 Ok(usage.user + usage.system)
             }
             3 => {
+                self.count_time();
                 let (user, system) = self.thread.times.get();
                 Ok(user + system)
             }
@@ -62,13 +69,14 @@ impl<M: Machine> Cx<'_, M> {
         if encoded & 3 == 3 {
             return Err(Errno::EINVAL);
         }
+        self.count_time();
         if thread_clock {
             let thread = self.some_thread(u64::from(id)).map_err(|_| Errno::EINVAL)?;
             let (user, system) = thread.times.get();
             return Ok(user + system);
         }
         let process = self.some_process(u64::from(id)).map_err(|_| Errno::EINVAL)?;
-        let usage = process.usage();
+        let usage = process.cpu_time();
         Ok(usage.user + usage.system)
     }
 
@@ -169,7 +177,8 @@ impl<M: Machine> Cx<'_, M> {
     }
 
     pub(crate) fn sys_times(&mut self, a: [u64; 6]) -> Result<u64> {
-        let own = self.process.usage();
+        self.count_time();
+        let own = self.process.cpu_time();
         let children = self.process.family.lock().children_usage;
         let ticks = |ns: u64| ns / 10_000_000;
         if a[0] != 0 {
@@ -180,6 +189,7 @@ impl<M: Machine> Cx<'_, M> {
     }
 
     pub(crate) fn sys_getrusage(&mut self, a: [u64; 6]) -> Result<u64> {
+        self.count_time();
         let usage = match a[0] as i32 {
             0 => self.process.usage(),
             -1 => self.process.family.lock().children_usage,
@@ -191,65 +201,5 @@ impl<M: Machine> Cx<'_, M> {
             _ => return Err(Errno::EINVAL),
         };
         self.write_bytes(a[1], &rusage(&usage)).map(|()| 0)
-    }
-
-    /// Sets the alarm; returns the time that was left on the old one, and its interval.
-    fn set_alarm(&self, value: u64, interval: u64) -> (u64, u64) {
-        let now = self.kernel.machine.monotonic_ns();
-        let next = if value == 0 { 0 } else { now.saturating_add(value) };
-        let old = core::mem::replace(&mut *self.process.alarm.lock(), Alarm { next, interval });
-        if next != 0 {
-            self.kernel.next_alarm.fetch_min(next, Ordering::SeqCst);
-        }
-        (left(&old, now), old.interval)
-    }
-
-    pub(crate) fn sys_alarm(&mut self, a: [u64; 6]) -> Result<u64> {
-        let (left, _) = self.set_alarm(u64::from(a[0] as u32) * SECOND, 0);
-        Ok(left.div_ceil(SECOND))
-    }
-
-    fn give_timer(&self, at: u64, interval: u64, value: u64) -> Result<u64> {
-        if at != 0 {
-            let part = |ns: u64| [ns / SECOND, ns % SECOND / 1000];
-            let ([a, b], [c, d]) = (part(interval), part(value));
-            self.write_words(at, &[a, b, c, d])?;
-        }
-        Ok(0)
-    }
-
-    pub(crate) fn sys_setitimer(&mut self, a: [u64; 6]) -> Result<u64> {
-        check_timer(a[0])?;
-        let words: [u64; 4] = if a[1] == 0 { [0; 4] } else { self.read_words(a[1])? };
-        let [seconds, micros, value_seconds, value_micros] = words;
-        let ns = |seconds: u64, micros: u64| {
-            if (seconds as i64) < 0 || micros >= 1_000_000 {
-                return Err(Errno::EINVAL);
-            }
-            Ok(seconds.saturating_mul(SECOND).saturating_add(micros * 1000))
-        };
-        let (interval, value) = (ns(seconds, micros)?, ns(value_seconds, value_micros)?);
-        let (left, old_interval) = self.set_alarm(value, interval);
-        self.give_timer(a[2], old_interval, left)
-    }
-
-    pub(crate) fn sys_getitimer(&mut self, a: [u64; 6]) -> Result<u64> {
-        check_timer(a[0])?;
-        let alarm = *self.process.alarm.lock();
-        let now = self.kernel.machine.monotonic_ns();
-        self.give_timer(a[1], alarm.interval, left(&alarm, now))
-    }
-}
-
-/// Time left on an alarm: at least a microsecond while it is set.
-fn left(alarm: &Alarm, now: u64) -> u64 {
-    if alarm.next == 0 { 0 } else { alarm.next.saturating_sub(now).max(1000) }
-}
-
-fn check_timer(which: u64) -> Result<()> {
-    match which {
-        0 => Ok(()),
-        1 | 2 => Err(Errno::EOPNOTSUPP),
-        _ => Err(Errno::EINVAL),
     }
 }

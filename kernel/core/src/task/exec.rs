@@ -405,6 +405,8 @@ impl<M: Machine> Cx<'_, M> {
         }
         *process.program.lock() = loaded.program;
         process.has_execed.store(true, Ordering::SeqCst);
+        process.timers.lock().delete_made();
+        process.note_cpu_timers();
         process.signals.lock().reset_handlers();
         {
             let mut own = self.thread.signals.lock();

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use super::{Process, Thread, Usage, WaitStatus};
+use super::{Process, Thread, Timers, Usage, WaitStatus};
 use crate::kernel::Kernel;
 use crate::machine::Machine;
 use crate::run::Cx;
@@ -26,6 +26,7 @@ impl<M: Machine> Cx<'_, M> {
     /// process, of what the process has. `own_status` counts if nothing else was decided.
     pub(crate) fn end_thread(self, own_status: WaitStatus) {
         self.release_futexes();
+        self.count_time();
         let (kernel, thread, process) = (self.kernel, self.thread, self.process);
         drop(self);
         let last = {
@@ -60,7 +61,7 @@ impl<M: Machine> Kernel<M> {
         drop(files);
         let places = process.places.lock().take();
         drop(places);
-        process.alarm.lock().next = 0;
+        *process.timers.lock() = Timers::default();
         let terminal = process.family.lock().terminal.take();
         if process.session.load(Ordering::SeqCst) == process.pid {
             self.end_session(process.pid, terminal);

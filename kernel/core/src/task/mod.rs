@@ -30,13 +30,15 @@ mod stack;
 mod status;
 mod tables;
 mod thread;
+mod timers;
 pub(crate) mod wait;
 
 pub(crate) use exec::{Request, first_space};
 pub(crate) use exit::FIRST;
 pub(crate) use fork::CloneArgs;
-pub(crate) use process::{Alarm, Executed, Files, Ids, Parts, Places, Process, Usage};
+pub(crate) use process::{Executed, Files, Ids, Parts, Places, Process, Usage};
 pub(crate) use status::WaitStatus;
 pub(crate) use tables::Tables;
 pub(crate) use thread::Thread;
+pub(crate) use timers::{Alarm, Notify, TimerClock, Timers};
 pub(crate) use wait::WaitFor;

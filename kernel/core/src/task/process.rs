@@ -11,6 +11,7 @@ use pagoda_sync::SpinMutex;
 use pagoda_vm::fallible::try_extend;
 
 use super::Thread;
+use super::Timers;
 use super::status::WaitStatus;
 use crate::machine::Machine;
 use crate::signal::ProcessSignals;
@@ -138,14 +139,6 @@ pub(crate) struct Family<M: Machine> {
     pub(crate) terminal: Option<Arc<Terminal>>,
 }
 
-/// An interval timer on the real-time clock (`ITIMER_REAL`, `alarm`).
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Alarm {
-    /// Monotonic nanoseconds; 0 for off.
-    pub(crate) next: u64,
-    pub(crate) interval: u64,
-}
-
 /// A process. Alive from when it is in the tables until it is waited for.
 pub(crate) struct Process<M: Machine> {
     pub(crate) pid: u32,
@@ -165,7 +158,11 @@ pub(crate) struct Process<M: Machine> {
     pub(crate) ids: SpinMutex<Ids>,
     pub(crate) limits: SpinMutex<Limits>,
     pub(crate) program: SpinMutex<Program>,
-    pub(crate) alarm: SpinMutex<Alarm>,
+    pub(crate) timers: SpinMutex<Timers>,
+    /// A timer counts CPU time, or a limit does: ticks look at them.
+    pub(crate) counts_cpu_time: AtomicBool,
+    /// The second of CPU time at which the limit was told of last.
+    pub(crate) cpu_warned: AtomicU64,
     pub(crate) nice: AtomicI32,
     pub(crate) started_ns: u64,
     /// The status that all threads end with, once that is decided: 0 none, else status + 1.
@@ -221,7 +218,9 @@ impl<M: Machine> Process<M> {
             ids: SpinMutex::new(parts.ids),
             limits: SpinMutex::new(parts.limits),
             program: SpinMutex::new(parts.program),
-            alarm: SpinMutex::new(Alarm::default()),
+            timers: SpinMutex::default(),
+            counts_cpu_time: AtomicBool::new(parts.limits[0].0 != u64::MAX),
+            cpu_warned: AtomicU64::new(u64::MAX),
             nice: AtomicI32::new(parts.nice),
             started_ns: parts.now,
             ending: AtomicU64::new(0),
@@ -279,7 +278,7 @@ impl<M: Machine> Process<M> {
     }
 
     /// Time and faults of all its threads, ended and running.
-    pub(crate) fn usage(&self) -> Usage {
+    pub(crate) fn cpu_time(&self) -> Usage {
         let family = self.family.lock();
         let mut usage = family.usage;
         for thread in &family.threads {
@@ -287,7 +286,12 @@ impl<M: Machine> Process<M> {
             let faults = thread.faults.load(Ordering::Relaxed);
             usage.add(&Usage { user, system, faults, max_rss: 0 });
         }
-        drop(family);
+        usage
+    }
+
+    /// As [`cpu_time`](Self::cpu_time), with the memory it had.
+    pub(crate) fn usage(&self) -> Usage {
+        let mut usage = self.cpu_time();
         if let Some(space) = self.space() {
             usage.max_rss = usage.max_rss.max(space.stats().rss_peak);
         }
