@@ -24,6 +24,7 @@ mod protect;
 mod region;
 mod remap;
 mod request;
+mod seen;
 mod slots;
 mod space;
 mod store;
@@ -40,7 +41,8 @@ pub use request::{
     Access, Advice, Backing, Layout, Limits, MapFlags, MapRequest, Place, Prot, RemapPlace,
     RemapRequest,
 };
-pub use space::{AddressSpace, PageState, RegionInfo, Residency, SpaceStats};
+pub use seen::{PageState, Residency};
+pub use space::{AddressSpace, RegionInfo, SpaceStats};
 pub use store::{FilePage, Frames, HeapPages, PageStore};
 
 #[cfg(test)]
