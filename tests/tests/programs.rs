@@ -68,6 +68,16 @@ fn timers_of_every_kind_go_off_when_and_for_whom_they_should() {
     }
 }
 
+/// Vector registers and modes over switches, signals and forks; restarts, EINTR, exhausted stacks.
+#[test]
+#[ignore = "boots a machine"]
+fn a_programs_state_survives_switches_signals_and_forks() {
+    let state = c_program("state");
+    for cpus in ["--smp=1", "--smp=4"] {
+        same_as_linux(&[cpus], &[state.to_str().unwrap()], b"");
+    }
+}
+
 #[test]
 #[ignore = "boots a machine"]
 fn forks_copy_on_write_and_share_what_is_shared() {
