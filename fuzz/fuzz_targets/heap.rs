@@ -272,6 +272,10 @@ fuzz_target!(|data: &[u8]| {
     let pages = 16 << (input.byte().unwrap_or(0) % 6);
     let (arena, ledger, stage) = (Arena::new(pages), Ledger::default(), Stage(Cell::new(0)));
     let heap: TestHeap<'_> = Heap::with_report(&arena, &stage, &ledger);
+    // With and without pages that can be mapped, and samples in them.
+    let mapping = input.byte().unwrap_or(0);
+    arena.let_map(usize::from(mapping >> 4) * 16);
+    heap.set_sampling(usize::from(mapping % 8));
     let mut model = Model {
         arena: &arena,
         ledger: &ledger,
