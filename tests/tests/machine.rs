@@ -69,6 +69,13 @@ fn a_block_freed_twice_is_named() {
 
 #[test]
 #[ignore = "boots a machine"]
+fn a_write_behind_a_sampled_block_or_after_its_free_is_named() {
+    mistake("overrun", &["guard page above a block", "write behind a block", "40-byte block"]);
+    mistake("afterfree", &["page fault: write", "write after free", "40-byte block"]);
+}
+
+#[test]
+#[ignore = "boots a machine"]
 fn locks_are_taken_downwards_only() {
     mistake("rank", &["lock of rank 60 taken while holding"]);
 }

@@ -20,7 +20,7 @@ use lock_api::RawMutex;
 use pagoda_addr::{Order, PAGE_SIZE};
 use pagoda_sync::Cpus;
 
-use crate::classes::{ALIGN_MASK, NAMES, Place, place};
+use crate::classes::{ALIGN_MASK, NAMES, Place, SIZES, place};
 use crate::guard::{Harm, Track};
 use crate::heap::State;
 use crate::inspect::{Found, What};
@@ -163,32 +163,37 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         }
         let track = self.track();
         let record = self.record(Layout::new::<Mapped>()).ok()?.cast::<Mapped>();
-        let pages = layout.size().max(1).div_ceil(PAGE);
+        let (offset, size) = match class {
+            Some(class) => right_aligned(layout, class),
+            None => (0, layout.size().max(1)),
+        };
+        let pages = (offset + size).div_ceil(PAGE);
         let Ok(memory) = self.source.map_pages(pages, zeroed) else {
             // SAFETY: just received.
             let _ = unsafe { self.kfree(record.cast()) };
             return None;
         };
         let base = memory.as_ptr().expose_provenance();
-        let mut start = base;
-        if let Some(class) = class {
-            let (align, mask) = (layout.align(), usize::from(ALIGN_MASK[usize::from(class)]));
-            start = (base + pages * PAGE - layout.size()) & !(align - 1);
-            // Where no block of the class can lie no magazine takes it, and its free is seen at once.
-            if start & mask == 0 && align <= mask && start - align >= base {
-                start -= align;
-            }
+        let start = base + offset;
+        if class.is_some() {
             // SAFETY: the pages are the heap's.
             unsafe { memory.write_bytes(ZONE, pages * PAGE) };
         }
         self.taken.fetch_add(pages * PAGE, Ordering::Relaxed);
         let mut state = self.state.lock();
         let next = state.mapped.first;
-        let size = layout.size();
         // SAFETY: fresh memory of this layout.
         unsafe { record.write(Mapped { start, base, pages, size, class, track, next }) };
         state.mapped.first = Some(record);
-        state.runs += pages * PAGE;
+        match class {
+            // Counted as a block of its class: a magazine that takes it counts it so.
+            Some(class) => {
+                let size = usize::from(SIZES[usize::from(class)]);
+                state.unclassed += size;
+                state.own += pages * PAGE - size;
+            }
+            None => state.runs += pages * PAGE,
+        }
         NonNull::new(with_exposed_provenance_mut(start))
     }
 
@@ -220,7 +225,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let list = &mut state.mapped;
         let mut link: *mut Option<NonNull<Mapped>> = &mut list.first;
         // SAFETY: *mapped-listed*; the lock is held while the list is walked and changed.
-        let (base, pages, size) = unsafe {
+        let (base, pages, size, class) = unsafe {
             while let Some(other) = *link {
                 if other == record {
                     *link = (*other.as_ptr()).next;
@@ -229,11 +234,18 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 link = &raw mut (*other.as_ptr()).next;
             }
             let record = record.as_ref();
-            (record.base, record.pages, record.size)
+            (record.base, record.pages, record.size, record.class)
         };
         list.gone[list.next_gone % GONE] = (base, pages * PAGE, size);
         list.next_gone = list.next_gone.wrapping_add(1);
-        state.runs -= pages * PAGE;
+        match class {
+            Some(class) => {
+                let size = usize::from(SIZES[usize::from(class)]);
+                state.unclassed -= size;
+                state.own -= pages * PAGE - size;
+            }
+            None => state.runs -= pages * PAGE,
+        }
         Unmapped { base, pages, record }
     }
 
@@ -316,6 +328,25 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         self.alloc_run(order, zeroed)
             .or_else(|error| self.alloc_mapped(layout, None, zeroed).ok_or(error))
     }
+}
+
+/// Where in its pages a sample of this class begins, and its size: as near to the end as its alignment
+/// allows.
+fn right_aligned(layout: Layout, class: u8) -> (usize, usize) {
+    let (size, align) = (layout.size().max(1), layout.align());
+    let (largest, mask) =
+        (usize::from(SIZES[usize::from(class)]), usize::from(ALIGN_MASK[usize::from(class)]));
+    let end = largest.next_multiple_of(PAGE);
+    let start = (end - size) & !(align - 1);
+    if start & mask != 0 {
+        // No block of the class can lie there: no magazine takes it, and its free is seen at once.
+        return (start, size);
+    }
+    if align <= mask && start >= align {
+        return (start - align, size);
+    }
+    // A magazine may take it, and give it to somebody who asks for more: the class's whole size.
+    (end - largest, largest)
 }
 
 /// A mapped block on its way back.

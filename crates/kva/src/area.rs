@@ -112,6 +112,16 @@ impl Block {
     pub fn bytes(&self) -> VirtRange {
         self.0.addresses()
     }
+
+    /// The block again, for a holder who has kept its pages and nothing else.
+    ///
+    /// # Safety
+    /// These are the [`pages`](Self::pages) of one block that was allocated, let go of and
+    /// not given back.
+    #[allow(unsafe_code)] // a promise that no type can keep
+    pub unsafe fn remembered(pages: PageRange) -> Self {
+        Self(pages)
+    }
 }
 
 /// A window on device memory between two guard pages.

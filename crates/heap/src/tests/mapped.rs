@@ -99,6 +99,26 @@ fn samples_are_blocks_like_others_and_go_when_freed() {
 }
 
 #[test]
+fn a_sample_is_large_enough_for_whoever_may_get_it() {
+    let (arena, ledger) = (Arena::new(1024), Ledger::default());
+    arena.let_map(100_000);
+    let mut model = Model::new(&arena, &ledger);
+    model.heap.set_sampling(1);
+    for size in [0, 1, 8, 33, 40, 64, 200, 1024, 2050, 2176, 4096, 8192] {
+        for shift in 0..=6 {
+            // What a sized free gives to a magazine is asked for again, as large as it may be.
+            for size in [size, size + 7] {
+                model.apply(&Step::Alloc { size, shift, zeroed: false }).unwrap();
+                model.apply(&Step::Free { which: 0, sized: true }).unwrap();
+            }
+        }
+    }
+    model.check();
+    assert!(ledger.is_clean());
+    model.finish();
+}
+
+#[test]
 fn what_runs_over_a_sample_is_named() {
     let (arena, ledger) = (Arena::new(1024), Ledger::default());
     arena.let_map(100);

@@ -9,6 +9,7 @@
 #![allow(unsafe_code)] // reads the linked-in table of symbols
 
 use core::arch::asm;
+use core::fmt;
 
 use pagoda_addr::VirtAddr;
 
@@ -60,6 +61,43 @@ fn print_one(number: usize, addr: u64, looked_up: u64) {
     match Symbols::get().find(looked_up) {
         Some((name, inside)) => say!("  {number:2}: {addr:016x} {name} + {inside:#x}"),
         None => say!("  {number:2}: {addr:016x}"),
+    }
+}
+
+/// A place in the kernel's text, by name.
+pub(crate) struct Place(pub(crate) u64);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)?;
+        match Symbols::get().find(self.0.wrapping_sub(1)) {
+            Some((name, inside)) => write!(f, " {name} + {inside:#x}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Who called the heap: return addresses, innermost first, without the heap's own.
+pub(crate) fn callers_into(frames: &mut [usize]) {
+    let mut rbp: u64;
+    // SAFETY: only reads a register.
+    unsafe { asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+    let mut slots = frames.iter_mut().peekable();
+    for _ in 0..LINES {
+        let (Some(next), Some(back)) = (probe::word(rbp), probe::word(rbp.wrapping_add(8))) else {
+            return;
+        };
+        if slots.peek().is_none() || !layout::text().contains(VirtAddr::new(back)) {
+            return;
+        }
+        let name = Symbols::get().find(back - 1).map_or("", |(name, _)| name);
+        if !name.contains("pagoda_heap")
+            && !name.contains("HeapReport")
+            && let Some(slot) = slots.next()
+        {
+            *slot = back as usize;
+        }
+        rbp = next;
     }
 }
 

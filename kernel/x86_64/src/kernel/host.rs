@@ -16,10 +16,11 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use lock_api::Mutex;
-use pagoda_addr::{Frame, FrameRange, Order, PhysAddr, PhysMap};
+use pagoda_addr::{Frame, FrameRange, Order, PAGE_SIZE, PageRange, PhysAddr, PhysMap, VirtAddr};
 use pagoda_bootmap::{EarlyAllocator, MemoryMap};
 use pagoda_frames::{AllocError, Blame, Class, FrameAllocator, Kind, Mobility, Request};
 use pagoda_heap::{CHUNK_ORDER, Heap, OutOfPages, PageSource, TAG_SHIFT};
+use pagoda_kva::Block;
 use pagoda_paging::{FlushRange, Platform, Released, SpaceTlb};
 use pagoda_sync::{Ranked, ServingSpin, rank};
 use pagoda_vm::VmPlatform;
@@ -29,17 +30,40 @@ use super::failures::{self, FailingHeap};
 use super::kernel_map::KernelTable;
 use super::layout::{DIRECT_MAP, HEAP_MEMORY};
 use super::once::Once;
-use super::percpu::{KernelCpus, KernelRanks};
+use super::percpu::{self, KernelCpus, KernelRanks};
 use super::shootdown::{self, Serve};
 use super::spare_tables;
 use super::stacks::KernelRanges;
+use super::{backtrace, time};
 
 /// The raw lock of rank `RANK`.
 pub(crate) type Lock<const RANK: u8> = Ranked<ServingSpin<Serve>, KernelRanks, RANK>;
 /// The kernel's frame allocator.
 pub(crate) type Frames = FrameAllocator<'static, KernelCpus, DirectMap, Lock<{ rank::FRAMES }>>;
 /// The kernel's heap.
-pub(crate) type KernelHeap = Heap<HeapPages, KernelCpus, Lock<{ rank::HEAP }>>;
+pub(crate) type KernelHeap = Heap<HeapPages, KernelCpus, Lock<{ rank::HEAP }>, HeapReport>;
+
+/// Misuse of the heap ends the machine, with names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeapReport;
+
+impl pagoda_heap::Report for HeapReport {
+    fn misuse(&self, misuse: &pagoda_heap::Misuse) {
+        for (what, track) in [("allocated", misuse.allocated), ("freed", misuse.freed)] {
+            let Some(track) = track else { continue };
+            log::error!("heap: {what} on cpu{} at {}, by", track.cpu, track.time);
+            track.frames.iter().take_while(|&&frame| frame != 0).for_each(|&frame| {
+                log::error!("    {}", backtrace::Place(frame as u64));
+            });
+        }
+        panic!("{misuse}");
+    }
+
+    fn track(&self, frames: &mut [usize]) -> u64 {
+        backtrace::callers_into(frames);
+        time::tsc()
+    }
+}
 
 /// What a frame is used for: the byte that the frame table keeps.
 pub(crate) mod kind {
@@ -109,7 +133,7 @@ pub(crate) static KERNEL: Kernel = Kernel {
 };
 
 #[global_allocator]
-static HEAP: FailingHeap = FailingHeap(Heap::new(HeapPages, KernelCpus));
+static HEAP: FailingHeap = FailingHeap(Heap::with_report(HeapPages, KernelCpus, HeapReport));
 
 /// The kernel's heap.
 pub(crate) fn heap() -> &'static KernelHeap {
@@ -404,6 +428,29 @@ unsafe impl PageSource for HeapPages {
         match FrameRange::new(start, order.count()) {
             Some(range) => KERNEL.give_back(range),
             None => unreachable!("the direct map ends far below the last frame"),
+        }
+    }
+
+    fn map_pages(&self, pages: usize, zeroed: bool) -> Result<NonNull<u8>, OutOfPages> {
+        // Whoever asks with a page table locked cannot have another one changed.
+        let ranges = KERNEL.ranges.get().filter(|_| percpu::may_take(rank::PAGE_TABLE));
+        let bytes = (pages as u64).checked_mul(PAGE_SIZE).ok_or(OutOfPages)?;
+        let block = ranges.ok_or(OutOfPages)?.alloc_contiguous(bytes, zeroed);
+        let block = block.map_err(|_| OutOfPages)?;
+        // The block has no destructor: its pages are remembered by the heap, see `unmap_pages`.
+        NonNull::new(block.bytes().start().as_u64() as *mut u8).ok_or(OutOfPages)
+    }
+
+    unsafe fn unmap_pages(&self, start: NonNull<u8>, pages: usize) {
+        let first = VirtAddr::new(start.as_ptr() as u64).block();
+        let (Some(ranges), Some(pages)) =
+            (KERNEL.ranges.get(), PageRange::new(first, pages as u64))
+        else {
+            unreachable!("mapped by the kernel's ranges");
+        };
+        // SAFETY: the caller's promise: pages of a block that `map_pages` let go of.
+        if let Err(error) = ranges.free_contiguous(unsafe { Block::remembered(pages) }) {
+            panic!("kernel ranges: {error}");
         }
     }
 

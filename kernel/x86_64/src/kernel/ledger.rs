@@ -8,7 +8,7 @@ use pagoda_frames::Kind;
 use super::console::say;
 use super::exit::Exit;
 use super::host::{Frames, KERNEL, heap, kind};
-use super::{failures, stacks};
+use super::{backtrace, failures, stacks, time};
 
 /// Kinds of owners that are told apart.
 const KINDS: usize = 6;
@@ -29,6 +29,8 @@ pub(crate) fn by_kind(frames: &Frames) -> [(Kind, u64); KINDS] {
 pub(crate) struct Balance {
     free: u64,
     by_kind: [(Kind, u64); KINDS],
+    /// When, in counts of the time-stamp counter.
+    time: u64,
 }
 
 impl Balance {
@@ -43,7 +45,22 @@ pub(crate) fn take(frames: &Frames) -> Balance {
     stacks::trim();
     KERNEL.bring_home(); // the spare page tables too
     let stats = frames.stats();
-    Balance { free: stats.free + stats.cached, by_kind: by_kind(frames) }
+    Balance { free: stats.free + stats.cached, by_kind: by_kind(frames), time: time::tsc() }
+}
+
+/// Says who allocated what is still out and was not when the first program began, where the heap keeps
+/// that (`slab_debug=U`).
+fn leaks(since: u64) {
+    let mut left = 20;
+    // Nothing that is said here may use the heap.
+    heap().live_objects(|object| {
+        let Some(track) = object.allocated.filter(|track| track.time > since) else { return };
+        if left > 0 {
+            left -= 1;
+            let caller = backtrace::Place(track.frames[0] as u64);
+            say!("still out: {} bytes of {} by {caller}", object.size, object.cache);
+        }
+    });
 }
 
 /// Compares with `before`, says what is missing and who had it, and closes with one line for
@@ -70,6 +87,7 @@ pub(crate) fn close(before: &Balance, status: u8) -> Exit {
         }
         log::error!("    heap: {:?}", heap().stats());
     }
+    leaks(before.time);
     failures::report();
     say!("frames: {} handed over, {} returned, {lost} lost", before.free, before.free - lost);
     match (lost, status) {

@@ -4,7 +4,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use pagoda_addr::Frame;
+use pagoda_addr::{Frame, PAGE_SIZE};
 use pagoda_bootmap::{Region, RegionKind};
 use pagoda_frames::{Stats, Zone};
 use pagoda_kernel_core::machine::{
@@ -294,25 +294,35 @@ fn page_type_info(out: &mut dyn fmt::Write) -> fmt::Result {
     Ok(())
 }
 
+/// As Linux has it: addresses with the guard page behind, bytes, what for, pages.
 fn vmalloc_info(out: &mut dyn fmt::Write) -> fmt::Result {
+    const AT_ONCE: usize = 16;
     let Some(ranges) = KERNEL.ranges.get() else { return Ok(()) };
-    // The areas are walked with the table locked, and `out` may allocate: counted first.
-    let mut counts = [(Kind::Stack, 0u64, 0u64), (Kind::Block, 0, 0), (Kind::Device, 0, 0)];
-    ranges.each_area(|guard| {
-        if let Some(count) = counts.iter_mut().find(|count| count.0 == guard.kind) {
-            count.1 += 1;
-            count.2 += guard.body.bytes();
+    let mut first = 0;
+    loop {
+        // The areas are walked with the table locked, and `out` may allocate: a few at a time.
+        let (mut some, mut index) = ([None; AT_ONCE], 0_usize);
+        ranges.each_area(|guard| {
+            if let Some(slot) = index.checked_sub(first).and_then(|at| some.get_mut(at)) {
+                *slot = Some((guard.kind, guard.body));
+            }
+            index += 1;
+        });
+        for (kind, body) in some.into_iter().flatten() {
+            let (bytes, size) = (body.addresses(), body.bytes() + PAGE_SIZE);
+            let (start, end) = (bytes.start().as_u64(), bytes.end().as_u64() + PAGE_SIZE);
+            write!(out, "{start:#018x}-{end:#018x} {size:7} ")?;
+            match kind {
+                Kind::Stack => writeln!(out, "stack pages={} vmalloc", body.count())?,
+                Kind::Block => writeln!(out, "block pages={} vmalloc", body.count())?,
+                Kind::Device => writeln!(out, "device ioremap")?,
+            }
         }
-    });
-    for (kind, areas, bytes) in counts {
-        let name = match kind {
-            Kind::Stack => "stacks",
-            Kind::Block => "blocks",
-            Kind::Device => "device windows",
-        };
-        writeln!(out, "{name:>15} {areas:>6} areas {bytes:>10} bytes")?;
+        first += AT_ONCE;
+        if first >= index {
+            return Ok(());
+        }
     }
-    writeln!(out, "{:>15} {:>6} in use", "stacks", stacks::in_use())
 }
 
 fn io_mem(out: &mut dyn fmt::Write) -> fmt::Result {

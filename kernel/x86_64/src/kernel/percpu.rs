@@ -257,6 +257,11 @@ pub(crate) fn assert_unpinned() {
     }
 }
 
+/// May the executing CPU take a lock of this rank, with what it holds?
+pub(crate) fn may_take(rank: u8) -> bool {
+    this().ranks.load(Ordering::Relaxed) < 1 << (rank / 10)
+}
+
 /// Says what [`assert_unpinned`] has found.
 #[cold]
 fn held(area: &Area) -> ! {

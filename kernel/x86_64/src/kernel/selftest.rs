@@ -10,6 +10,8 @@
 //! | `bootstack` | endless recursion on the boot stack | kernel stack overflow, boot |
 //! | `doublefree` | a frame freed twice | DoubleFree, the frame |
 //! | `kfree` | a block freed twice | double free, the block |
+//! | `overrun` | a write behind a block between guard pages | write behind a block, the block |
+//! | `afterfree` | a write to such a block after its free | write after free |
 //! | `text` | a store to kernel text | write, not allowed, kernel text |
 //! | `alias` | a store to kernel text through the direct map | write, not allowed |
 //! | `execute` | a jump to kernel data | execution, not allowed |
@@ -64,6 +66,8 @@ fn mistake(name: &[u8]) {
         }
         b"doublefree" => double_free_frame(),
         b"kfree" => double_free_block(),
+        b"overrun" => overrun_block(false),
+        b"afterfree" => overrun_block(true),
         b"text" => store(layout::text().start().as_u64()),
         b"alias" => store(layout::direct(layout::sealed_image()).start().as_u64()),
         b"execute" => execute_data(),
@@ -125,6 +129,26 @@ fn double_free_block() {
     for _ in 0..2 {
         // SAFETY: the first time it is; the second time the heap must notice.
         let _ = unsafe { heap().kfree(block) };
+    }
+}
+
+/// Writes behind, or into after it is freed, a block that stands between guard pages.
+fn overrun_block(after_free: bool) {
+    heap().set_sampling(1);
+    // Until the magazine is empty and a sample is served.
+    for _ in 0..100 {
+        let Ok(block) = heap().kalloc(Layout::new::<[u64; 5]>()) else { return };
+        let address = block.as_ptr() as u64;
+        if !layout::kva().contains(pagoda_addr::VirtAddr::new(address)) {
+            continue;
+        }
+        if after_free {
+            // SAFETY: it is not used any more; what is written below is the mistake.
+            let _ = unsafe { heap().kfree(block) };
+            heap().drain();
+            store(address);
+        }
+        store((address | 0xfff) + 1);
     }
 }
 

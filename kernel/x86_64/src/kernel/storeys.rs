@@ -133,6 +133,7 @@ pub(crate) fn build(magic: u32, info: PhysAddr) -> Result<Handover, BuildError> 
     };
     storey2_paging()?;
     storey2_frames()?;
+    debug_heap(handover.command_line);
     storey3()?;
     Ok(handover)
 }
@@ -426,6 +427,24 @@ fn heap_window() -> u64 {
     let limit = PhysRange::clamped(PhysAddr::ZERO, layout::HEAP_MEMORY);
     let last = (0..).map_while(ram).filter_map(|range| range.intersection(limit)).last();
     last.map_or(0, |range| range.end().as_u64())
+}
+
+/// `slab_debug=` as on Linux's command line, and `slab_sample=N`: every N-th refill of a magazine is
+/// served between guard pages.
+fn debug_heap(command_line: &'static [u8]) {
+    for word in command_line.split(u8::is_ascii_whitespace) {
+        let value = |name| word.strip_prefix(name).and_then(|value| str::from_utf8(value).ok());
+        if let Some(option) = value(&b"slab_debug="[..]) {
+            match heap().set_debug(option) {
+                Ok(()) => info!("    heap: debug modes {option}"),
+                Err(error) => log::warn!("    heap: slab_debug={option}: {error}"),
+            }
+        }
+        if let Some(every) = value(&b"slab_sample="[..]).and_then(|number| number.parse().ok()) {
+            heap().set_sampling(every);
+            info!("    heap: every {every}. refill between guard pages");
+        }
+    }
 }
 
 /// How does the kernel get 40 bytes, or a guarded stack? Both are taken, shown and given back.

@@ -15,6 +15,7 @@ use pagoda_sync::{CpuId, SpinMutex};
 
 use super::console::say;
 use super::exit::{Exit, exit};
+use super::host::heap;
 use super::percpu::{self, Area};
 use super::{backtrace, console, guard, irq, lapic, smp, user};
 
@@ -170,6 +171,9 @@ extern "C" fn exception(frame: &Frame, cr2: u64) {
                 frame.code
             );
         }
+    }
+    if let Some(misuse) = heap().explain(cr2 as usize).filter(|_| on_stack) {
+        say!("{misuse}");
     }
     say!("on {:?}", percpu::id());
     report(frame);
