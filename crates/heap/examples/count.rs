@@ -4,7 +4,8 @@
 //! cargo build --release -p pagoda-heap --example count
 //! valgrind --tool=callgrind --toggle-collect='count::sized*' target/release/examples/count sized
 //! ```
-//! Kinds: `sized` (a `kalloc` and a `kfree_sized` of 64 bytes), `unsized` (with plain `kfree`), `pin`
+//! Kinds: `sized` (a `kalloc` and a `kfree_sized` of 64 bytes), `guarded` (the same, with every debug
+//! mode on for other sizes), `unsized` (with plain `kfree`), `pin`
 //! (two pins and nothing else), `churn` (10,000 live blocks, log-uniform; one is replaced), `uniform`.
 #![allow(unsafe_code)] // frees blocks
 
@@ -126,6 +127,11 @@ fn main() {
     let heap: TestHeap<'_> = Heap::new(&arena, KernelCpus);
     match std::env::args().nth(1).as_deref() {
         Some("sized") => sized(&heap),
+        Some("guarded") => {
+            heap.set_debug("FZPUQ,kmalloc-1*;FZPUQ,kmalloc-8*").unwrap();
+            heap.set_sampling(usize::MAX);
+            sized(&heap);
+        }
         Some("unsized") => unsized_(&heap),
         Some("pin") => pin(),
         Some(kind @ ("churn" | "uniform")) => {
@@ -133,6 +139,6 @@ fn main() {
             let mut live = start(&heap, &plan);
             churn(&heap, &mut live, &plan);
         }
-        _ => println!("sized | unsized | pin | churn | uniform"),
+        _ => println!("sized | guarded | unsized | pin | churn | uniform"),
     }
 }
