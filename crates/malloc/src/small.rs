@@ -281,7 +281,7 @@ impl<S: System, L: Local> Allocator<S, L> {
                 self.release(heap, unit);
             }
             Place::Full => {
-                let used = u32::from(unit.carved.get()) - 1;
+                let used = u32::from(unit.carved.get()) - unit.patience();
                 if unit.remote.reopen(self.word_generation()) {
                     self.link(heap, unit, used);
                 } else {

@@ -11,8 +11,8 @@
 //! what the program (or another thread's outgoing cache) holds.
 //!
 //! Invariant *countdown*: the number of frees by the owner until somebody must look: `used` when
-//! `Listed`, `used + 1` when `Head` (never zero: an empty head is kept), 1 when `Full` (the first free
-//! puts the slab back on its list), `used + PENDING` when an announcement is on its way.
+//! `Listed`, `used + 1` when `Head` (never zero: an empty head is kept), *patience* when `Full` (when a sixteenth
+//! is free, the slab goes back to its list), `used + PENDING` when an announcement is on its way.
 //!
 //! Invariant *one-compare*: `key` is the sum of the addresses of the first block and of the owning
 //! heap. Heaps stand at least a unit apart, from each other and from the one that is never written,
@@ -136,13 +136,19 @@ impl Unit {
         (distance as u64).wrapping_mul(self.multiplier.load(Ordering::Relaxed))
     }
 
+    /// How many blocks of a full slab must be free before it goes back to its list: a sixteenth, so that
+    /// the way there and back is paid once for several blocks.
+    pub fn patience(&self) -> u32 {
+        self.class().blocks / 16 + 1
+    }
+
     /// Blocks that the program holds, as the owner knows it.
     pub fn used(&self) -> u32 {
         let countdown = self.countdown.get();
         match self.place.get() {
             Place::Listed => countdown,
             Place::Head => countdown.wrapping_sub(1),
-            Place::Full => u32::from(self.carved.get()),
+            Place::Full => u32::from(self.carved.get()) + countdown - self.patience(),
             Place::Pending => countdown.wrapping_sub(PENDING),
         }
     }
@@ -153,7 +159,7 @@ impl Unit {
         self.countdown.set(match place {
             Place::Listed => used,
             Place::Head => used.wrapping_add(1),
-            Place::Full => 1,
+            Place::Full => self.patience(),
             Place::Pending => used.wrapping_add(PENDING),
         });
     }
