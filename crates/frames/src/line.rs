@@ -251,6 +251,16 @@ impl Line {
     }
 }
 
+/// So many random cases, few and without a file of old ones where an interpreter runs them.
+#[cfg(test)]
+pub(crate) fn random_cases(usual: u32) -> proptest::prelude::ProptestConfig {
+    let mut config = proptest::prelude::ProptestConfig::with_cases(usual);
+    if cfg!(miri) {
+        (config.cases, config.failure_persistence) = (usual.min(2), None);
+    }
+    config
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +285,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(random_cases(256))]
         #[test]
         fn searches_agree_with_a_look_at_every_bit(line in any_line()) {
             for order in 0..=LINE_ORDER {

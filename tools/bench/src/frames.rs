@@ -21,7 +21,7 @@ use pagoda_frames::{FrameAllocator, FrameInfo, OwnedFrames, Request, Setup, back
 use pagoda_sync::host::ThreadCpus;
 use pagoda_sync::{Cpus as _, RawSpin, SpinMutex};
 
-use crate::measure::{Contestant, Numbers, contest, figure, thread_time};
+use crate::measure::{Contestant, Figure, Numbers, contest, figure, thread_time};
 use crate::report::{Better, Row};
 
 const GIB: u64 = 1 << 18;
@@ -109,7 +109,8 @@ impl Frames for Ours {
         }
         // By the way for owners, which is believed as the peers believe; with a table it is checked.
         // SAFETY: the caller gives back what it got, once.
-        let owned = unsafe { OwnedFrames::from_range(FrameRange::single(Frame::from_number(frame))) };
+        let owned =
+            unsafe { OwnedFrames::from_range(FrameRange::single(Frame::from_number(frame))) };
         if self.0.free(owned).is_err() {
             not_ours();
         }
@@ -391,7 +392,12 @@ fn pairs(rows: &mut Vec<Row>, quick: bool) {
     rows.push(Row::times("repeat pair, with frame table", &figures, Some(1.0)));
 }
 
-pub fn random_pairs<'a>(name: &str, frames: &'a dyn Frames, gib: u64, percent: u64) -> Contestant<'a> {
+pub fn random_pairs<'a>(
+    name: &str,
+    frames: &'a dyn Frames,
+    gib: u64,
+    percent: u64,
+) -> Contestant<'a> {
     let mut in_use = InUse::new(frames, gib * GIB, percent);
     // A turnover before anything is timed, so that the order of filling is forgotten.
     for _ in 0..in_use.all.len() {
@@ -474,27 +480,40 @@ fn ranges(rows: &mut Vec<Row>, rounds: usize) {
         rows.push(limited(Row::times(&case, &figures, None), 5000.0));
     }
     drop(in_use);
+    rows.push(limited(
+        Row::times(
+            "order 9, 16 GiB after 16 turnovers at 50 %, drains included",
+            &[fragmented(rounds.min(5))],
+            None,
+        ),
+        200.0,
+    ));
+}
+
+/// 2 MiB blocks out of memory that was in use at random: all that there are, until one is refused
+/// although every cache was drained, and back. Between two rounds the caches fill up again.
+fn fragmented(rounds: usize) -> Figure {
     let ours = Ours::new(16 * GIB, false);
     let mut in_use = InUse::new(&ours, 16 * GIB, 50);
-    for _ in 0..in_use.all.len() * 2 {
+    for _ in 0..in_use.all.len() * 16 {
         in_use.turn();
     }
-    let mut one = [Contestant::new("ours", || {
-        let mut taken = Vec::new();
+    let samples = (0..rounds).map(|_| {
+        for _ in 0..10_000 {
+            in_use.turn();
+        }
+        let before = thread_time();
+        let mut taken = Vec::with_capacity(8192);
         while let Some(frame) = ours.alloc(9) {
             taken.push(frame);
         }
-        let count = taken.len() as u64;
+        let count = 2 * taken.len() + 1;
         for frame in taken {
             ours.free(frame, 9);
         }
-        2 * count.max(1)
-    })];
-    let figures = contest(&mut one, 3);
-    rows.push(limited(
-        Row::times("order 9, fragmented 16 GiB, drains included", &figures, None),
-        200.0,
-    ));
+        (thread_time() - before).as_nanos() as f64 / count as f64
+    });
+    figure("ours", samples.collect())
 }
 
 fn recovered(rows: &mut Vec<Row>, quick: bool) {
@@ -593,11 +612,29 @@ fn two_threads(rows: &mut Vec<Row>, quick: bool) {
         let case = format!("two threads, {what}, beside two independent allocators");
         rows.push(Row::times(&case, &figures, Some(1.0 / 0.95)));
     }
+    hand_overs(rows, quick);
+}
+
+fn hand_overs(rows: &mut Vec<Row>, quick: bool) {
+    let turns = if quick { 200_000 } else { 2_000_000 };
+    let rounds = if quick { 1 } else { 5 };
     let figures = everybody(GIB, |name, frames| {
         let samples = (0..rounds).map(|_| hand_over(&*frames, turns));
         figure(name, samples.collect())
     });
     rows.push(Row::times("two threads, one allocates what the other frees", &figures, None));
+    // The same two threads, each with an allocator of its own: one passes through it what it
+    // received in the other case. What remains of the difference is the handing over of frames.
+    let shared = Ours::new(GIB, false);
+    let (one, two) = (Ours::new(GIB, false), Ours::new(GIB, false));
+    let (mut both, mut apart) = (Vec::new(), Vec::new());
+    for _ in 0..if quick { 9 } else { 31 } {
+        both.push(hand_over(&shared, turns / 2));
+        apart.push(hand_over_apart(&one, &two, turns / 2));
+    }
+    let figures = [figure("ours", both), figure("two allocators of ours", apart)];
+    let case = "two threads, one allocates what the other frees, beside two independent allocators";
+    rows.push(Row::times(case, &figures, Some(1.0 / 0.95)));
 }
 
 fn pair_work(frames: &dyn Frames, turns: u64) {
@@ -643,33 +680,68 @@ fn together(frames: &[&dyn Frames], turns: u64, work: fn(&dyn Frames, u64)) -> f
 
 /// One thread allocates, the other frees, in batches of 512 through a buffer.
 fn hand_over(frames: &dyn Frames, turns: u64) -> f64 {
+    pass_on(
+        turns,
+        |buffer| buffer.extend((0..512).map(|_| frames.alloc(0).expect("a frame"))),
+        |buffer| buffer.drain(..).for_each(|frame| frames.free(frame, 0)),
+    )
+}
+
+/// The same work and the same buffers, but each thread gives back to its own allocator what it took
+/// there: each does half of what it does in [`hand_over`] of both kinds.
+fn hand_over_apart(one: &dyn Frames, two: &dyn Frames, turns: u64) -> f64 {
+    let mut kept = Vec::with_capacity(512);
+    let half = |frames: &dyn Frames, kept: &mut Vec<u64>| {
+        kept.extend((0..256).map(|_| frames.alloc(0).expect("a frame")));
+        kept.drain(..).for_each(|frame| frames.free(frame, 0));
+    };
+    pass_on(
+        turns,
+        move |buffer| {
+            half(one, &mut kept);
+            buffer.extend(0..512);
+        },
+        {
+            let mut kept = Vec::with_capacity(512);
+            move |buffer| {
+                half(two, &mut kept);
+                buffer.clear();
+            }
+        },
+    )
+}
+
+/// CPU time of both threads for each of `turns` numbers that go from `produce` to `consume`.
+fn pass_on(
+    turns: u64,
+    mut produce: impl FnMut(&mut Vec<u64>) + Send,
+    mut consume: impl FnMut(&mut Vec<u64>) + Send,
+) -> f64 {
     let buffers: [SpinMutex<Vec<u64>>; 2] =
-        [SpinMutex::new(Vec::new()), SpinMutex::new(Vec::new())];
+        [SpinMutex::new(Vec::with_capacity(512)), SpinMutex::new(Vec::with_capacity(512))];
     let full = [AtomicBool::new(false), AtomicBool::new(false)];
     let wait = |flag: &AtomicBool, value: bool| {
         while flag.load(Ordering::Acquire) != value {
             std::thread::sleep(std::time::Duration::from_micros(20));
         }
     };
+    let (wait, full, buffers) = (&wait, &full, &buffers);
     let batches = (turns / 512) as usize;
     let spent: u128 = std::thread::scope(|scope| {
-        let producer = scope.spawn(|| {
+        let producer = scope.spawn(move || {
             let before = thread_time();
             for batch in 0..batches {
                 wait(&full[batch % 2], false);
-                let mut buffer = buffers[batch % 2].lock();
-                buffer.extend((0..512).map(|_| frames.alloc(0).expect("a frame")));
+                produce(&mut buffers[batch % 2].lock());
                 full[batch % 2].store(true, Ordering::Release);
             }
             (thread_time() - before).as_nanos()
         });
-        let consumer = scope.spawn(|| {
+        let consumer = scope.spawn(move || {
             let before = thread_time();
             for batch in 0..batches {
                 wait(&full[batch % 2], true);
-                for frame in buffers[batch % 2].lock().drain(..) {
-                    frames.free(frame, 0);
-                }
+                consume(&mut buffers[batch % 2].lock());
                 full[batch % 2].store(false, Ordering::Release);
             }
             (thread_time() - before).as_nanos()

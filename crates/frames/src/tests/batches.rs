@@ -95,7 +95,7 @@ fn calls() -> impl Strategy<Value = Call> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 100 }))]
+    #![proptest_config(crate::line::random_cases(100))]
     #[test]
     fn batches_count_as_single_calls_do(
         calls in prop::collection::vec(calls(), 1..if cfg!(miri) { 8 } else { 60 }),

@@ -406,11 +406,11 @@ fn run(calls: &[Call], reserve: u64) {
 /// More on demand: `FRAMES_CASES=20000 cargo test --release`.
 fn cases() -> u32 {
     let wanted = std::env::var("FRAMES_CASES").ok().and_then(|text| text.parse().ok());
-    wanted.unwrap_or(if cfg!(miri) { 2 } else { 300 })
+    wanted.unwrap_or(300)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(cases()))]
+    #![proptest_config(crate::line::random_cases(cases()))]
     #[test]
     fn random_calls_agree_with_the_oracle(
         calls in prop::collection::vec(calls(), 1..if cfg!(miri) { 12 } else { 150 }),

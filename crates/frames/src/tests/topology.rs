@@ -11,7 +11,7 @@ use super::rig::{Frames, Ground, frame, frames};
 use crate::*;
 
 const GIB: u64 = 1 << 18;
-const PART: u64 = 8 * 512;
+const PART: u64 = if cfg!(miri) { 512 } else { 8 * 512 };
 
 /// Three nodes above 4 GiB, the first with a piece below it. From node 0 the closest is 2.
 const MEMORY: [(u64, u64, u8); 4] =
@@ -37,7 +37,8 @@ fn node_of(frame: u64) -> u8 {
 fn every_cpu_is_served_from_its_own_node_then_from_the_closest() {
     let (mut ground, mut areas) = (ground(), [Area::EMPTY; 8]);
     let allocator = with_nodes(&mut ground, &mut areas);
-    for (cpu, order) in [(0, [0u8, 2, 1]), (1, [1, 2, 0]), (3, [1, 2, 0]), (2, [2, 0, 1])] {
+    let cpus = [(0, [0u8, 2, 1]), (1, [1, 2, 0]), (3, [1, 2, 0]), (2, [2, 0, 1])];
+    for (cpu, order) in cpus.into_iter().take(if cfg!(miri) { 1 } else { 4 }) {
         allocator.cpus().0.set(cpu);
         let mut nodes: Vec<u8> = Vec::new();
         let mut taken = Vec::new();
@@ -69,7 +70,7 @@ fn a_request_names_its_node_and_may_insist() {
     assert_eq!(allocator.alloc(Request::frame().only_node(Node(2))), Err(AllocError::Fragmented));
     allocator.free(whole).unwrap();
     // A run longer than any area, across the border of two nodes.
-    let long = allocator.alloc(Request::count(PART + 512)).unwrap();
+    let long = allocator.alloc(Request::count(PART + 256)).unwrap();
     let there = allocator.alloc(three(2)).unwrap();
     let only = allocator.alloc(Request::frame().only_node(Node(1))).unwrap();
     assert_eq!(
@@ -100,6 +101,7 @@ fn frames_of_another_node_are_not_kept() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // the text is that of the full size
 fn each_node_has_its_figures_and_its_text() {
     let (mut ground, mut areas) = (ground(), [Area::EMPTY; 8]);
     let allocator = with_nodes(&mut ground, &mut areas);
@@ -221,6 +223,7 @@ fn a_range_that_does_not_leave_after_all_comes_back() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // looks at thousands of frames
 fn hot_added_memory_is_nobodys_until_it_comes() {
     let mut ground = Ground::new(&[(GIB, 1024), (2 * GIB, 4096)], true);
     let allocator = ground.allocator(0, 0);
@@ -247,12 +250,13 @@ fn hot_added_memory_is_nobodys_until_it_comes() {
 
 #[test]
 fn a_block_is_emptied_by_moving_what_stands_in_it() {
-    let mut ground = Ground::new(&[(GIB, 2048)], true);
+    const COUNT: u64 = if cfg!(miri) { 1024 } else { 2048 };
+    let mut ground = Ground::new(&[(GIB, COUNT)], true);
     let allocator = ground.allocator(0, 0);
     let movable = Request::frame().mobility(Mobility::Movable);
     assert_eq!(allocator.empty_block(|_| true), Err(AllocError::Fragmented));
     let mut pages: Vec<_> =
-        (0..2048).map(|_| allocator.alloc(movable).unwrap().into_range()).collect();
+        (0..COUNT).map(|_| allocator.alloc(movable).unwrap().into_range()).collect();
     // Every block keeps some.
     pages.retain(|page| {
         let stays = page.start().number() % 3 == 0;
@@ -319,7 +323,7 @@ fn who_reclaims_is_asked_with_no_lock_held_and_not_for_ever() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 60 }))]
+    #![proptest_config(crate::line::random_cases(60))]
     #[test]
     fn nodes_only_decide_where(
         calls in prop::collection::vec((0u8..8, 0u8..3, 1u64..600), 1..if cfg!(miri) { 8 } else { 120 }),
