@@ -24,6 +24,9 @@ use crate::signal::set::Signal;
 use crate::task::{Process, Thread, WaitStatus};
 
 const PAGE_FAULT: u64 = 14;
+/// The flag of single steps.
+const TRAP_FLAG: u64 = 0x100;
+const TRAP_TRACE: i32 = 2;
 const BUS_ADRALN: i32 = 1;
 
 /// Calls that copy or replace all registers, hence cannot be served with a part of them.
@@ -211,16 +214,33 @@ impl<M: Machine> Cx<'_, M> {
         let nowhere = Detail::Fault { addr: 0 };
         let (signal, si_code, detail) = match vector {
             0 => (Signal::FPE, FPE_INTDIV, here),
+            1 if self.regs.rflags & TRAP_FLAG != 0 => (Signal::TRAP, TRAP_TRACE, here),
             1 => (Signal::TRAP, TRAP_BRKPT, here),
             3 => (Signal::TRAP, SI_KERNEL, nowhere),
             6 => (Signal::ILL, ILL_ILLOPN, here),
-            7 | 16 | 19 => (Signal::FPE, FPE_FLTINV, here),
+            7 | 16 | 19 => (Signal::FPE, self.floating_point_code(vector == 19), here),
             12 => (Signal::BUS, SI_KERNEL, nowhere),
             17 => (Signal::BUS, BUS_ADRALN, nowhere),
             _ => (Signal::SEGV, SI_KERNEL, nowhere),
         };
         let words = FaultWords { error: code, vector: u64::from(vector), cr2: 0 };
         self.raise(SigInfo { signal, code: si_code, detail }, words);
+    }
+
+    /// Which of the program's floating-point exceptions it was: by the flags that are set and not
+    /// masked, of the vector unit or of the old one.
+    fn floating_point_code(&self, vectors: bool) -> i32 {
+        const CODES: [(u32, i32); 5] = [(1, 7), (4, 3), (8, 4), (0x12, 5), (0x20, 6)];
+        let machine = self.kernel.machine;
+        let flags = self.thread.with_fpu(|fpu| {
+            let bytes = machine.fpu_bytes(fpu);
+            let half = |at: usize| {
+                let half = bytes.get(at..).and_then(|rest| rest.first_chunk());
+                u32::from(half.copied().map_or(0, u16::from_le_bytes))
+            };
+            if vectors { half(24) & !(half(24) >> 7) } else { half(2) & !half(0) }
+        });
+        CODES.iter().find(|(flag, _)| flags & flag != 0).map_or(FPE_FLTINV, |(_, code)| *code)
     }
 
     fn raise(&mut self, info: SigInfo, words: FaultWords) {

@@ -96,7 +96,7 @@ const CALLS: &[(&str, i64, [Word; 6])] = &[
     ("futex", libc::SYS_futex, [Bad, Is(0), Is(1), Is(0), Is(0), Is(0)]),
     ("futex's time", libc::SYS_futex, [Zeroes, Is(0), Is(1), Bad, Is(0), Is(0)]),
     ("get_robust_list", libc::SYS_get_robust_list, [Is(0), Bad, Zeroes, Is(0), Is(0), Is(0)]),
-    ("sched_getaffinity", libc::SYS_sched_getaffinity, [Is(0), Is(64), Bad, Is(0), Is(0), Is(0)]),
+    ("sched_getaffinity", libc::SYS_sched_getaffinity, [Is(0), Is(8), Bad, Is(0), Is(0), Is(0)]),
     ("sched_setaffinity", libc::SYS_sched_setaffinity, [Is(0), Is(8), Bad, Is(0), Is(0), Is(0)]),
     ("getcpu", libc::SYS_getcpu, [Bad, Is(0), Is(0), Is(0), Is(0), Is(0)]),
     ("setgroups", libc::SYS_setgroups, [Is(2), Bad, Is(0), Is(0), Is(0), Is(0)]),
@@ -143,6 +143,7 @@ const FRESH: &core::ffi::CStr = c"/tmp/crimes-fresh";
 impl Things {
     fn new() -> Self {
         std::fs::write("/tmp/crimes-file", [b'x'; 100]).expect("a file");
+        call(libc::SYS_chmod, [PATH.as_ptr() as usize, 0o755, 0, 0, 0, 0]);
         let mut ends = [0i32; 2];
         // SAFETY: fresh descriptors, and a page of ours that is given back.
         let (pipe, folder, group) = unsafe {

@@ -131,12 +131,13 @@ fn how(status: i32) -> String {
 
 /// Does a deed with and without a handler, and says how both ended.
 pub fn run(tell: Tell, deed: fn()) -> String {
+    // Before the first child, which shares it then.
+    let seen = seen();
     let alone = how(child(false, deed));
     let status = child(true, deed);
     if status != HANDLED << 8 {
         return format!("{alone}; with a handler {}", how(status));
     }
-    let seen = seen();
     let signal = seen.signal.load(Ordering::Relaxed);
     let (code, address) = (seen.code.load(Ordering::Relaxed), seen.address.load(Ordering::Relaxed));
     let here = address == seen.instruction.load(Ordering::Relaxed);

@@ -79,10 +79,29 @@ impl<M: Machine> Cx<'_, M> {
             let part = ((len - done) as usize).min(chunk.len());
             let chunk = chunk.get_mut(..part).unwrap_or_default();
             self.kernel.machine.random(chunk);
-            self.write_bytes(a[0] + done, chunk)?;
+            let range = crate::user::user_range::<M>(&self.space, a[0] + done, part as u64)?;
+            if let Err(error) = self.space.copy_out(chunk, range) {
+                done += error.done as u64;
+                let refused = crate::user::fault_error(error.error);
+                return if done == 0 { Err(refused) } else { Ok(done) };
+            }
             done += part as u64;
         }
         Ok(len)
+    }
+
+    pub(crate) fn sys_getrlimit(&mut self, a: [u64; 6]) -> Result<u64> {
+        if a[1] == 0 && a[0] < 16 {
+            return Err(Errno::EFAULT);
+        }
+        self.sys_prlimit64([0, a[0], 0, a[1], 0, 0])
+    }
+
+    pub(crate) fn sys_setrlimit(&mut self, a: [u64; 6]) -> Result<u64> {
+        if a[1] == 0 {
+            return Err(Errno::EFAULT);
+        }
+        self.sys_prlimit64([0, a[0], a[1], 0, 0, 0])
     }
 
     pub(crate) fn sys_prlimit64(&mut self, a: [u64; 6]) -> Result<u64> {

@@ -139,9 +139,16 @@ impl<M: Machine> Cx<'_, M> {
         let mut done = 0;
         loop {
             let want = ((len - done) as usize).min(buffer.len());
-            let part = buffer.get_mut(..want).unwrap_or_default();
-            if let Err(error) = self.read_bytes(addr + done, part) {
-                return if done == 0 { Err(error) } else { Ok(done) };
+            let mut part = buffer.get_mut(..want).unwrap_or_default();
+            let range = crate::user::user_range::<M>(&self.space, addr + done, want as u64)?;
+            if let Err(error) = self.space.copy_in(range, part) {
+                // As on Linux: a file that is always ready takes what there is, others all or none.
+                let there = if file.waiters().is_none() { error.done } else { 0 };
+                if there == 0 {
+                    let refused = crate::user::fault_error(error.error);
+                    return if done == 0 { Err(refused) } else { Ok(done) };
+                }
+                part = part.get_mut(..there).unwrap_or_default();
             }
             let mut written = 0;
             loop {

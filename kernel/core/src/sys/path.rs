@@ -78,7 +78,10 @@ impl<M: Machine> Cx<'_, M> {
         } else {
             self.kernel.vfs.resolve(&look.view(), &path, Follow::No)?
         };
-        let text = self.kernel.vfs.readlink(&node)?;
+        let text = self.kernel.vfs.readlink(&node).map_err(|error| match error {
+            Errno::EINVAL if path.is_empty() => Errno::ENOENT,
+            error => error,
+        })?;
         let text = text.get(..len).unwrap_or(&text);
         self.write_bytes(a[2], text)?;
         Ok(text.len() as u64)

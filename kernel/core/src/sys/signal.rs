@@ -27,10 +27,10 @@ impl<M: Machine> Cx<'_, M> {
         let new = if new_at == 0 {
             None
         } else {
+            let mut action = Action::from_bytes(&self.read_array(new_at)?);
             if SigSet::UNBLOCKABLE.contains(signal) {
                 return Err(Errno::EINVAL);
             }
-            let mut action = Action::from_bytes(&self.read_array(new_at)?);
             action.mask = action.mask.without(SigSet::UNBLOCKABLE);
             Some(action)
         };
@@ -274,8 +274,7 @@ impl<M: Machine> Cx<'_, M> {
     }
 
     /// The circumstances that a program makes up for a signal of its own.
-    fn read_info(&self, signal: Signal, at: u64, own: bool) -> Result<SigInfo> {
-        let bytes: [u8; SigInfo::SIZE] = self.read_array(at)?;
+    fn decode_info(signal: Signal, bytes: &[u8; SigInfo::SIZE], own: bool) -> Result<SigInfo> {
         let word = |at: usize| {
             let mut word = [0; 4];
             word.copy_from_slice(bytes.get(at..at + 4).unwrap_or(&[0; 4]));
@@ -290,9 +289,11 @@ impl<M: Machine> Cx<'_, M> {
     }
 
     pub(crate) fn sys_rt_sigqueueinfo(&mut self, a: [u64; 6]) -> Result<u64> {
+        // The circumstances come first, as on Linux.
+        let bytes = self.read_array(a[2])?;
         let process = self.kernel.tables.lock().process(a[0] as u32).ok_or(Errno::ESRCH)?;
         let Some(signal) = Self::named(a[1])? else { return Ok(0) };
-        let info = self.read_info(signal, a[2], process.pid == self.process.pid)?;
+        let info = Self::decode_info(signal, &bytes, process.pid == self.process.pid)?;
         if !self.may_signal(&process, Some(signal)) {
             return Err(Errno::EPERM);
         }
@@ -302,9 +303,11 @@ impl<M: Machine> Cx<'_, M> {
     }
 
     pub(crate) fn sys_rt_tgsigqueueinfo(&mut self, a: [u64; 6]) -> Result<u64> {
+        let bytes = self.read_array(a[3])?;
         let thread = self.target_thread(a[0], a[1], false)?;
         let Some(signal) = Self::named(a[2])? else { return Ok(0) };
-        let info = self.read_info(signal, a[3], thread.process.pid == self.process.pid)?;
+        let own = thread.process.pid == self.process.pid;
+        let info = Self::decode_info(signal, &bytes, own)?;
         if !self.may_signal(&thread.process, Some(signal)) {
             return Err(Errno::EPERM);
         }
