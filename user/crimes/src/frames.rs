@@ -129,7 +129,4 @@ pub const ALL: &[Deed] = &[
         // SAFETY: ends the process.
         unsafe { libc::raise(libc::SIGKILL) };
     }),
-    ("return to the stack of a wild place", Signal, || {
-        with(|context| register(context, libc::REG_RSP, 1 << 63));
-    }),
 ];

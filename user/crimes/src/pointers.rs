@@ -13,6 +13,8 @@ enum Word {
     Bad,
     /// A path to a file.
     Path,
+    /// A path to a file that may be executed and is no program.
+    Run,
     /// A path to nothing.
     Fresh,
     /// A descriptor of a file of 100 bytes, at its beginning.
@@ -29,7 +31,7 @@ enum Word {
     Vector,
 }
 
-use Word::{Bad, File, Folder, Fresh, Group, Is, Path, Pipe, Vector, Zeroes};
+use Word::{Bad, File, Folder, Fresh, Group, Is, Path, Pipe, Run, Vector, Zeroes};
 
 const CALLS: &[(&str, i64, [Word; 6])] = &[
     ("read", libc::SYS_read, [File, Bad, Is(64), Is(0), Is(0), Is(0)]),
@@ -104,14 +106,16 @@ const CALLS: &[(&str, i64, [Word; 6])] = &[
     ("getrandom", libc::SYS_getrandom, [Bad, Is(64), Is(0), Is(0), Is(0), Is(0)]),
     ("mincore", libc::SYS_mincore, [Zeroes, Is(4096), Bad, Is(0), Is(0), Is(0)]),
     ("execve", libc::SYS_execve, [Bad, Is(0), Is(0), Is(0), Is(0), Is(0)]),
-    ("execve's arguments", libc::SYS_execve, [Path, Bad, Is(0), Is(0), Is(0), Is(0)]),
-    ("execve's environment", libc::SYS_execve, [Path, Is(0), Bad, Is(0), Is(0), Is(0)]),
+    ("execve's arguments", libc::SYS_execve, [Run, Bad, Is(0), Is(0), Is(0), Is(0)]),
+    ("execve's environment", libc::SYS_execve, [Run, Is(0), Bad, Is(0), Is(0), Is(0)]),
     ("arch_prctl", libc::SYS_arch_prctl, [Is(0x1003), Bad, Is(0), Is(0), Is(0), Is(0)]),
     ("prctl", libc::SYS_prctl, [Is(16), Bad, Is(0), Is(0), Is(0), Is(0)]),
 ];
 
 /// A place for a pointer: its name, and how to get there from the end of a mapping.
-const PLACES: &[(&str, fn(usize) -> usize)] = &[
+type Place = (&'static str, fn(usize) -> usize);
+
+const PLACES: &[Place] = &[
     ("null", |_| 0),
     ("unmapped", |end| end),
     ("kernel", |_| 0xffff_ffff_8020_0000),
@@ -138,12 +142,14 @@ struct Things {
 }
 
 const PATH: &core::ffi::CStr = c"/tmp/crimes-file";
+const RUN: &core::ffi::CStr = c"/tmp/crimes-run";
 const FRESH: &core::ffi::CStr = c"/tmp/crimes-fresh";
 
 impl Things {
     fn new() -> Self {
         std::fs::write("/tmp/crimes-file", [b'x'; 100]).expect("a file");
-        call(libc::SYS_chmod, [PATH.as_ptr() as usize, 0o755, 0, 0, 0, 0]);
+        std::fs::write("/tmp/crimes-run", "no program").expect("a file");
+        call(libc::SYS_chmod, [RUN.as_ptr() as usize, 0o755, 0, 0, 0, 0]);
         let mut ends = [0i32; 2];
         // SAFETY: fresh descriptors, and a page of ours that is given back.
         let (pipe, folder, group) = unsafe {
@@ -191,6 +197,7 @@ impl Things {
             Is(number) => number,
             Bad => bad,
             Path => self.path,
+            Run => RUN.as_ptr() as usize,
             Fresh => self.fresh,
             File => self.file,
             Pipe => self.pipe[usize::from(writes)],
@@ -209,7 +216,8 @@ impl Things {
 /// Makes all calls with all pointers; how many there were.
 pub fn run() -> usize {
     let things = Things::new();
-    // A name of bytes that are no zeroes must not be found: pages are full of zeroes.
+    // A zero is a descriptor too: the same file everywhere.
+    call(libc::SYS_dup2, [things.file, 0, 0, 0, 0, 0]);
     for (name, number, words) in CALLS {
         print!("{name}:");
         for (place, address) in PLACES {
@@ -228,5 +236,6 @@ pub fn run() -> usize {
     }
     let _ = std::fs::remove_file("/tmp/crimes-file");
     let _ = std::fs::remove_file("/tmp/crimes-fresh");
+    let _ = std::fs::remove_file("/tmp/crimes-run");
     CALLS.len() * PLACES.len()
 }

@@ -13,7 +13,7 @@ pub const ALL: &[Deed] = &[
         let at = map(8192, libc::MAP_PRIVATE) as usize;
         // SAFETY: the mapping is this deed's.
         let unmap = move || unsafe { libc::munmap(at as *mut libc::c_void, 8192) };
-        race(at, |at| _ = unsafe { (at as *const u32).read_volatile() }, unmap);
+        race(at, |at| _ = value(at).load(Ordering::SeqCst), unmap);
     }),
     ("write what another thread made read-only", Place, || {
         let at = map(4096, libc::MAP_PRIVATE) as usize;
@@ -49,6 +49,7 @@ pub const ALL: &[Deed] = &[
             (at as *mut u8).write(0xc3);
             libc::mprotect(at as *mut libc::c_void, 4096, libc::PROT_READ | libc::PROT_EXEC);
         }
+        // SAFETY: the mapping is this deed's.
         let take =
             move || unsafe { libc::mprotect(at as *mut libc::c_void, 4096, libc::PROT_READ) };
         // SAFETY: the code returns at once, as long as it is code.

@@ -234,6 +234,9 @@ impl<M: Machine> Cx<'_, M> {
         let mut ucontext = [0; frame::UCONTEXT];
         self.read_bytes(self.regs.rsp, &mut ucontext)?;
         let restored = frame::decode(&ucontext, &self.regs);
+        if !restored.is_programs {
+            return Err(Errno::EFAULT);
+        }
         let machine = self.kernel.machine;
         if restored.fp == 0 {
             machine.load_fpu(&self.kernel.clean_fpu.lock());

@@ -97,7 +97,12 @@ pub(crate) struct Restored {
     pub(crate) mask: SigSet,
     pub(crate) alt: AltStack,
     pub(crate) fp: u64,
+    /// The code selector is that of programs. With another one the CPU would refuse to go there.
+    pub(crate) is_programs: bool,
 }
+
+/// The selector of programs' code, in Linux's numbers.
+const USER_CODE: u16 = 0x33;
 
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     if let Some(to) = bytes.get_mut(at..at + value.len()) {
@@ -139,7 +144,7 @@ pub(crate) fn encode(content: &FrameContent<'_>) -> [u8; FRAME] {
         put(&mut bytes, CONTEXT + 8 * index, &value.to_le_bytes());
     }
     // Selectors of user code and of the user stack; fs and gs are bases here.
-    for (at, selector) in [(144, 0x33u16), (146, 0), (148, 0), (150, 0x2b)] {
+    for (at, selector) in [(144, USER_CODE), (146, 0), (148, 0), (150, 0x2b)] {
         put(&mut bytes, CONTEXT + at, &selector.to_le_bytes());
     }
     let trap = content.trap;
@@ -193,6 +198,7 @@ pub(crate) fn decode(ucontext: &[u8; UCONTEXT], now: &UserRegs) -> Restored {
         mask: SigSet(word(ucontext, MASK - UC)),
         alt: AltStack::from_bytes(ucontext.get(16..40).unwrap_or(&[])),
         fp: word(ucontext, CONTEXT - UC + 184),
+        is_programs: word(ucontext, CONTEXT - UC + 144) as u16 | 3 == USER_CODE,
     }
 }
 
@@ -274,7 +280,10 @@ mod tests {
         let mut ucontext = [0; UCONTEXT];
         ucontext.copy_from_slice(&bytes[8..312]);
         let back = decode(&ucontext, &regs());
-        assert_eq!(back, Restored { regs: regs(), mask: SigSet(0x55), alt, fp: 0x7000 });
+        assert_eq!(
+            back,
+            Restored { regs: regs(), mask: SigSet(0x55), alt, fp: 0x7000, is_programs: true }
+        );
     }
 
     #[test]

@@ -311,10 +311,18 @@ impl<M: Machine> Cx<'_, M> {
         let mut at = 0;
         for (base, len) in pieces {
             let part = bytes.get_mut(at..at + len as usize).ok_or(Errno::EFAULT)?;
-            self.read_bytes(base, part)?;
+            let range = crate::user::user_range::<M>(&self.space, base, len)?;
+            if let Err(error) = self.space.copy_in(range, part) {
+                // As in `write_from`.
+                at += error.done;
+                if at == 0 || file.waiters().is_some() {
+                    return Err(crate::user::fault_error(error.error));
+                }
+                break;
+            }
             at += len as usize;
         }
-        self.write_all(&file, &bytes)
+        self.write_all(&file, bytes.get(..at).unwrap_or_default())
     }
 
     /// Writes bytes of the kernel's, with everything that writing means.
