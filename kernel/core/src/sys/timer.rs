@@ -70,6 +70,9 @@ impl<M: Machine> Cx<'_, M> {
 
     pub(crate) fn sys_getitimer(&mut self, a: [u64; 6]) -> Result<u64> {
         let which = which(a[0])?;
+        if a[1] == 0 {
+            return Err(Errno::EFAULT);
+        }
         let now = self.timer_now(Timers::interval_clock(which).ok_or(Errno::EINVAL)?);
         let alarm = self.process.timers.lock().interval(which);
         self.give_interval(a[1], alarm.interval, whole_micros(alarm.left(now)))
