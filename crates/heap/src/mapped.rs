@@ -253,6 +253,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     pub(crate) fn give_mapped(&self, unmapped: Unmapped) {
         let Unmapped { base, pages, record } = unmapped;
         self.taken.fetch_sub(pages * PAGE, Ordering::Relaxed);
+        self.given.fetch_add(pages * PAGE, Ordering::Relaxed);
         if let Some(base) = NonNull::new(with_exposed_provenance_mut(base)) {
             // SAFETY: mapped by `alloc_mapped` with so many pages, and nobody's block any more.
             unsafe { self.source.unmap_pages(base, pages) };
