@@ -153,16 +153,17 @@ proptest! {
 #[test]
 fn reserved_inserts_never_allocate_however_deep_the_tree() {
     let mut tree = Tree::new();
-    for page in 0..if cfg!(miri) { 400 } else { 20_000u64 } {
+    const COUNT: u64 = if cfg!(miri) { 400 } else { 20_000 };
+    for page in 0..COUNT {
         // A scattered order.
-        let start = (page * 7919 % 20_000) * 2;
+        let start = (page * 7919 % COUNT) * 2;
         tree.reserve(&[start], 1).unwrap();
         crate::fallible::host::fail_after(Some(0));
         tree.insert(Entry { start, end: start + 1, value: Guard(0) });
         crate::fallible::host::fail_after(None);
     }
     tree.check();
-    for page in (0..if cfg!(miri) { 800 } else { 40_000 }).rev() {
+    for page in (0..2 * COUNT).rev() {
         tree.remove(page);
     }
     tree.check();
