@@ -20,6 +20,11 @@
 //! interrupts on, as in idle; whoever gives the lock back wakes one sleeper. The note is written
 //! before the lock is looked at once more, and read after the lock was given back: one of the two
 //! sees the other.
+//!
+//! A tick that comes in while a CPU sleeps here was meant for the program that is waiting to be
+//! served: whether its slice is over is asked where interrupts of programs are served. So the CPU
+//! interrupts itself once it has the lock, which keeps until the program is entered again. Without
+//! that a program that traps all the time, and so is interrupted only here, is never pre-empted.
 
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -51,6 +56,15 @@ pub(crate) fn acquire() {
 
 #[cold]
 fn wait() {
+    let area = percpu::this();
+    area.ticked.store(false, Ordering::Relaxed);
+    wait_for_turn();
+    if area.ticked.load(Ordering::Relaxed) {
+        smp::kick_self();
+    }
+}
+
+fn wait_for_turn() {
     let bit = 1 << (percpu::id().index() % 64);
     loop {
         for _ in 0..SPINS {

@@ -89,6 +89,7 @@ fn serve_own(vector: u8) {
     match vector {
         trap::TICK => {
             time::tick(area.cpu());
+            area.ticked.store(true, Ordering::Relaxed);
             area.kicked.store(true, Ordering::Relaxed);
         }
         trap::KICK => area.kicked.store(true, Ordering::Relaxed),

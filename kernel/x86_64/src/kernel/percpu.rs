@@ -48,6 +48,8 @@ pub(crate) struct Area {
     pub(crate) online: AtomicBool,
     /// Somebody wants something of it: it does not go on idling.
     pub(crate) kicked: AtomicBool,
+    /// Its timer has ticked since it began to wait for the big lock.
+    pub(crate) ticked: AtomicBool,
     /// The request for a flush that it has not served yet (see `shootdown`).
     pub(crate) flush_ticket: AtomicU64,
     /// Where its stacks for exceptions end; only while it starts.
@@ -81,6 +83,7 @@ impl Area {
             apic_id: AtomicU8::new(apic_id),
             online: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
+            ticked: AtomicBool::new(false),
             flush_ticket: AtomicU64::new(0),
             own_stacks: [const { AtomicU64::new(0) }; 3],
             gdt: UnsafeCell::new([0; GDT_ENTRIES]),

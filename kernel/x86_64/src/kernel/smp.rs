@@ -273,6 +273,11 @@ pub(crate) fn kick(cpu: CpuId) {
     }
 }
 
+/// Makes this CPU enter the kernel again as soon as it has left it.
+pub(crate) fn kick_self() {
+    lapic::send(percpu::this().apic_id.load(Ordering::Relaxed), trap::KICK);
+}
+
 /// Ends what the other CPUs do, for good: the machine is about to end.
 pub(crate) fn stop_others() {
     if percpu::started() > 1 && !STOPPING.swap(true, Ordering::SeqCst) {
