@@ -93,6 +93,11 @@ impl Lane {
                 match sys::fork() {
                     Ok(0) => {
                         self.change_all(!seed, false);
+                        if self.board.tolerant() {
+                            // Its parent may be killed; then the first of them writes what is
+                            // shared anew, while this one still looks.
+                            self.forget_shared();
+                        }
                         self.check_all();
                         End::Status(5).now();
                     }
@@ -123,6 +128,13 @@ impl Lane {
                     region.tags[index] = tag;
                 }
             }
+        }
+    }
+
+    /// Looks at shared pages no more.
+    fn forget_shared(&mut self) {
+        for place in &mut self.regions.all {
+            *place = place.filter(|region| !region.shared);
         }
     }
 
