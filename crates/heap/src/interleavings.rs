@@ -97,7 +97,9 @@ impl Shared {
         let block = NonNull::new(without_provenance_mut(block)).unwrap();
         match cpu.magazine().push(block) {
             Ok(()) => {}
-            Err(Refused::Twice) => panic!("no block was freed twice"),
+            Err(Refused::Twice | Refused::Askew) => {
+                panic!("no block was freed twice or beside its place")
+            }
             Err(Refused::Full) => {
                 assert!(self.with(|depot| cpu.magazine().send_oldest(2, depot)));
                 cpu.magazine().push(block).unwrap();
