@@ -396,9 +396,11 @@ impl<'h> World<'h> {
     }
 
     fn map(&mut self, step: &Step) {
-        let (Some(request), Step::Map { len, kind, .. }) = (self.request(step), step) else {
+        let (Some(request), Step::Map { len, kind, populate, .. }) = (self.request(step), step)
+        else {
             return;
         };
+        let own_at_once = *populate && request.prot.contains(Prot::WRITE);
         let (space, model) = &mut self.spaces[self.at];
         let (place, prot) = (request.place, request.prot);
         let kept = request.flags & MapFlags::GROWS_DOWN;
@@ -412,7 +414,11 @@ impl<'h> World<'h> {
             Kind::Anonymous | Kind::Stack => Back::Anonymous([0; 2]),
             Kind::Shared => Back::Shared(object.clone(), page),
             Kind::Cached(true) => Back::Shared(self.contents.clone(), page),
-            Kind::Cached(false) => Back::Cached(self.contents.clone(), page, None),
+            Kind::Cached(false) => {
+                // Pages made present for writing are the program's own from then on, as on Linux.
+                let own = own_at_once.then(|| self.contents.borrow().get(page as usize).copied());
+                Back::Cached(self.contents.clone(), page, own.flatten())
+            }
             Kind::File(id) => {
                 let index = u64::from(id) + page;
                 Back::File(id, file_size(id), index, file_bytes(id, file_size(id), index))
