@@ -1,6 +1,8 @@
 //! Children: forked while other threads run, with all memory compared on both sides; programs
 //! executed; pipes read; ends of every kind.
 
+use core::ptr::null;
+
 use crate::board::{GAVE_UP, WRONG};
 use crate::lane::Lane;
 use crate::random::{Random, mix};
@@ -158,14 +160,8 @@ impl Lane {
     /// Runs this program anew in a child, with a number to answer.
     pub fn exec(&mut self) {
         let number = self.random.next();
-        let mut text = Text::new(number);
-        let args = [
-            c"torture".as_ptr().cast(),
-            c"--echo".as_ptr().cast(),
-            text.start(),
-            core::ptr::null(),
-        ];
-        let env = [MARK.as_ptr().cast(), core::ptr::null()];
+        let text = Text::new(number);
+        let (args, env) = text.to_echo();
         let Some(child) = self.got("fork", sys::fork()) else { return };
         if child == 0 {
             let error = sys::exec(c"/proc/self/exe", &args, &env);
@@ -177,14 +173,8 @@ impl Lane {
     /// The same by the C library's `posix_spawn`: a child that borrows this address space.
     pub fn spawn(&mut self) {
         let number = self.random.next();
-        let mut text = Text::new(number);
-        let args = [
-            c"torture".as_ptr().cast(),
-            c"--echo".as_ptr().cast(),
-            text.start(),
-            core::ptr::null(),
-        ];
-        let env = [MARK.as_ptr().cast(), core::ptr::null()];
+        let text = Text::new(number);
+        let (args, env) = text.to_echo();
         match spawn(&args, &env) {
             Ok(child) => _ = self.reap(child, End::Status(echo(number))),
             Err(error) => self.refused("posix_spawn", error),
@@ -277,8 +267,8 @@ fn spawn(args: &[*const u8], env: &[*const u8]) -> sys::Result<usize> {
         libc::posix_spawn(
             &raw mut pid,
             c"/proc/self/exe".as_ptr(),
-            core::ptr::null(),
-            core::ptr::null(),
+            null(),
+            null(),
             args.as_ptr().cast(),
             env.as_ptr().cast(),
         )
@@ -297,7 +287,11 @@ impl Text {
         }
         Self(bytes)
     }
-    fn start(&mut self) -> *const u8 {
-        self.0.as_ptr()
+
+    /// The arguments and the environment that make this program answer the number ([`echo`]).
+    fn to_echo(&self) -> ([*const u8; 4], [*const u8; 2]) {
+        let number = self.0.as_ptr();
+        let args = [c"torture".as_ptr().cast(), c"--echo".as_ptr().cast(), number, null()];
+        (args, [MARK.as_ptr().cast(), null()])
     }
 }
