@@ -141,38 +141,33 @@ fn counts_nanoseconds() -> bool {
     )
 }
 
-/// Measures the time-stamp counter by ten milliseconds of the timer.
-fn measure_clock() {
-    const COUNTS: u32 = 10_000_000 / 16;
+/// Lets the timer count down from the top.
+fn start_counting() {
     write(TIMER_DIVIDE, DIVIDE_BY_16);
     write(TIMER_START, u32::MAX);
-    let (before, start) = (read(TIMER_NOW), time::tsc());
-    let mut passed = 0;
-    while passed < COUNTS {
-        passed = before.wrapping_sub(read(TIMER_NOW));
-    }
-    let counts = time::tsc().wrapping_sub(start);
-    write(TIMER_START, 0);
-    let hz = counts.saturating_mul(1_000_000_000 / 16) / u64::from(passed);
-    time::count_at(hz, "the CPU's own timer");
 }
 
-/// Lets the timer run for ten milliseconds of the time-stamp counter.
+/// What the timer has counted since.
+fn counted() -> Option<u64> {
+    Some(u64::from(u32::MAX - read(TIMER_NOW)))
+}
+
+/// Measures the timer by ten milliseconds of the time-stamp counter, or first that counter by the
+/// timer if nothing else could.
 fn measure() {
+    let mask = u64::from(u32::MAX);
     if !time::is_known() && counts_nanoseconds() {
-        measure_clock();
+        let hz = time::rate_by(start_counting, counted, mask, 1_000_000_000 / 16);
+        if let Some(hz) = hz {
+            time::count_at(hz, "the CPU's own timer");
+        }
     }
-    write(TIMER_DIVIDE, DIVIDE_BY_16);
-    write(TIMER_START, u32::MAX);
-    let (before, start) = (read(TIMER_NOW), time::since_boot_ns());
-    let mut end = start;
-    while end - start < 10_000_000 {
-        core::hint::spin_loop();
-        end = time::since_boot_ns();
-    }
-    let counts = u64::from(before.wrapping_sub(read(TIMER_NOW)));
+    let hz = time::tsc_hz();
+    let pair = time::compare(start_counting, counted, mask, |_, counts| counts >= hz / 100);
     write(TIMER_START, 0);
-    let per_second = counts * 1_000_000_000 / (end - start).max(1);
+    let per_second = pair.map_or(0, |pair| {
+        (u128::from(pair.passed) * u128::from(hz) / u128::from(pair.counts.max(1))) as u64
+    });
     let per_tick = u32::try_from(per_second / TICK_HZ).unwrap_or(u32::MAX).max(1);
     TICK_COUNTS.store(per_tick, Ordering::Relaxed);
 }

@@ -1,13 +1,15 @@
 //! What time is it, and when does the timer tick?
 //!
-//! The time-stamp counter is the clock. How fast it counts is measured once, against the first of
+//! The time-stamp counter is the clock. How fast it counts is measured at boot, against the first of
 //! these that is there:
 //!
-//! 1. channel 2 of the programmable timer (8254), which software starts and watches at the gate of
-//!    the speaker: every PC;
-//! 2. channel 0 of that timer, read while it counts: machines without a speaker (`microvm`);
+//! 1. channel 2 of the programmable timer (8254), which the gate of the speaker starts: every PC;
+//! 2. channel 0 of that timer: machines without a speaker (`microvm`);
 //! 3. the power management timer that ACPI names (3.58 MHz): PCs without the old timer;
 //! 4. the CPU's own timer ([`lapic`]), under a hypervisor that lets it count nanoseconds.
+//!
+//! A machine that others share may stand still amid a measurement. So each reading is timed, and the
+//! measurement repeated until both its ends were read in no time to speak of ([`compare`]).
 //!
 //! With none of them the counter is taken to count nanoseconds, and the log says so. The CPU's own
 //! timer then ticks for the scheduler, or channel 0 where there is none. The clock chip says what day
@@ -30,8 +32,10 @@ use super::{acpi, irq, lapic};
 const TICK_HZ: u64 = 250;
 /// What the timer counts in a second.
 const TIMER_HZ: u64 = 1_193_182;
-/// Counts of the measurement: ten milliseconds.
-const MEASURE_COUNTS: u64 = TIMER_HZ / 100;
+/// Comparisons of two counters, at most.
+const ATTEMPTS: u32 = 8;
+/// A comparison is good if no more than one part in so many is in doubt.
+const SURE: u64 = 500;
 /// Polls after which a timer is taken to be missing.
 const PATIENCE: u32 = 50_000_000;
 /// Polls after which a counter that has not changed is taken to be none.
@@ -78,7 +82,7 @@ pub(crate) fn init() {
     NANOS_PER_COUNT.store(1 << 32, Ordering::Relaxed);
     if let Some(hz) = by_speaker_gate() {
         count_at(hz, "the timer's channel 2");
-    } else if let Some(hz) = by_channel_0() {
+    } else if let Some(hz) = by_channel(0) {
         count_at(hz, "the timer's channel 0");
     }
     match clock_seconds() {
@@ -137,63 +141,119 @@ pub(crate) fn start_ticks() {
     out(0x40, high);
 }
 
-/// Lets channel 2 count down once and compares.
+/// Lets channel 2 count down, with the speaker off.
 fn by_speaker_gate() -> Option<u64> {
     let gate = input(0x61);
-    out(0x61, gate & !0x02 | 0x01); // counting, speaker off
-    let [low, high, ..] = MEASURE_COUNTS.to_le_bytes();
-    out(0x43, 0xb0); // channel 2, both bytes, one shot
-    out(0x42, low);
-    out(0x42, high);
-    let start = tsc();
-    let mut polls = 0;
-    while input(0x61) & 0x20 == 0 {
-        polls += 1;
-        if polls == PATIENCE {
-            return None;
-        }
+    if gate == u8::MAX {
+        return None; // no gate; some emulators let the channel count all the same
     }
-    let counts = tsc().wrapping_sub(start);
+    out(0x61, gate & !0x02 | 0x01);
+    let hz = by_channel(2);
     out(0x61, gate);
-    // A timer that was done at once was none.
-    (polls > 2).then(|| counts.saturating_mul(TIMER_HZ) / MEASURE_COUNTS)
+    hz
 }
 
-/// Reads channel 0 while it counts down.
-fn by_channel_0() -> Option<u64> {
-    out(0x43, 0x30); // both bytes, one shot
-    out(0x40, 0xff);
-    out(0x40, 0xff);
-    let read = || {
-        out(0x43, 0x00); // hold what channel 0 has
-        u64::from(u16::from_le_bytes([input(0x40), input(0x40)]))
+/// Lets a channel of the timer count down and reads it meanwhile.
+fn by_channel(channel: u8) -> Option<u64> {
+    let data = 0x40 + u16::from(channel);
+    let start = || {
+        out(0x43, channel << 6 | 0x30); // both bytes, one shot
+        out(data, 0xff);
+        out(data, 0xff);
     };
-    against(|| u64::from(u16::MAX) - read(), u64::from(u16::MAX), TIMER_HZ)
+    let read = || {
+        out(0x43, 0xc0 | 2 << channel); // hold status and count
+        let [status, low, high] = [input(data), input(data), input(data)];
+        // Not the count while it is being loaded, nor after it went past its end.
+        (status & 0xc0 == 0).then(|| u64::from(u16::MAX - u16::from_le_bytes([low, high])))
+    };
+    rate_by(start, read, u64::from(u16::MAX), TIMER_HZ)
 }
 
 /// Reads ACPI's timer, of which 24 bits are sure to be there.
 fn by_pm_timer(port: u16) -> Option<u64> {
     // SAFETY: ACPI says that this is a counter, which reading does not change.
-    let read = || u64::from(unsafe { Port::<u32>::new(port).read() });
-    against(read, (1 << 24) - 1, PM_TIMER_HZ)
+    let read = || Some(u64::from(unsafe { Port::<u32>::new(port).read() }));
+    rate_by(|| {}, read, (1 << 24) - 1, PM_TIMER_HZ)
 }
 
-/// Compares with a counter of rate `hz` that is read by `read`, in the bits of `mask`, for ten
-/// milliseconds.
-fn against(read: impl Fn() -> u64, mask: u64, hz: u64) -> Option<u64> {
-    let (first, start) = (read(), tsc());
-    let mut passed = 0;
-    let mut polls = 0;
-    while passed < hz / 100 {
-        passed = read().wrapping_sub(first) & mask;
-        polls += 1;
-        if polls == PATIENCE || (polls == STANDING && passed == 0) {
-            return None;
+/// How often the time-stamp counter counts in a second, by ten milliseconds of a timer of rate `hz`.
+/// None where nothing counts.
+pub(crate) fn rate_by(
+    start: impl Fn(),
+    read: impl Fn() -> Option<u64>,
+    mask: u64,
+    hz: u64,
+) -> Option<u64> {
+    let Pair { passed, counts, .. } = compare(start, read, mask, |passed, _| passed >= hz / 100)?;
+    Some((u128::from(counts) * u128::from(hz) / u128::from(passed)) as u64)
+}
+
+/// How far a timer and the time-stamp counter came in the same time.
+#[derive(Clone, Copy)]
+pub(crate) struct Pair {
+    pub(crate) passed: u64,
+    pub(crate) counts: u64,
+    /// By how much `counts` may be wrong: readings take time, most of all where a hypervisor runs
+    /// something else amid one.
+    doubt: u64,
+}
+
+impl Pair {
+    fn is_sure(&self) -> bool {
+        self.doubt.saturating_mul(SURE) <= self.counts
+    }
+}
+
+/// Compares the time-stamp counter with one that `start` starts and `read` reads, in the bits of
+/// `mask`, until `enough` of both has passed; the best of several attempts unless one is good.
+/// A reading of none spoils an attempt.
+pub(crate) fn compare(
+    start: impl Fn(),
+    read: impl Fn() -> Option<u64>,
+    mask: u64,
+    enough: impl Fn(u64, u64) -> bool,
+) -> Option<Pair> {
+    let mut best: Option<Pair> = None;
+    for _ in 0..ATTEMPTS {
+        start();
+        let pair = attempt(&read, mask, &enough);
+        let better = |best: Pair| pair.filter(|pair| pair.doubt < best.doubt).unwrap_or(best);
+        best = best.map(better).or(pair);
+        if best.is_some_and(|best| best.is_sure()) {
+            break;
         }
     }
-    let counts = tsc().wrapping_sub(start);
-    // A counter that was done at once was none.
-    (polls > 2).then(|| (u128::from(counts) * u128::from(hz) / u128::from(passed)) as u64)
+    best
+}
+
+fn attempt(
+    read: &impl Fn() -> Option<u64>,
+    mask: u64,
+    enough: &impl Fn(u64, u64) -> bool,
+) -> Option<Pair> {
+    // A reading, the moment in its middle, and how long it took.
+    let timed = || {
+        let before = tsc();
+        let value = read()?;
+        let took = tsc().wrapping_sub(before);
+        Some((value, before.wrapping_add(took / 2), took))
+    };
+    // The first reading after a start may come too early.
+    let first = (0..STANDING).find_map(|_| timed());
+    let (first, begin, took_first) = first?;
+    for polls in 0..PATIENCE {
+        let (now, end, took) = timed()?;
+        let (passed, counts) = (now.wrapping_sub(first) & mask, end.wrapping_sub(begin));
+        if polls == STANDING && passed == 0 {
+            return None;
+        }
+        if passed != 0 && enough(passed, counts) {
+            // A counter that was done at once was none.
+            return (polls > 1).then_some(Pair { passed, counts, doubt: took_first + took });
+        }
+    }
+    None
 }
 
 /// Counts of the time-stamp counter in a second; 0 until [`init`].
