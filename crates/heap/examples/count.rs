@@ -10,49 +10,18 @@
 #![allow(unsafe_code)] // frees blocks
 
 use std::alloc::Layout;
-use std::cell::Cell;
 use std::hint::black_box;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use pagoda_heap::{Heap, Misuse, MisuseKind, OutOfPages, PageSource, PageTags, Report};
-use pagoda_sync::{CpuId, Cpus, RawSpin};
+use pagoda_sync::host::ThreadCpus;
+use pagoda_sync::{Cpus as _, RawSpin};
 
 #[allow(dead_code)]
 #[path = "../src/testing.rs"]
 mod testing;
 
-type TestHeap<'a> = Heap<&'a testing::Arena, KernelCpus, RawSpin>;
-
-std::thread_local! {
-    static SELF: Cell<(usize, u32)> = const { Cell::new((usize::MAX, 0)) };
-}
-
-/// A pin that costs what it costs in a kernel: a count up and down in the CPU's own data.
-struct KernelCpus;
-
-// SAFETY: every thread has a number of its own; the example starts a handful.
-unsafe impl Cpus for KernelCpus {
-    fn limit(&self) -> usize {
-        64
-    }
-    #[inline]
-    fn enter(&self) -> CpuId {
-        SELF.with(|cell| {
-            let (mut id, depth) = cell.get();
-            if id == usize::MAX {
-                static NEXT: AtomicUsize = AtomicUsize::new(0);
-                id = NEXT.fetch_add(1, Relaxed);
-            }
-            cell.set((id, depth + 1));
-            CpuId::new(id).unwrap_or(CpuId::BOOT)
-        })
-    }
-    #[inline]
-    unsafe fn leave(&self) {
-        SELF.with(|cell| cell.set((cell.get().0, cell.get().1 - 1)));
-    }
-}
+type TestHeap<'a> = Heap<&'a testing::Arena, ThreadCpus, RawSpin>;
 
 const TIMES: usize = 1_000_000;
 const SIZE: Layout = Layout::new::<[u64; 8]>();
@@ -78,8 +47,8 @@ fn unsized_(heap: &TestHeap<'_>) {
 #[inline(never)]
 fn pin() {
     for _ in 0..TIMES {
-        black_box(KernelCpus.pin().cpu());
-        black_box(KernelCpus.pin().cpu());
+        black_box(ThreadCpus.pin().cpu());
+        black_box(ThreadCpus.pin().cpu());
     }
 }
 
@@ -124,7 +93,7 @@ fn churn(heap: &TestHeap<'_>, live: &mut [(NonNull<u8>, u16)], plan: &Plan) {
 
 fn main() {
     let arena = testing::Arena::new(16 << 10);
-    let heap: TestHeap<'_> = Heap::new(&arena, KernelCpus);
+    let heap: TestHeap<'_> = Heap::new(&arena, ThreadCpus);
     match std::env::args().nth(1).as_deref() {
         Some("sized") => sized(&heap),
         Some("guarded") => {

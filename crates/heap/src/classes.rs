@@ -10,7 +10,7 @@ use core::alloc::Layout;
 
 use pagoda_addr::{Order, PAGE_SIZE};
 
-use crate::pool::{CHUNK, GRANULE};
+use crate::chunk::{CHUNK, GRANULE};
 
 /// The number of classes.
 pub(crate) const CLASSES: usize = 80;

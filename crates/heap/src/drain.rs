@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use lock_api::RawMutex;
 use pagoda_addr::PAGE_SHIFT;
-use pagoda_sync::{Cpus, MAX_CPUS};
+use pagoda_sync::Cpus;
 
 use crate::classes::{CLASSES, SIZES};
 use crate::magazine::{AREA, Area, BATCH, Batch, no_area, some_area};
@@ -149,8 +149,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// No other CPU is in a call of this heap, nor enters one, until this returns.
     pub unsafe fn drain_stopped(&self) {
         self.drain_locals(true);
-        for cpu in 0..MAX_CPUS {
-            let area = self.areas[cpu].swap(no_area(), Ordering::Acquire);
+        for slot in self.areas.iter().take(self.cpus.limit()) {
+            let area = slot.swap(no_area(), Ordering::Acquire);
             if let Some(area) = some_area(area) {
                 self.close_area(area);
             }

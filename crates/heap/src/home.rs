@@ -7,12 +7,12 @@ use core::sync::atomic::Ordering;
 use lock_api::RawMutex;
 use pagoda_sync::Cpus;
 
+use crate::chunk::{CHUNK, Chunk, GRANULE};
 use crate::classes::{Place, SIZES, SLAB_CLASSES, Tag};
 use crate::depot::{self, array_bytes};
 use crate::heap::{State, own};
 use crate::inspect::{Found, What};
 use crate::magazine::{Batch, Refused, UNIT, batch as batch_of};
-use crate::pool::{CHUNK, Chunk, GRANULE};
 use crate::{Heap, Misuse, MisuseKind, PageSource, Report};
 
 /// Bytes that all depots together may hold, whatever the heap's size; and the part of the heap that

@@ -9,11 +9,11 @@ use pagoda_addr::Order;
 use pagoda_sync::Cpus;
 
 use crate::cache::CacheShelf;
+use crate::chunk::{CHUNK, Chunk, GRANULE};
 use crate::classes::{NAMES, Place, SIZES, SLAB_CLASSES, Tag};
 use crate::guard::Guard;
 use crate::heap::State;
 use crate::mapped::Mapped;
-use crate::pool::{CHUNK, Chunk, GRANULE};
 use crate::slab::{Slab, Spot};
 use crate::source::TAG_SHIFT;
 use crate::{Heap, Misuse, MisuseKind, PageSource, Report};

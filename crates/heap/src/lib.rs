@@ -76,6 +76,7 @@
 extern crate std;
 
 mod cache;
+mod chunk;
 mod classes;
 mod debug;
 mod depot;
@@ -100,12 +101,12 @@ mod stats;
 mod sync;
 mod typed;
 
+pub use chunk::CHUNK_ORDER;
 pub use debug::{DebugError, LiveObject};
 pub use error::{HeapError, Misuse, MisuseKind, PanicReport, Report};
 pub use guard::{BadOption, DebugFlags, Harm, TRACK_FRAMES, Track};
 pub use heap::Heap;
 pub use pagoda_addr::Order;
-pub use pool::CHUNK_ORDER;
 pub use shrink::Shrink;
 pub use source::{OutOfPages, PageSource, PageTags, TAG_SHIFT};
 pub use stats::Stats;

@@ -8,8 +8,8 @@ use lock_api::RawMutex;
 use pagoda_addr::Order;
 use pagoda_sync::Cpus;
 
+use crate::chunk::{CHUNK, CHUNK_ORDER, Chunk, GRANULE};
 use crate::classes::Tag;
-use crate::pool::{CHUNK, CHUNK_ORDER, Chunk, GRANULE};
 use crate::source::TAG_SHIFT;
 use crate::{Heap, HeapError, PageSource, Report};
 

@@ -11,10 +11,10 @@ use core::sync::atomic::Ordering;
 use lock_api::RawMutex;
 use pagoda_sync::Cpus;
 
+use crate::chunk::{CHUNK, CHUNK_ORDER, GRANULE};
 use crate::classes::{Place, SIZES, SLAB_CLASSES, Tag, place};
 use crate::heap::State;
 use crate::magazine::{Batch, UNIT, batch as batch_of};
-use crate::pool::{CHUNK, CHUNK_ORDER, GRANULE};
 use crate::slab::{Slab, capacity, span_for};
 use crate::{Heap, HeapError, Misuse, MisuseKind, PageSource, Report};
 

@@ -8,10 +8,10 @@ use lock_api::RawMutex;
 use pagoda_sync::Cpus;
 
 use crate::cache::CacheShelf;
+use crate::chunk::{CHUNK, CHUNK_OVERHEAD, GRANULE};
 use crate::classes::{CLASSES, NAMES, SIZES, SLAB_CLASSES, Tag};
 use crate::heap::State;
 use crate::magazine::some_area;
-use crate::pool::{CHUNK, CHUNK_OVERHEAD, GRANULE};
 use crate::shelf::Shelf;
 use crate::slab::capacity;
 use crate::{Heap, Misuse, MisuseKind, PageSource, Report};
@@ -147,7 +147,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     fn cached(&self, class: usize) -> usize {
         let in_depot = self.depots[class].lock().len();
         let _state = self.state.lock();
-        let areas = self.areas.iter().filter_map(|area| {
+        let areas = self.areas.iter().take(self.cpus.limit()).filter_map(|area| {
             // SAFETY: an area is given back under the lock that is held; see *magazine-own*.
             some_area(area.load(Ordering::Acquire)).map(|area| unsafe { area.as_ref() })
         });

@@ -3,7 +3,8 @@
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-use super::{Model, Step, heap, layout};
+use super::model::{Model, Step};
+use super::{heap, layout};
 use crate::testing::{Arena, Ledger};
 use crate::{MisuseKind, PageSource};
 

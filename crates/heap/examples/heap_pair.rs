@@ -1,55 +1,24 @@
 //! Times the heap briefly: pairs, churn, and how much of an arena can be filled.
 //!
-//! `cargo run --release -p pagoda-heap --example pair`. For guidance while working on the heap; a
+//! `cargo run --release -p pagoda-heap --example heap_pair`. For guidance while working on the heap; a
 //! benchmark beside peers is another thing.
 #![allow(unsafe_code)] // frees blocks
 
 use std::alloc::Layout;
-use std::cell::Cell;
 use std::hint::black_box;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use pagoda_heap::{Heap, Misuse, MisuseKind, OutOfPages, PageSource, PageTags, Report};
-use pagoda_sync::{CpuId, Cpus, RawSpin};
+use pagoda_sync::RawSpin;
+use pagoda_sync::host::ThreadCpus;
 
 #[allow(dead_code)]
 #[path = "../src/testing.rs"]
 mod testing;
 
-type TestHeap<'a> = Heap<&'a testing::Arena, KernelCpus, RawSpin>;
-
-std::thread_local! {
-    static SELF: Cell<(usize, u32)> = const { Cell::new((usize::MAX, 0)) };
-}
-
-/// A pin that costs what it costs in a kernel: a count up and down in the CPU's own data.
-struct KernelCpus;
-
-// SAFETY: every thread has a number of its own; the example starts a handful.
-unsafe impl Cpus for KernelCpus {
-    fn limit(&self) -> usize {
-        64
-    }
-    #[inline]
-    fn enter(&self) -> CpuId {
-        SELF.with(|cell| {
-            let (mut id, depth) = cell.get();
-            if id == usize::MAX {
-                static NEXT: AtomicUsize = AtomicUsize::new(0);
-                id = NEXT.fetch_add(1, Relaxed);
-            }
-            cell.set((id, depth + 1));
-            CpuId::new(id).unwrap_or(CpuId::BOOT)
-        })
-    }
-    #[inline]
-    unsafe fn leave(&self) {
-        SELF.with(|cell| cell.set((cell.get().0, cell.get().1 - 1)));
-    }
-}
+type TestHeap<'a> = Heap<&'a testing::Arena, ThreadCpus, RawSpin>;
 
 struct Random(u64);
 
@@ -133,7 +102,7 @@ fn tail() -> [u64; 4] {
     let mut times = vec![u64::MAX; TURNS];
     for _ in 0..9 {
         let arena = testing::Arena::new(1 << 13);
-        let heap: TestHeap<'_> = Heap::new(&arena, KernelCpus);
+        let heap: TestHeap<'_> = Heap::new(&arena, ThreadCpus);
         let mut live: Vec<_> =
             first.iter().map(|&layout| (heap.kalloc(layout).unwrap(), layout)).collect();
         for (&(which, layout), time) in plan.iter().zip(&mut times) {
@@ -154,7 +123,7 @@ fn tail() -> [u64; 4] {
 /// Fills the arena; returns the part of it that is blocks, as asked for.
 fn fill(pages: usize, aged: bool, size: fn(&mut Random) -> usize) -> f64 {
     let arena = testing::Arena::new(pages);
-    let heap: TestHeap<'_> = Heap::new(&arena, KernelCpus);
+    let heap: TestHeap<'_> = Heap::new(&arena, ThreadCpus);
     let mut random = Random(99);
     let mut live: Vec<(NonNull<u8>, Layout)> = Vec::new();
     let until_full = |random: &mut Random, live: &mut Vec<_>| {
@@ -181,7 +150,7 @@ fn fill(pages: usize, aged: bool, size: fn(&mut Random) -> usize) -> f64 {
 
 fn main() {
     let arena = testing::Arena::new(1 << 16);
-    let heap: TestHeap<'_> = Heap::new(&arena, KernelCpus);
+    let heap: TestHeap<'_> = Heap::new(&arena, ThreadCpus);
     pair("pair 64 B, sized", || {
         let layout = black_box(of(64));
         let block = black_box(heap.kalloc(layout).unwrap());
