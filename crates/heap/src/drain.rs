@@ -10,6 +10,7 @@ use pagoda_sync::Cpus;
 
 use crate::classes::{CLASSES, SIZES};
 use crate::magazine::{AREA, Area, BATCH, Batch, no_area, some_area};
+use crate::sync::publish;
 use crate::{Heap, PageSource, Report};
 
 impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
@@ -31,7 +32,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                     let area = unsafe { Area::create(place, self.wanted.load(Ordering::Relaxed)) };
                     // SAFETY: as above; nobody else knows it yet.
                     self.close_guarded(unsafe { area.as_ref() });
-                    slot.store(area.as_ptr(), Ordering::Release);
+                    slot.store(area.as_ptr(), publish());
                     None
                 }
                 _ => Some(place),

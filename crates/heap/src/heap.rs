@@ -3,10 +3,10 @@
 
 use core::alloc::Layout;
 use core::ptr::{NonNull, null_mut, with_exposed_provenance_mut};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic;
 
 use lock_api::RawMutex;
-use pagoda_sync::{Cpus, MAX_CPUS, Pinned};
+use pagoda_sync::{Cpus, Pinned};
 
 use crate::cache::CacheShelf;
 use crate::classes::{CLASSES, Place, SLAB_CLASSES, TAGS, Tag, class_of, place};
@@ -17,6 +17,7 @@ use crate::mapped::MappedList;
 use crate::pool::Pool;
 use crate::shelf::Shelf;
 use crate::shrink::{SHRINKERS, Shrinkers};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, PLACES, constructor, each};
 use crate::{HeapError, Misuse, MisuseKind, PageSource, PanicReport, Report};
 
 /// A kernel heap over the pages of `S`, for the CPUs of `C`, locked by `R`, telling `P` about
@@ -29,26 +30,26 @@ pub struct Heap<S, C, R, P = PanicReport> {
     pub(crate) cpus: C,
     pub(crate) report: P,
     /// Each CPU's magazines; [`no_area`] until it first misses them.
-    pub(crate) areas: [AtomicPtr<Area>; MAX_CPUS],
+    pub(crate) areas: [AtomicPtr<Area>; PLACES],
     /// How often all CPUs were asked to drain their magazines.
     pub(crate) wanted: AtomicUsize,
     pub(crate) depots: [lock_api::Mutex<R, Depot>; CLASSES],
     /// Bytes in depots.
-    pub(crate) in_depots: AtomicUsize,
+    pub(crate) in_depots: atomic::AtomicUsize,
     pub(crate) state: lock_api::Mutex<R, State>,
     /// The shelf of each class that is in a debug mode; null for the others.
-    pub(crate) guarded: [AtomicPtr<CacheShelf>; CLASSES],
+    pub(crate) guarded: [atomic::AtomicPtr<CacheShelf>; CLASSES],
     /// Every how many refills there is a sample; 0: never. And refills so far, while there are.
-    pub(crate) sampling: AtomicUsize,
-    pub(crate) refills: AtomicUsize,
+    pub(crate) sampling: atomic::AtomicUsize,
+    pub(crate) refills: atomic::AtomicUsize,
     /// Is a shrinker at work?
     pub(crate) shrinking: AtomicBool,
     /// Is any debug mode on?
-    pub(crate) debugging: AtomicBool,
+    pub(crate) debugging: atomic::AtomicBool,
     /// Bytes taken from the source and not given back.
-    pub(crate) taken: AtomicUsize,
+    pub(crate) taken: atomic::AtomicUsize,
     /// Bytes ever given back to the source.
-    pub(crate) given: AtomicUsize,
+    pub(crate) given: atomic::AtomicUsize,
 }
 
 /// What the central lock guards.
@@ -75,23 +76,15 @@ pub(crate) struct State {
 // SAFETY: the pointers inside lead to memory that only the holder of the state uses.
 unsafe impl Send for State {}
 
-impl<S: PageSource, C: Cpus, R: RawMutex> Heap<S, C, R> {
-    /// An empty heap that panics on misuse. Allocates nothing.
-    pub const fn new(source: S, cpus: C) -> Self {
-        Self::with_report(source, cpus, PanicReport)
-    }
-}
-
-impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
-    /// An empty heap that tells `report` about misuse. Allocates nothing.
-    pub const fn with_report(source: S, cpus: C, report: P) -> Self {
+impl State {
+    const fn new() -> Self {
         let mut shelves = [const { Shelf::of_class(0) }; SLAB_CLASSES];
         let mut class = 1;
         while class < SLAB_CLASSES {
             shelves[class] = Shelf::of_class(class);
             class += 1;
         }
-        let state = State {
+        Self {
             pool: Pool::new(),
             shelves,
             middle: [0; CLASSES - SLAB_CLASSES],
@@ -103,23 +96,40 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             quarantine: Quarantine::new(),
             shrinkers: [(0, None); SHRINKERS],
             mapped: MappedList::new(),
-        };
-        Self {
-            source,
-            cpus,
-            report,
-            areas: [const { AtomicPtr::new(no_area()) }; MAX_CPUS],
-            wanted: AtomicUsize::new(0),
-            depots: [const { lock_api::Mutex::const_new(R::INIT, Depot::new()) }; CLASSES],
-            in_depots: AtomicUsize::new(0),
-            state: lock_api::Mutex::const_new(R::INIT, state),
-            guarded: [const { AtomicPtr::new(null_mut()) }; CLASSES],
-            sampling: AtomicUsize::new(0),
-            refills: AtomicUsize::new(0),
-            shrinking: AtomicBool::new(false),
-            debugging: AtomicBool::new(false),
-            taken: AtomicUsize::new(0),
-            given: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl<S: PageSource, C: Cpus, R: RawMutex> Heap<S, C, R> {
+    constructor! {
+        /// An empty heap that panics on misuse. Allocates nothing.
+        pub fn new(source: S, cpus: C) -> Self {
+            Self::with_report(source, cpus, PanicReport)
+        }
+    }
+}
+
+impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
+    constructor! {
+        /// An empty heap that tells `report` about misuse. Allocates nothing.
+        pub fn with_report(source: S, cpus: C, report: P) -> Self {
+            Self {
+                source,
+                cpus,
+                report,
+                areas: each![AtomicPtr::new(no_area()); PLACES],
+                wanted: AtomicUsize::new(0),
+                depots: [const { lock_api::Mutex::const_new(R::INIT, Depot::new()) }; CLASSES],
+                in_depots: atomic::AtomicUsize::new(0),
+                state: lock_api::Mutex::const_new(R::INIT, State::new()),
+                guarded: [const { atomic::AtomicPtr::new(null_mut()) }; CLASSES],
+                sampling: atomic::AtomicUsize::new(0),
+                refills: atomic::AtomicUsize::new(0),
+                shrinking: AtomicBool::new(false),
+                debugging: atomic::AtomicBool::new(false),
+                taken: atomic::AtomicUsize::new(0),
+                given: atomic::AtomicUsize::new(0),
+            }
         }
     }
 
@@ -287,7 +297,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     #[inline]
     pub(crate) fn area_slot(&self, pin: &Pinned<'_, C>) -> &AtomicPtr<Area> {
         let cpu = pin.cpu().index();
-        debug_assert!(cpu < MAX_CPUS);
+        debug_assert!(cpu < PLACES);
         // SAFETY: there is an entry for each number that a `CpuId` can be.
         unsafe { self.areas.get_unchecked(cpu) }
     }

@@ -15,6 +15,8 @@ use crate::classes::CLASSES;
 use crate::depot::{Depot, array_bytes};
 use crate::magazine::{AREA, Area, Batch, Magazine, Refused, capacity};
 
+mod whole;
+
 /// A class with small magazines: four blocks, moved two by two.
 const CLASS: usize = CLASSES - 1;
 /// Blocks that the depot has room for.

@@ -115,7 +115,8 @@ pub use typed::{Cache, CacheOptions, CacheStats, Object};
 mod crimes;
 #[cfg(all(test, loom))]
 mod interleavings;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg_attr(loom, allow(dead_code))]
 mod testing;
 #[cfg(all(test, not(loom)))]
 mod tests;

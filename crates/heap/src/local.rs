@@ -16,7 +16,7 @@ use core::mem::size_of;
 use core::ptr::{NonNull, null_mut};
 
 use lock_api::RawMutex;
-use pagoda_sync::{Cpus, MAX_CPUS, Pinned};
+use pagoda_sync::{Cpus, Pinned};
 
 use crate::cache::CacheShelf;
 use crate::classes::class_of;
@@ -24,7 +24,7 @@ use crate::debug::Leaving;
 use crate::heap::{State, own};
 use crate::inspect::What;
 use crate::magazine::{Batch, Magazine, Refused, UNIT};
-use crate::sync::{AtomicPtr, Ordering};
+use crate::sync::{AtomicPtr, Ordering, PLACES, observe, publish};
 use crate::{Heap, HeapError, Misuse, MisuseKind, PageSource, Report};
 
 /// The most objects in a magazine.
@@ -56,13 +56,14 @@ impl Locals {
 
     #[inline]
     fn local<'p, C: Cpus>(&self, pin: &'p Pinned<'_, C>) -> Option<&'p Local> {
-        self.at(pin.cpu().index())
+        // SAFETY: null or what this CPU stored; given back only when nobody can reach it.
+        unsafe { self.slot(pin.cpu().index())?.load(Ordering::Relaxed).as_ref() }
     }
 
-    #[inline]
+    /// A CPU's magazine, from another.
     fn at<'p>(&self, cpu: usize) -> Option<&'p Local> {
-        // SAFETY: null or what `open` stored; given back only when nobody can reach it.
-        unsafe { self.slot(cpu)?.load(Ordering::Relaxed).as_ref() }
+        // SAFETY: null or what `open_local` stored; given back only when nobody can reach it.
+        unsafe { self.slot(cpu)?.load(observe()).as_ref() }
     }
 
     /// Objects in all magazines. Anybody may ask.
@@ -88,7 +89,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
 
     /// The table of a cache's magazines, none of which exist yet.
     pub(crate) fn new_locals(&self, stride: usize) -> Result<Locals, HeapError> {
-        let cpus = self.cpus.limit().min(MAX_CPUS);
+        let cpus = self.cpus.limit().min(PLACES);
         let layout = Layout::array::<AtomicPtr<Local>>(cpus).map_err(|_| HeapError::TooLarge)?;
         let first: NonNull<AtomicPtr<Local>> = self.record(layout)?.cast();
         for cpu in 0..cpus {
@@ -144,7 +145,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                     let honoured = Cell::new(self.wanted.load(Ordering::Relaxed));
                     local.write(Local { magazine, honoured });
                 }
-                slot.store(local.as_ptr(), Ordering::Release);
+                slot.store(local.as_ptr(), publish());
                 None
             }
             _ => Some(place),

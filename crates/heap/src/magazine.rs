@@ -11,13 +11,12 @@
 //! `bottom` is the magazine's too, and null, so that the slot below `top` can always be looked at.
 #![allow(unsafe_code)] // arrays behind raw pointers
 
-use core::cell::Cell;
 use core::mem::{align_of, size_of};
 use core::ptr::{NonNull, null_mut};
 
 use crate::classes::{ALIGN_MASK, CLASSES, SIZES, SLAB_CLASSES, TAGS, Tag};
 use crate::depot::Depot;
-use crate::sync::{AtomicPtr, Ordering};
+use crate::sync::{AtomicPtr, Cell, Ordering};
 
 /// The most blocks that move at once.
 pub(crate) const BATCH: usize = 32;
@@ -84,7 +83,7 @@ pub(crate) struct Area {
     /// class stands is a magazine that nothing goes into.
     magazines: [Magazine; TAGS],
     /// The last request to drain that this CPU has honoured.
-    pub(crate) honoured: Cell<usize>,
+    pub(crate) honoured: core::cell::Cell<usize>,
 }
 
 /// What stands for the area of a CPU that has none: nothing comes out of its magazines and nothing
@@ -107,7 +106,7 @@ static CLOSED: Closed = Closed(Area {
             mask: Cell::new(0),
         }
     }; TAGS],
-    honoured: Cell::new(0),
+    honoured: core::cell::Cell::new(0),
 });
 
 /// The area of a CPU that has none.
@@ -115,10 +114,19 @@ static CLOSED: Closed = Closed(Area {
 pub(crate) const fn no_area() -> *mut Area {
     (&raw const CLOSED.0).cast_mut()
 }
-/// Loom's atomics cannot stand in a static; its tests use areas, and no heap.
+/// Loom's cannot stand in a static: one for each interleaving.
 #[cfg(all(loom, test))]
-pub(crate) const fn no_area() -> *mut Area {
-    null_mut()
+pub(crate) fn no_area() -> *mut Area {
+    struct Closed(Area);
+    // SAFETY: nobody writes to it.
+    unsafe impl Sync for Closed {}
+    loom::lazy_static! {
+        static ref CLOSED: Closed = Closed(Area {
+            magazines: core::array::from_fn(|_| Magazine::nothing()),
+            honoured: core::cell::Cell::new(0),
+        });
+    }
+    (&raw const CLOSED.0).cast_mut()
 }
 
 /// Does the pointer lead to the area of a CPU?
@@ -149,7 +157,7 @@ impl Area {
             }
         });
         // SAFETY: the caller's bytes.
-        unsafe { area.write(Self { magazines, honoured: Cell::new(honoured) }) };
+        unsafe { area.write(Self { magazines, honoured: core::cell::Cell::new(honoured) }) };
         area
     }
 

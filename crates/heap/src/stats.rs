@@ -14,6 +14,7 @@ use crate::heap::State;
 use crate::magazine::some_area;
 use crate::shelf::Shelf;
 use crate::slab::capacity;
+use crate::sync::observe;
 use crate::{Heap, Misuse, MisuseKind, PageSource, Report};
 use pagoda_addr::PAGE_SHIFT;
 
@@ -144,12 +145,12 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     }
 
     /// Blocks of a class in magazines and in the depot.
-    fn cached(&self, class: usize) -> usize {
+    pub(crate) fn cached(&self, class: usize) -> usize {
         let in_depot = self.depots[class].lock().len();
         let _state = self.state.lock();
         let areas = self.areas.iter().take(self.cpus.limit()).filter_map(|area| {
             // SAFETY: an area is given back under the lock that is held; see *magazine-own*.
-            some_area(area.load(Ordering::Acquire)).map(|area| unsafe { area.as_ref() })
+            some_area(area.load(observe())).map(|area| unsafe { area.as_ref() })
         });
         in_depot + areas.map(|area| area.of(class as u8).len()).sum::<usize>()
     }
