@@ -134,14 +134,7 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
                 memo = self.decision(word, decide);
             }
             if memo.settled {
-                for slot in &entries[at..] {
-                    let word = slot.load(Ordering::Relaxed);
-                    if word & !frame != memo.key {
-                        break;
-                    }
-                    slot.store((word & frame) | memo.bits, Ordering::Release);
-                    at += 1;
-                }
+                at += rewrite_alike(&entries[at..], frame, &memo);
             } else if exchange(slot, word, (word & frame) | memo.bits) {
                 at += 1;
             }
@@ -403,6 +396,31 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
         }
         Ok(self.entries(place.table))
     }
+}
+
+/// Rewrites the words at the beginning of `entries` that differ from each other in nothing but the
+/// frame, as `memo` says; returns how many those are. Six instructions for each, and four for eight.
+#[inline(never)] // needs the registers
+fn rewrite_alike(entries: &[AtomicU64], frame: u64, memo: &Memo) -> usize {
+    let (key, bits) = (memo.key, memo.bits);
+    // Nothing but the frame is left of a word without its key.
+    let rewrite = |slot: &AtomicU64| {
+        let rest = slot.load(Ordering::Relaxed) ^ key;
+        let alike = rest & !frame == 0;
+        if alike {
+            slot.store(rest | bits, Ordering::Release);
+        }
+        alike
+    };
+    let mut done = 0;
+    let mut eights = entries.chunks_exact(8);
+    for eight in &mut eights {
+        if let Some(other) = eight.iter().position(|slot| !rewrite(slot)) {
+            return done + other;
+        }
+        done += 8;
+    }
+    done + eights.remainder().iter().take_while(|slot| rewrite(slot)).count()
 }
 
 /// The first page behind the lowest table over `page`.
