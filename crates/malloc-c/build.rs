@@ -9,5 +9,9 @@ fn main() {
     // The C library is needed even if only weak names of it are used.
     println!("cargo::rustc-cdylib-link-arg=-Wl,--push-state,--no-as-needed,-lc,--pop-state");
     println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libpagoda_malloc.so");
+    let script = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default() + "/later.ld";
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-T,{script}");
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,separate-loadable-segments");
+    println!("cargo::rerun-if-changed=later.ld");
     println!("cargo::rerun-if-changed=build.rs");
 }

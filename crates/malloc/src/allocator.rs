@@ -123,7 +123,20 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     #[cold]
     #[inline(never)]
-    pub(crate) fn alloc_slow(&self, bytes: usize, pc: usize) -> *mut u8 {
+    fn alloc_slow(&self, bytes: usize, pc: usize) -> *mut u8 {
+        self.alloc_long(bytes, pc)
+    }
+
+    /// The way of [`Allocator::alloc`] when there is no short one.
+    #[inline(always)]
+    pub(crate) fn alloc_long(&self, bytes: usize, pc: usize) -> *mut u8 {
+        let block = self.take_at_hand(bytes);
+        if block.is_null() { self.alloc_kept(bytes, pc) } else { block }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_kept(&self, bytes: usize, pc: usize) -> *mut u8 {
         if self.is_hardened() {
             return self.hard_alloc(bytes, 1, false, pc);
         }
@@ -232,7 +245,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             match self.free_short(at) {
                 Short::Done => {}
                 Short::Look => self.free_look(at),
-                Short::Other => self.free_slow(at, None, 0),
+                Short::Other => self.free_slow(at),
             }
         }
     }
@@ -272,7 +285,29 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// As for [`Allocator::free`].
     #[cold]
     #[inline(never)]
-    pub(crate) unsafe fn free_slow(&self, at: *mut u8, claimed: Option<usize>, pc: usize) {
+    unsafe fn free_slow(&self, at: *mut u8) {
+        // SAFETY: the caller's promise is ours.
+        unsafe { self.free_long(at, usize::MAX, 0) }
+    }
+
+    /// The way of [`Allocator::free`] when there is no short one; `claimed` is what the caller says of the
+    /// size, or the largest number.
+    ///
+    /// # Safety
+    /// As for [`Allocator::free`].
+    #[inline(always)]
+    pub(crate) unsafe fn free_long(&self, at: *mut u8, claimed: usize, pc: usize) {
+        if !self.put_at_hand(at) {
+            // SAFETY: the caller's promise is ours.
+            unsafe { self.free_kept(at, (claimed != usize::MAX).then_some(claimed), pc) }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Allocator::free`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_kept(&self, at: *mut u8, claimed: Option<usize>, pc: usize) {
         if self.is_hardened() {
             return self.hard_free(at, claimed, pc);
         }

@@ -120,6 +120,15 @@ pub struct Ground<'a, S: System> {
 }
 
 impl Cell {
+    /// Zero, or the size in granules of the block that starts at that distance from the window's start;
+    /// nothing when another block starts in the cell's KiB.
+    #[inline(always)]
+    pub fn block_of(&self, offset: usize) -> Option<u32> {
+        let block = u32::from(self.block.load(Ordering::Relaxed));
+        let other = ((block as usize * GRANULE) ^ offset) % CELL_BYTES;
+        (other == 0).then_some(block / GRANULES_IN_CELL)
+    }
+
     /// The block's size in granules, if one starts at that granule of the arena.
     #[inline]
     pub fn block_at(&self, granule: u32) -> Option<u32> {

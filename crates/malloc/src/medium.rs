@@ -9,7 +9,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::allocator::Allocator;
-use crate::arena::{ARENAS, Cell, FREED, GRANULE, Ground, KEPT, LIVE, MEDIUM_MAX};
+use crate::arena::{ARENAS, CELL_BYTES, Cell, FREED, GRANULE, Ground, KEPT, LIVE, MEDIUM_MAX};
 use crate::classes::{SMALL_MAX, UNIT_BYTES};
 use crate::heap::Heap;
 use crate::large::{self, Block, Large};
@@ -83,9 +83,50 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
     }
 
+    /// A medium block that this thread has at hand; null if there is none. The shortest way: a thread
+    /// without a heap, and hardened mode, have nothing at hand, nor have sizes that slabs serve.
+    #[inline(always)]
+    pub(crate) fn take_at_hand(&self, bytes: usize) -> *mut u8 {
+        if bytes > MEDIUM_MAX {
+            return ptr::null_mut();
+        }
+        let key = Key::medium(bytes.div_ceil(GRANULE) as u32);
+        // SAFETY: the heap is this thread's or the one that is never written. A block at hand under a
+        // medium size lies in the medium window.
+        unsafe {
+            let at = (*self.local.get()).recents.take_at_hand(key);
+            if !at.is_null() {
+                let offset = (at as usize).wrapping_sub(self.window.medium() as usize);
+                (*self.window.cells().wrapping_add(offset / CELL_BYTES)).state.store(LIVE, Relaxed);
+            }
+            at
+        }
+    }
+
+    /// Puts a medium block at hand if there is room for its size. False: free it, right or wrong.
+    #[inline(always)]
+    pub(crate) fn put_at_hand(&self, at: *mut u8) -> bool {
+        let offset = (at as usize).wrapping_sub(self.window.medium() as usize);
+        if offset >= self.window.medium_bytes() {
+            return false;
+        }
+        // SAFETY: there is a cell for each KiB of the window, and all zero is a valid one. The heap is as
+        // for `take_at_hand`.
+        unsafe {
+            let cell = &*self.window.cells().wrapping_add(offset / CELL_BYTES);
+            let Some(size) = cell.block_of(offset) else { return false };
+            if cell.state.load(Relaxed) != LIVE
+                || !(*self.local.get()).recents.put_at_hand(Key::medium(size), at)
+            {
+                return false;
+            }
+            cell.state.store(KEPT, Relaxed);
+        }
+        true
+    }
+
     /// A medium or large block that this thread kept; null if there is none. The short way of
     /// `take_medium`.
-    #[inline(always)]
     pub(crate) fn take_kept(&self, heap: &Heap, bytes: usize) -> *mut u8 {
         if bytes <= MEDIUM_MAX {
             let at = heap.recents.take_kept(Key::medium(granules(bytes)));
@@ -106,7 +147,6 @@ impl<S: System, L: Local> Allocator<S, L> {
     }
 
     /// Keeps a block that is wanted again. False: `free_medium` it, right or wrong.
-    #[inline(always)]
     pub(crate) fn keep(&self, heap: &Heap, at: *mut u8) -> bool {
         let Some((offset, cell)) = self.cell(at) else { return self.keep_large(heap, at) };
         let Some(size) = cell.block_at((offset / GRANULE) as u32) else { return false };
@@ -120,7 +160,6 @@ impl<S: System, L: Local> Allocator<S, L> {
         kept
     }
 
-    #[inline(always)]
     fn keep_large(&self, heap: &Heap, at: *mut u8) -> bool {
         if at.is_null() || self.window.is_small(at as usize) {
             return false;
@@ -141,7 +180,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     fn cell(&self, at: *mut u8) -> Option<(usize, &Cell)> {
         let offset = self.window.medium_offset(at as usize)?;
         // SAFETY: there is a cell for each KiB of the window, and all zero is a valid one.
-        let cell = unsafe { &*self.window.cells().wrapping_add(offset / crate::arena::CELL_BYTES) };
+        let cell = unsafe { &*self.window.cells().wrapping_add(offset / CELL_BYTES) };
         Some((offset, cell))
     }
 

@@ -248,7 +248,7 @@ pub fn alloc_short(bytes: usize) -> *mut u8 {
 /// The way of [`alloc`] when there is no short one; `pc` is who asks.
 #[cold]
 pub extern "C" fn alloc_slow_from(bytes: usize, pc: usize) -> *mut u8 {
-    PROCESS.alloc_slow(bytes, pc)
+    PROCESS.alloc_long(bytes, pc)
 }
 
 /// Frees a block of the process's allocator: [`Allocator::free`], whose slow way is compiled once.
@@ -327,7 +327,7 @@ unsafe fn free_look(at: *mut u8) {
 #[cold]
 unsafe extern "C" fn free_slow_from(at: *mut u8, bytes: usize, pc: usize) {
     // SAFETY: the caller's promise is ours.
-    unsafe { PROCESS.free_slow(at, (bytes != usize::MAX).then_some(bytes), pc) }
+    unsafe { PROCESS.free_long(at, bytes, pc) }
 }
 
 /// [`Allocator::alloc_zeroed`]; `pc` is who asks.

@@ -6,7 +6,9 @@
 //! only its *ghost*; each allocation that meets a ghost raises how many blocks of that size are
 //! *wanted*, and later frees are kept up to that number.
 //!
-//! 64 places, found by the size. Blocks of one place are linked through their first words.
+//! 64 places, found by the size. Each has room for one block *at hand*, whose bytes stay *reserved* in the
+//! budget while the program has it, so that taking and returning it writes one word; others are linked
+//! through their first words.
 #![allow(unsafe_code)] // links inside free blocks
 
 use core::cell::Cell;
@@ -14,7 +16,7 @@ use core::ptr;
 
 /// Places in the table.
 const PLACES: usize = 64;
-/// A block is kept only while less than this many bytes of its kind are.
+/// A block is kept, or its bytes are reserved, only while less than this many bytes of its kind are.
 const MEDIUM_BUDGET: usize = 128 << 10;
 /// The same for large blocks: one at a time, or peaks would carry what no longer matters.
 const LARGE_BUDGET: usize = 1;
@@ -58,21 +60,36 @@ impl Key {
     }
 }
 
-/// Blocks of one size, linked through their first words.
+/// In `at_hand`: no room is reserved.
+const NO_ROOM: *mut u8 = ptr::without_provenance_mut(1);
+
+/// Blocks of one size.
 #[derive(Clone, Copy)]
 pub struct Kept {
     key: u32,
     wanted: u16,
     count: u16,
     first: *mut u8,
+    /// A block; null, when there is room for one; or [`NO_ROOM`].
+    at_hand: *mut u8,
 }
 
 impl Kept {
-    const NOTHING: Self = Self { key: 0, wanted: 0, count: 0, first: ptr::null_mut() };
+    const NOTHING: Self =
+        Self { key: 0, wanted: 0, count: 0, first: ptr::null_mut(), at_hand: NO_ROOM };
+
+    /// Bytes that the budget counts for it.
+    fn counted(&self) -> usize {
+        let blocks = usize::from(self.count) + usize::from(self.at_hand != NO_ROOM);
+        blocks * self.key().bytes()
+    }
 
     /// Takes one of the blocks.
     #[inline]
     pub fn pop(&mut self) -> Option<*mut u8> {
+        if self.at_hand.addr() > NO_ROOM.addr() {
+            return Some(core::mem::replace(&mut self.at_hand, NO_ROOM));
+        }
         if self.count == 0 {
             return None;
         }
@@ -87,6 +104,10 @@ impl Kept {
     pub const fn key(&self) -> Key {
         Key(self.key)
     }
+}
+
+fn budget(key: Key) -> usize {
+    if key.is_large() { LARGE_BUDGET } else { MEDIUM_BUDGET }
 }
 
 /// What became of an offered block.
@@ -124,58 +145,118 @@ impl Recents {
     /// A block of exactly this size, if one is kept. Learns nothing if not.
     #[inline(always)]
     pub fn take_kept(&self, key: Key) -> *mut u8 {
-        let place = self.place(key);
-        let kept = place.as_ptr();
-        // SAFETY: the cell is this thread's, and nobody holds a reference into it.
+        let block = self.take_at_hand(key);
+        if block.is_null() { self.take_linked(key) } else { block }
+    }
+
+    /// The block of this size that is at hand, or null. The shortest way.
+    #[inline(always)]
+    pub fn take_at_hand(&self, key: Key) -> *mut u8 {
+        let kept = self.place(key).as_ptr();
+        // SAFETY: the cell is this thread's or one that is never written, and nobody holds a reference.
         unsafe {
-            if (*kept).key != key.0 || (*kept).count == 0 {
+            let block = (*kept).at_hand;
+            if (*kept).key != key.0 || block.addr() <= NO_ROOM.addr() {
                 return ptr::null_mut();
             }
-            let block = (*kept).first;
-            (*kept).first = block.cast::<*mut u8>().read();
-            (*kept).count -= 1;
-            let total = self.total(key);
-            total.set(total.get() - key.bytes());
+            (*kept).at_hand = ptr::null_mut();
             block
         }
+    }
+
+    /// Puts a block at hand if there is room for its size. False: [`Recents::keep`] it.
+    #[inline(always)]
+    pub fn put_at_hand(&self, key: Key, block: *mut u8) -> bool {
+        let kept = self.place(key).as_ptr();
+        // SAFETY: as for `take_at_hand`: what is never written has no room.
+        unsafe {
+            let room = (*kept).key == key.0 && (*kept).at_hand.is_null();
+            if room {
+                (*kept).at_hand = block;
+            }
+            room
+        }
+    }
+
+    fn take_linked(&self, key: Key) -> *mut u8 {
+        let place = self.place(key);
+        let mut kept = place.get();
+        if kept.key != key.0 || kept.count == 0 {
+            return ptr::null_mut();
+        }
+        let block = kept.first;
+        // SAFETY: blocks here are free, at least 1 KiB, and linked by `link`.
+        kept.first = unsafe { block.cast::<*mut u8>().read() };
+        kept.count -= 1;
+        place.set(kept);
+        let total = self.total(key);
+        total.set(total.get() - key.bytes());
+        block
     }
 
     /// Keeps a free block if its size is wanted. False: [`Recents::offer`] it.
     #[inline(always)]
     pub fn keep(&self, key: Key, block: *mut u8) -> bool {
+        self.put_at_hand(key, block) || self.link(key, block)
+    }
+
+    fn link(&self, key: Key, block: *mut u8) -> bool {
         let place = self.place(key);
-        let kept = place.as_ptr();
+        let mut kept = place.get();
         let total = self.total(key);
-        let budget = if key.is_large() { LARGE_BUDGET } else { MEDIUM_BUDGET };
-        // SAFETY: as for `take_kept`; the block is the caller's, at least 1 KiB and aligned.
-        unsafe {
-            if (*kept).key != key.0 || (*kept).count >= (*kept).wanted || total.get() >= budget {
-                return false;
-            }
-            block.cast::<*mut u8>().write((*kept).first);
-            (*kept).first = block;
-            (*kept).count += 1;
+        if kept.key != key.0 || kept.count >= kept.wanted || total.get() >= budget(key) {
+            return false;
         }
+        // SAFETY: the block is the caller's, at least 1 KiB and aligned.
+        unsafe { block.cast::<*mut u8>().write(kept.first) };
+        kept.first = block;
+        kept.count += 1;
+        place.set(kept);
         total.set(total.get() + key.bytes());
         true
     }
 
-    /// A block of exactly this size.
+    /// A block of exactly this size. If there is none, one more is wanted.
     pub fn take(&self, key: Key) -> Option<*mut u8> {
         let place = self.place(key);
-        let mut kept = place.get();
-        if kept.key != key.0 {
+        if place.get().key != key.0 {
             return None;
         }
-        let block = kept.pop();
-        if block.is_some() {
-            let total = self.total(key);
-            total.set(total.get() - key.bytes());
-        } else {
-            kept.wanted = (kept.wanted + 1).min(WANTED_MAX);
+        let block = self.take_kept(key);
+        if block.is_null() && !self.reserve(key) {
+            let kept = place.get();
+            place.set(Kept { wanted: (kept.wanted + 1).min(WANTED_MAX), ..kept });
         }
-        place.set(kept);
-        block
+        (!block.is_null()).then_some(block)
+    }
+
+    /// Reserves room at hand for a size. False: there is some, or the budget is used up.
+    fn reserve(&self, key: Key) -> bool {
+        let (place, total) = (self.place(key), self.total(key));
+        if place.get().at_hand != NO_ROOM {
+            return false;
+        }
+        if total.get() >= budget(key) {
+            self.give_room_up(key);
+        }
+        if total.get() >= budget(key) {
+            return false;
+        }
+        place.set(Kept { at_hand: ptr::null_mut(), ..place.get() });
+        total.set(total.get() + key.bytes());
+        true
+    }
+
+    /// Gives room up that is reserved for a kind's blocks that the program has.
+    fn give_room_up(&self, like: Key) {
+        for place in &self.places {
+            let kept = place.get();
+            if kept.key().is_large() == like.is_large() && kept.at_hand.is_null() {
+                place.set(Kept { at_hand: NO_ROOM, ..kept });
+                let total = self.total(like);
+                total.set(total.get() - kept.key().bytes());
+            }
+        }
     }
 
     /// Offers a free block.
@@ -183,11 +264,10 @@ impl Recents {
         let place = self.place(key);
         let kept = place.get();
         if kept.key != key.0 {
-            let old = kept;
             place.set(Kept { key: key.0, ..Kept::NOTHING });
-            let total = self.total(old.key());
-            total.set(total.get() - usize::from(old.count) * old.key().bytes());
-            return Offer::Refused(old);
+            let total = self.total(kept.key());
+            total.set(total.get() - kept.counted());
+            return Offer::Refused(kept);
         }
         if self.keep(key, block) { Offer::Kept } else { Offer::Refused(Kept::NOTHING) }
     }
@@ -197,5 +277,66 @@ impl Recents {
         self.medium.set(0);
         self.large.set(0);
         self.places.iter().map(|place| place.replace(Kept::NOTHING))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks that are nobody's, to be linked.
+    fn blocks<const N: usize>() -> [Box<[u64; 128]>; N] {
+        std::array::from_fn(|_| Box::new([0; 128]))
+    }
+
+    fn at(block: &mut Box<[u64; 128]>) -> *mut u8 {
+        (&raw mut **block).cast()
+    }
+
+    fn counted(recents: &Recents, large: bool) -> usize {
+        let places = recents.places.iter().map(Cell::get);
+        places.filter(|kept| kept.key().is_large() == large).map(|kept| kept.counted()).sum()
+    }
+
+    #[test]
+    fn a_size_is_kept_after_it_was_missed_and_room_is_counted() {
+        let recents = Recents::new();
+        let [mut a, mut b] = blocks();
+        let key = Key::medium(512);
+        assert!(matches!(recents.offer(key, at(&mut a)), Offer::Refused(_)));
+        assert_eq!(recents.take(key), None);
+        assert!(matches!(recents.offer(key, at(&mut a)), Offer::Kept));
+        assert!(matches!(recents.offer(key, at(&mut b)), Offer::Refused(_)), "one was missed");
+        assert_eq!(recents.take_kept(key), at(&mut a));
+        assert!(recents.take_kept(key).is_null());
+        assert_eq!(recents.take(key), None);
+        assert!(recents.keep(key, at(&mut a)) && recents.keep(key, at(&mut b)));
+        assert_eq!(recents.medium.get(), 2 * 512 * 64);
+        assert_eq!(recents.medium.get(), counted(&recents, false));
+        let drained: Vec<_> = recents
+            .drain()
+            .flat_map(|mut kept| std::iter::from_fn(move || kept.pop()).collect::<Vec<_>>())
+            .collect();
+        assert_eq!(drained.len(), 2);
+        assert!(drained.contains(&at(&mut a)) && drained.contains(&at(&mut b)));
+    }
+
+    #[test]
+    fn room_of_blocks_that_the_program_has_goes_to_who_asks() {
+        let recents = Recents::new();
+        let [mut a, mut b] = blocks();
+        let (old, new) = (Key::large(64).expect("small enough"), Key::large(100).expect("too"));
+        for (key, block) in [(old, at(&mut a)), (new, at(&mut b))] {
+            assert!(matches!(recents.offer(key, block), Offer::Refused(_)));
+            assert_eq!(recents.take(key), None);
+            assert_eq!(recents.large.get(), counted(&recents, true));
+            assert!(recents.keep(key, block));
+            assert_eq!(recents.take_kept(key), block);
+        }
+        assert!(!recents.keep(old, at(&mut a)), "its room went to the other");
+        assert!(recents.keep(new, at(&mut b)));
+        assert_eq!(recents.take(old), None);
+        assert!(!recents.keep(old, at(&mut a)), "the other is in");
+        assert_eq!(recents.large.get(), counted(&recents, true));
     }
 }

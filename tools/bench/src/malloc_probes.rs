@@ -10,7 +10,6 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::malloc_programs::{Loaded, contestants};
-use crate::measure::figure;
 use crate::report::{Better, Row};
 
 /// Says something after each step, and goes on when it hears something.
@@ -102,14 +101,16 @@ fn informs(case: &str, unit: &'static str, better: Better, figures: &[(&str, f64
     Row { case: case.to_owned(), unit, better, ours, peers, gate: None, spread: 0.0 }
 }
 
-/// An idle program with one malloc: at most 64 KiB more than with glibc's.
+/// An idle program with one malloc: at most 64 KiB more than with glibc's. How many pages around a touched
+/// one come with it depends on where the loader put a file: so many rounds, interleaved, and their mean.
 fn idle(mallocs: &[Loaded], program: &Path, field: &str) -> Result<Row> {
-    let mut figures = Vec::new();
-    for malloc in mallocs {
-        let rounds: Result<Vec<f64>> = (0..9)
-            .map(|_| Ok(steps(malloc, program, None, field)?.first().copied().unwrap_or(f64::NAN)))
-            .collect();
-        figures.push((malloc.name, figure(malloc.name, rounds?).median));
+    const ROUNDS: u32 = 101;
+    let mut figures: Vec<_> = mallocs.iter().map(|malloc| (malloc.name, 0.0)).collect();
+    for _ in 0..ROUNDS {
+        for (malloc, (_, mean)) in mallocs.iter().zip(&mut figures) {
+            let first = steps(malloc, program, None, field)?.first().copied();
+            *mean += first.unwrap_or(f64::NAN) / f64::from(ROUNDS);
+        }
     }
     let what = if field == "Rss" { "resident" } else { "private" };
     let mut row = informs(&format!("idle program, {what}"), "KiB", Better::Less, &figures);
