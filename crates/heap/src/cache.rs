@@ -12,7 +12,7 @@ use lock_api::RawMutex;
 use pagoda_addr::Order;
 use pagoda_sync::Cpus;
 
-use crate::classes::{Tag, class_of};
+use crate::classes::Tag;
 use crate::guard::{DebugFlags, Guard};
 use crate::local::Locals;
 use crate::shelf::{Destroy, Shelf};
@@ -59,10 +59,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         shelf: Shelf,
         serves: Option<u8>,
     ) -> Result<NonNull<CacheShelf>, HeapError> {
-        // Not through `kalloc`: the heap's own records are not to be guarded, nor seen as leaks.
-        let class = class_of(Layout::new::<CacheShelf>()).ok_or(HeapError::TooLarge)?;
-        let memory: NonNull<CacheShelf> = self.refill(class)?.cast();
-        memory.as_ptr().expose_provenance();
+        let memory: NonNull<CacheShelf> = self.record(Layout::new::<CacheShelf>())?.cast();
         let mut state = self.state.lock();
         // SAFETY: fresh memory of this layout.
         unsafe {

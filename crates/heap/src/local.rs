@@ -19,7 +19,6 @@ use lock_api::RawMutex;
 use pagoda_sync::{Cpus, Pinned};
 
 use crate::cache::CacheShelf;
-use crate::classes::class_of;
 use crate::debug::Leaving;
 use crate::heap::{State, own};
 use crate::inspect::What;
@@ -79,14 +78,6 @@ impl Locals {
 }
 
 impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
-    /// A block for records that nobody guards and nobody takes for a leak.
-    pub(crate) fn record(&self, layout: Layout) -> Result<NonNull<u8>, HeapError> {
-        let class = class_of(layout).ok_or(HeapError::TooLarge)?;
-        let block = self.refill(class)?;
-        block.as_ptr().expose_provenance();
-        Ok(block)
-    }
-
     /// The table of a cache's magazines, none of which exist yet.
     pub(crate) fn new_locals(&self, stride: usize) -> Result<Locals, HeapError> {
         let cpus = self.cpus.limit().min(PLACES);

@@ -12,7 +12,7 @@ use lock_api::RawMutex;
 use pagoda_sync::Cpus;
 
 use crate::chunk::{CHUNK, CHUNK_ORDER, GRANULE};
-use crate::classes::{Place, SIZES, SLAB_CLASSES, Tag, place};
+use crate::classes::{Place, SIZES, SLAB_CLASSES, Tag, class_of, place};
 use crate::heap::State;
 use crate::magazine::{Batch, UNIT, batch as batch_of};
 use crate::slab::{Slab, capacity, span_for};
@@ -69,13 +69,23 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             self.in_depots.fetch_sub(blocks.len() * usize::from(SIZES[at]), Ordering::Relaxed);
         }
         if blocks.len() == 0 {
-            self.obtain(|state, squeezed| self.gather(state, at, squeezed, &mut blocks))?;
+            let most = batch_of(at).min(if at < SLAB_CLASSES { UNIT } else { MIDDLE_REFILL });
+            self.obtain(|state, squeezed| self.gather(state, at, squeezed, most, &mut blocks))?;
         }
         let block = blocks.pop().ok_or(HeapError::OutOfPages)?;
         if blocks.len() != 0 {
             self.load(class, blocks);
         }
         Ok(block)
+    }
+
+    /// A block for records that nobody guards and nobody takes for a leak: one, and none for the
+    /// magazine.
+    pub(crate) fn record(&self, layout: Layout) -> Result<NonNull<u8>, HeapError> {
+        let at = usize::from(class_of(layout).ok_or(HeapError::TooLarge)?);
+        let mut block = Batch::new();
+        self.obtain(|state, squeezed| self.gather(state, at, squeezed, 1, &mut block))?;
+        block.pop().ok_or(HeapError::OutOfPages)
     }
 
     /// A block of unusual size or alignment.
@@ -139,12 +149,19 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         }
     }
 
-    /// Moves free blocks of a class from its shelf or the pool into `blocks`; true when there is at
-    /// least one.
-    fn gather(&self, state: &mut State, class: usize, squeezed: bool, blocks: &mut Batch) -> bool {
+    /// Moves up to `most` free blocks of a class from its shelf or the pool into `blocks`; true when
+    /// there is at least one.
+    fn gather(
+        &self,
+        state: &mut State,
+        class: usize,
+        squeezed: bool,
+        most: usize,
+        blocks: &mut Batch,
+    ) -> bool {
         if class >= SLAB_CLASSES {
             let granules = usize::from(SIZES[class]) / GRANULE;
-            for _ in 0..batch_of(class).min(MIDDLE_REFILL) {
+            for _ in 0..most {
                 let Some((chunk, from)) = state.pool.alloc(granules, 1) else { break };
                 let start = chunk.address(from);
                 self.set_tag(start, Tag::Class(class as u8));
@@ -153,7 +170,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             }
             return blocks.len() != 0;
         }
-        for _ in 0..batch_of(class).min(UNIT) {
+        for _ in 0..most {
             match state.shelves[class].take() {
                 Some(object) => blocks.push(object.as_ptr()),
                 None if blocks.len() != 0 => break,
