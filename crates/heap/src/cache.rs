@@ -26,8 +26,10 @@ pub(crate) struct CacheShelf {
     pub(crate) class: Option<u8>,
     /// The CPUs' magazines, for a typed cache that has some.
     pub(crate) locals: Option<Locals>,
-    /// Objects that may be out of their slabs at once.
+    /// Objects that may be live at once.
     pub(crate) limit: usize,
+    /// Objects that are out of their slabs, but in quarantine.
+    pub(crate) waiting: usize,
     pub(crate) next: Option<NonNull<CacheShelf>>,
 }
 
@@ -68,6 +70,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 class: serves,
                 locals: None,
                 limit: usize::MAX,
+                waiting: 0,
                 next: state.caches,
             });
         }
@@ -88,11 +91,11 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             let harmed = {
                 let _state = self.state.lock();
                 // SAFETY: *cache-listed*; the lock is held, so this is the only reference.
-                let CacheShelf { shelf, limit, .. } = unsafe { &mut *cache.as_ptr() };
+                let CacheShelf { shelf, limit, waiting, .. } = unsafe { &mut *cache.as_ptr() };
                 if let Some(slab) = fresh.take() {
                     shelf.add(slab);
                 }
-                if shelf.live >= *limit {
+                if shelf.live - *waiting >= *limit {
                     return Err(HeapError::Limit);
                 }
                 match (shelf.take(), shelf.guard) {

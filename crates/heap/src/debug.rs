@@ -146,7 +146,10 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             return Ok(self.shelve(cache, slab, index));
         }
         // SAFETY: *cache-listed*; the lock is held.
-        let stride = unsafe { (*cache.as_ptr()).shelf.stride };
+        let stride = unsafe {
+            (*cache.as_ptr()).waiting += 1;
+            (*cache.as_ptr()).shelf.stride
+        };
         match state.quarantine.swap(found.start, stride) {
             Some(oldest) => self.leave_quarantine(state, oldest),
             None => Ok(None),
@@ -170,6 +173,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     fn leave_quarantine(&self, state: &State, address: usize) -> Result<Option<Leaving>, Misuse> {
         let found = self.inspect(state, address)?;
         let What::Cache(cache, slab, index) = found.what else { return Ok(None) };
+        // SAFETY: *cache-listed*; the lock is held.
+        unsafe { (*cache.as_ptr()).waiting -= 1 };
         if let Some(guard) = found.guard() {
             // SAFETY: *guard-locked*; a free object of this shelf.
             if let Err((kind, harm)) = unsafe { guard.check_free(slab.object(index)) } {

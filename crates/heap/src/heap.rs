@@ -12,6 +12,7 @@ use crate::cache::CacheShelf;
 use crate::classes::{CLASSES, Place, SLAB_CLASSES, TAGS, Tag, class_of, place};
 use crate::debug::Quarantine;
 use crate::depot::Depot;
+use crate::failing::Failing;
 use crate::magazine::{Area, no_area, some_area};
 use crate::mapped::MappedList;
 use crate::pool::Pool;
@@ -42,6 +43,8 @@ pub struct Heap<S, C, R, P = PanicReport> {
     /// Every how many refills there is a sample; 0: never. And refills so far, while there are.
     pub(crate) sampling: atomic::AtomicUsize,
     pub(crate) refills: atomic::AtomicUsize,
+    /// Internal failures, in tests.
+    pub(crate) failing: Failing,
     /// Is a shrinker at work?
     pub(crate) shrinking: AtomicBool,
     /// Is any debug mode on?
@@ -125,6 +128,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 guarded: [const { atomic::AtomicPtr::new(null_mut()) }; CLASSES],
                 sampling: atomic::AtomicUsize::new(0),
                 refills: atomic::AtomicUsize::new(0),
+                failing: Failing::new(),
                 shrinking: AtomicBool::new(false),
                 debugging: atomic::AtomicBool::new(false),
                 taken: atomic::AtomicUsize::new(0),

@@ -51,7 +51,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             return false;
         }
         // Tried, not waited for, while pinned.
-        let Some(mut depot) = self.depots[at].try_lock() else { return false };
+        let free = self.depots[at].try_lock().filter(|_| !self.failing.now());
+        let Some(mut depot) = free else { return false };
         if !magazine.send_oldest(count, &mut depot) {
             return false;
         }
@@ -136,7 +137,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 depot = self.depots[class].lock();
             }
         }
-        let pushed = depot.push(blocks.as_slice());
+        let pushed = !self.failing.now() && depot.push(blocks.as_slice());
         if pushed {
             // Under the lock, so that nobody subtracts what has not been added.
             let bytes = blocks.len() * usize::from(SIZES[class]);
@@ -266,6 +267,9 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
 
     /// Makes a block of the pool what `place` asks for, where it stands; false when that cannot be.
     pub(crate) fn resize(&self, ptr: NonNull<u8>, place: Place) -> bool {
+        if self.failing.now() {
+            return false;
+        }
         let address = ptr.as_ptr() as usize;
         if let Place::Run(to) = place {
             let found = self.inspect(&self.state.lock(), address);

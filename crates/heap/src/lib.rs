@@ -82,6 +82,7 @@ mod debug;
 mod depot;
 mod drain;
 mod error;
+mod failing;
 mod global;
 mod guard;
 mod heap;

@@ -175,7 +175,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             let pin = self.cpus.pin();
             if let Some(local) = locals.local(&pin) {
                 while let Some(object) = objects.pop() {
-                    if local.magazine.push(object).is_err() {
+                    if self.failing.now() || local.magazine.push(object).is_err() {
                         objects.push(object.as_ptr());
                         break;
                     }

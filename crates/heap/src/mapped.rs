@@ -24,7 +24,7 @@ use crate::classes::{ALIGN_MASK, NAMES, Place, SIZES, place};
 use crate::guard::{Harm, Track};
 use crate::heap::State;
 use crate::inspect::{Found, What};
-use crate::{Heap, HeapError, Misuse, MisuseKind, PageSource, Report};
+use crate::{Heap, HeapError, Misuse, MisuseKind, OutOfPages, PageSource, Report};
 
 /// Bytes above which a block is mapped, where the source can do that.
 pub(crate) const LARGE: usize = 1 << 20;
@@ -158,7 +158,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         class: Option<u8>,
         zeroed: bool,
     ) -> Option<NonNull<u8>> {
-        if layout.align() > PAGE {
+        if layout.align() > PAGE || self.failing.now() {
             return None;
         }
         let track = self.track();
@@ -168,7 +168,11 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             None => (0, layout.size().max(1)),
         };
         let pages = (offset + size).div_ceil(PAGE);
-        let Ok(memory) = self.source.map_pages(pages, zeroed) else {
+        let memory = match self.failing.now() {
+            true => Err(OutOfPages),
+            false => self.source.map_pages(pages, zeroed),
+        };
+        let Ok(memory) = memory else {
             // SAFETY: just received.
             let _ = unsafe { self.kfree(record.cast()) };
             return None;
@@ -302,7 +306,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
 
     /// Makes a run twice (or more) as large where it stands, if what lies behind it is free.
     pub(crate) fn grow_run(&self, ptr: NonNull<u8>, from: Order, to: Order) -> bool {
-        if from >= to || self.source.grow_pages(ptr, from, to).is_err() {
+        if from >= to || self.failing.now() || self.source.grow_pages(ptr, from, to).is_err() {
             return false;
         }
         let (old, new) = (from.bytes() as usize, to.bytes() as usize);

@@ -50,6 +50,9 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     }
 
     pub(crate) fn take_pages(&self, order: Order, zeroed: bool) -> Result<NonNull<u8>, HeapError> {
+        if self.failing.now() {
+            return Err(HeapError::OutOfPages);
+        }
         let pages = match zeroed {
             true => self.source.alloc_zeroed_pages(order),
             false => self.source.alloc_pages(order),
@@ -82,6 +85,9 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// A block of the pool (*slab-end*: of at least a KiB) for the heap's own records. Does not ask
     /// the source.
     pub(crate) fn take_own(&self, bytes: usize) -> Option<NonNull<u8>> {
+        if self.failing.now() {
+            return None;
+        }
         let granules = bytes.max(1 << TAG_SHIFT).div_ceil(GRANULE);
         let mut state = self.state.lock();
         let (chunk, from) = state.pool.alloc(granules, 1)?;

@@ -49,7 +49,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let area = self.area(&pin).filter(|area| self.is_drained(area))?;
         let magazine = area.of(class);
         // Tried, not waited for, while pinned.
-        let mut depot = self.depots[at].try_lock()?;
+        let mut depot = self.depots[at].try_lock().filter(|_| !self.failing.now())?;
         let count = magazine.receive(batch_of(at), &mut depot);
         if count == 0 {
             return None;
@@ -65,7 +65,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let mut blocks = Batch::new();
         {
             let mut depot = self.depots[at].lock();
-            blocks.extend(depot.pop(batch_of(at)));
+            let count = if self.failing.now() { 0 } else { batch_of(at) };
+            blocks.extend(depot.pop(count));
             self.in_depots.fetch_sub(blocks.len() * usize::from(SIZES[at]), Ordering::Relaxed);
         }
         if blocks.len() == 0 {
@@ -83,6 +84,9 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// magazine.
     pub(crate) fn record(&self, layout: Layout) -> Result<NonNull<u8>, HeapError> {
         let at = usize::from(class_of(layout).ok_or(HeapError::TooLarge)?);
+        if self.failing.now() {
+            return Err(HeapError::OutOfPages);
+        }
         let mut block = Batch::new();
         self.obtain(|state, squeezed| self.gather(state, at, squeezed, 1, &mut block))?;
         block.pop().ok_or(HeapError::OutOfPages)
@@ -127,7 +131,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         loop {
             let (done, damage) = {
                 let mut state = self.state.lock();
-                (attempt(&mut state, step != 0), state.pool.damage.take())
+                let done = !self.failing.now() && attempt(&mut state, step != 0);
+                (done, state.pool.damage.take())
             };
             if let Some(damage) = damage {
                 let misuse = Misuse::at(MisuseKind::Damaged, damage.0);
@@ -215,7 +220,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             if let Some(area) = self.area(&pin) {
                 let magazine = area.of(class);
                 while let Some(block) = blocks.pop() {
-                    if magazine.push(block).is_err() {
+                    if self.failing.now() || magazine.push(block).is_err() {
                         blocks.push(block.as_ptr());
                         break;
                     }

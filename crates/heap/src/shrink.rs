@@ -39,7 +39,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let mut state = self.state.lock();
         let all = &mut state.shrinkers;
         let used = all.iter().take_while(|(_, shrinker)| shrinker.is_some()).count();
-        let Some(slot) = all.get_mut(used) else { return Err(HeapError::Limit) };
+        let slot = all.get_mut(used).filter(|_| !self.failing.now());
+        let Some(slot) = slot else { return Err(HeapError::Limit) };
         *slot = (priority, Some(shrinker));
         // Stable: of equal ones the first stays first.
         let at = all[..used].partition_point(|&(other, _)| other <= priority);

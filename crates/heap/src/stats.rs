@@ -113,7 +113,8 @@ impl State {
         }
         let cache = self.cache(index - CLASSES)?;
         let mut row = Row::of(&cache.shelf);
-        row.live = row.live.saturating_sub(cache.locals.map_or(0, |locals| locals.len()));
+        let cached = cache.locals.map_or(cache.waiting, |locals| locals.len());
+        row.live = row.live.saturating_sub(cached);
         Some(row)
     }
 }

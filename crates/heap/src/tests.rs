@@ -52,6 +52,7 @@ pub(crate) fn layout(size: usize, align: usize) -> Layout {
 }
 
 mod caches;
+mod failures;
 mod mapped;
 mod misuse;
 mod model;

@@ -50,7 +50,7 @@ impl Default for CacheOptions {
 pub struct CacheStats {
     /// Objects in their owners' hands.
     pub live: usize,
-    /// Constructed objects in the magazines of CPUs.
+    /// Constructed objects in the magazines of CPUs, or in quarantine.
     pub cached: usize,
     /// Constructed objects in slabs.
     pub free: usize,
@@ -322,7 +322,7 @@ impl<T, S: PageSource, C: Cpus, R: RawMutex, P: Report> Cache<'_, T, S, C, R, P>
     pub fn stats(&self) -> CacheStats {
         self.with(|record| {
             let shelf = &record.shelf;
-            let cached = record.locals.map_or(0, |locals| locals.len());
+            let cached = record.locals.map_or(record.waiting, |locals| locals.len());
             CacheStats {
                 live: shelf.live.saturating_sub(cached),
                 cached,
