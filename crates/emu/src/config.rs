@@ -97,6 +97,8 @@ impl fmt::Display for PageFault {
     }
 }
 
+impl std::error::Error for PageFault {}
+
 /// What happened so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {

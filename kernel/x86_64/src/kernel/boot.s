@@ -115,6 +115,7 @@ boot_start:
     cmp ecx, 4 * PAGES_PER_TABLE
     jb 2b
 
+    # ANCHOR: switch
     mov cr3, ebx
     mov eax, cr4
     or eax, 0x20                    # PAE
@@ -134,6 +135,7 @@ boot_start:
     mov eax, offset long_mode
     push eax
     retf
+    # ANCHOR_END: switch
 
 # Says so on COM1 and ends.
 no_long_mode:
@@ -168,8 +170,10 @@ long_mode:
     mov fs, eax
     mov gs, eax
     mov ss, eax
+    # ANCHOR: jump
     movabs rax, offset higher_half
     jmp rax
+    # ANCHOR_END: jump
 
 # ---------------------------------------------------------------------------------------------
 .section .text.boot, "ax"

@@ -72,6 +72,7 @@ pub(crate) fn map_kernel(table: &KernelTable) -> Result<(), MapError> {
     Ok(())
 }
 
+// ANCHOR: map_ram
 /// Maps one range of RAM into the direct map; the kernel's text and constants inside it read-only.
 pub(crate) fn map_ram(table: &KernelTable, ram: PhysRange) -> Result<(), MapError> {
     let sealed = layout::sealed_image();
@@ -84,6 +85,7 @@ pub(crate) fn map_ram(table: &KernelTable, ram: PhysRange) -> Result<(), MapErro
     }
     Ok(())
 }
+// ANCHOR_END: map_ram
 
 /// Leaves by size.
 #[derive(Clone, Copy, Debug, Default)]
