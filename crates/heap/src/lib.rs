@@ -75,6 +75,8 @@
 #[cfg(test)]
 extern crate std;
 
+#[cfg(feature = "allocator-api2")]
+mod allocator;
 mod cache;
 mod chunk;
 mod classes;
