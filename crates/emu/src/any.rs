@@ -33,6 +33,9 @@ impl Format for AnyFormat {
     fn has_size(&self, size: PageSize) -> bool {
         ask!(self, format => format.has_size(size))
     }
+    fn phys_bits(&self) -> u32 {
+        ask!(self, format => format.phys_bits())
+    }
     fn covers(&self, page: Page) -> bool {
         ask!(self, format => format.covers(page))
     }
@@ -41,9 +44,6 @@ impl Format for AnyFormat {
     }
     fn upper_index(&self) -> usize {
         ask!(self, format => format.upper_index())
-    }
-    fn frame_fits(&self, frame: Frame, size: PageSize) -> bool {
-        ask!(self, format => format.frame_fits(frame, size))
     }
     fn grants(&self, flags: PageFlags) -> PageFlags {
         ask!(self, format => format.grants(flags))

@@ -2,7 +2,7 @@
 
 use pagoda_addr::{Frame, Page, PageRange};
 
-use crate::{AbsentWord, PageFlags, PageSize};
+use crate::{AbsentWord, ENTRIES, PageFlags, PageSize};
 
 /// An entry, read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,14 +52,30 @@ pub trait Format: Copy {
     /// levels) is, too; in a half that is shared already, though, it can neither come nor go nor
     /// change ([`MapError::Sealed`](crate::MapError::Sealed)).
     fn has_size(&self, size: PageSize) -> bool;
-    /// Does the machine implement addresses of this page?
-    fn covers(&self, page: Page) -> bool;
-    /// Does the page belong to the half that every address space shares?
-    fn upper_half(&self, page: Page) -> bool;
-    /// The first index of the root that belongs to the upper half; 512 where there is none.
-    fn upper_index(&self) -> usize;
+    /// Bits of a physical address.
+    fn phys_bits(&self) -> u32;
+    /// Does the machine implement addresses of this page? Provided for a root with both halves.
+    #[inline]
+    fn covers(&self, page: Page) -> bool {
+        page.start().is_canonical(12 + 9 * self.levels())
+    }
+    /// Does the page belong to the half that every address space shares? Provided for a root with
+    /// both halves.
+    #[inline]
+    fn upper_half(&self, page: Page) -> bool {
+        page.start().as_u64() >> 63 != 0
+    }
+    /// The first index of the root that belongs to the upper half; 512 where there is none. Provided
+    /// for a root with both halves.
+    #[inline]
+    fn upper_index(&self) -> usize {
+        ENTRIES / 2
+    }
     /// Does a leaf of `size` at `frame` lie within the physical address width?
-    fn frame_fits(&self, frame: Frame, size: PageSize) -> bool;
+    #[inline]
+    fn frame_fits(&self, frame: Frame, size: PageSize) -> bool {
+        frame.number().saturating_add(size.pages()) <= 1 << (self.phys_bits() - 12)
+    }
     /// What a leaf with `flags` really has: at least the rights asked for, and every flag that the
     /// format can keep.
     fn grants(&self, flags: PageFlags) -> PageFlags;
@@ -109,5 +125,37 @@ pub trait Format: Copy {
         let Some(last) = first.checked_add(last) else { return false };
         // The hole lies between the halves: both ends in the same half means no hole in between.
         self.covers(first) && self.covers(last) && self.upper_half(first) == self.upper_half(last)
+    }
+}
+
+/// What holds for every format; each format's tests call these.
+#[cfg(test)]
+pub(crate) mod laws {
+    use super::*;
+
+    /// Every leaf reads back with just the flags that the format says it grants.
+    pub(crate) fn leaves_read_back(format: &impl Format) {
+        let frame = Frame::from_number(3 << 18);
+        for bits in 0..=PageFlags::all().bits() {
+            let flags = format.grants(PageFlags::from_bits_retain(bits));
+            assert_eq!(format.grants(flags), flags);
+            for size in PageSize::ALL {
+                let word = format.leaf(frame, size, flags);
+                assert_eq!(format.decode(word, size.level()), Decoded::Leaf(frame, flags));
+            }
+        }
+    }
+
+    /// No absent word reads as anything else, nor has the `valid` bit.
+    pub(crate) fn absence_reads_back(format: &impl Format, valid: u64) {
+        for value in [0, 1, 2, 3, 0x80, u64::MAX >> 2] {
+            let word = AbsentWord::new(value).unwrap();
+            let raw = format.absent(word);
+            for level in 1..=format.levels() {
+                assert_eq!(format.decode(raw, level), Decoded::Absent(word));
+            }
+            assert_eq!(raw & valid, 0);
+        }
+        assert_eq!(AbsentWord::new(1 << 62), None);
     }
 }

@@ -15,7 +15,7 @@
 //!
 //! Left out: protection keys, encrypted-memory bits, shadow-stack pages.
 
-use pagoda_addr::{Frame, Page, PhysAddr};
+use pagoda_addr::{Frame, PhysAddr};
 
 use crate::{AbsentWord, Decoded, Format, PageFlags, PageSize, Remembers, Rewrite};
 
@@ -114,23 +114,8 @@ impl Format for X86_64 {
     }
 
     #[inline]
-    fn covers(&self, page: Page) -> bool {
-        page.start().is_canonical(12 + 9 * self.levels)
-    }
-
-    #[inline]
-    fn upper_half(&self, page: Page) -> bool {
-        page.start().as_u64() >> 63 != 0
-    }
-
-    #[inline]
-    fn upper_index(&self) -> usize {
-        256
-    }
-
-    #[inline]
-    fn frame_fits(&self, frame: Frame, size: PageSize) -> bool {
-        frame.number().saturating_add(size.pages()) <= 1 << (self.phys_bits - 12)
+    fn phys_bits(&self) -> u32 {
+        self.phys_bits
     }
 
     #[inline]
@@ -223,6 +208,9 @@ impl Format for X86_64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pagoda_addr::Page;
+
+    use crate::format::laws;
 
     const FORMAT: X86_64 = X86_64::new(4, 40, true, true);
 
@@ -233,28 +221,15 @@ mod tests {
     #[test]
     fn every_leaf_reads_back_as_what_is_granted() {
         for format in [FORMAT, X86_64::new(5, 52, false, false)] {
-            for bits in 0..=PageFlags::all().bits() {
-                let flags = format.grants(PageFlags::from_bits_retain(bits));
-                assert_eq!(format.grants(flags), flags);
-                for size in PageSize::ALL {
-                    let word = format.leaf(frame(3 << 18), size, flags);
-                    let read = format.decode(word, size.level());
-                    assert_eq!(read, Decoded::Leaf(frame(3 << 18), flags));
-                }
-            }
+            laws::leaves_read_back(&format);
         }
     }
 
     #[test]
     fn absent_words_never_read_as_anything_else() {
-        for value in [0, 1, 2, 3, 0x80, u64::MAX >> 2] {
-            let word = AbsentWord::new(value).unwrap();
-            for level in 1..=5 {
-                assert_eq!(FORMAT.decode(FORMAT.absent(word), level), Decoded::Absent(word));
-            }
-            assert_eq!(FORMAT.absent(word) & PRESENT, 0);
+        for format in [FORMAT, X86_64::new(5, 52, false, false)] {
+            laws::absence_reads_back(&format, PRESENT);
         }
-        assert_eq!(AbsentWord::new(1 << 62), None);
     }
 
     #[test]

@@ -98,6 +98,9 @@ impl Format for NeverBreaks {
     fn has_size(&self, size: PageSize) -> bool {
         self.0.has_size(size)
     }
+    fn phys_bits(&self) -> u32 {
+        self.0.phys_bits()
+    }
     fn covers(&self, page: Page) -> bool {
         self.0.covers(page)
     }
@@ -106,9 +109,6 @@ impl Format for NeverBreaks {
     }
     fn upper_index(&self) -> usize {
         self.0.upper_index()
-    }
-    fn frame_fits(&self, frame: Frame, size: PageSize) -> bool {
-        self.0.frame_fits(frame, size)
     }
     fn grants(&self, flags: PageFlags) -> PageFlags {
         self.0.grants(flags)
