@@ -1,5 +1,5 @@
 //! Nanoseconds for an allocation and its free, by size, for this allocator and the system's.
-//! `cargo run --release -p pagoda-malloc --example pair`
+//! `cargo run --release -p pagoda-malloc --example malloc_pair`
 #![allow(unsafe_code)] // calls the allocators directly
 
 use std::alloc::{GlobalAlloc, Layout, System};

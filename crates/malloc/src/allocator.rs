@@ -426,7 +426,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             // SAFETY: places below the count have been written.
             let heap = unsafe { &*self.window.heap(number) };
             if !self.is_stale(heap) {
-                self.tidy(heap, None);
+                self.tidy(heap, true);
             }
         }
         let mut freed = before.saturating_sub(self.large.bytes.load(Ordering::Relaxed));

@@ -80,33 +80,28 @@ impl<S: System, L: Local> Allocator<S, L> {
             }
             return;
         }
-        let announce = unit.remote.push(parcel.chain, self.word_generation(), |behind| {
+        let generation = self.word_generation();
+        let top = owner.announced.load(Ordering::Relaxed);
+        let announce = unit.remote.push(parcel.chain, generation, top, |behind| {
             // SAFETY: the last block of the parcel, which nobody else knows yet.
             unsafe { self.set_next(parcel.last, self.block(unit, behind)) };
         });
         if announce {
-            self.announce(owner, unit, parcel.unit);
+            self.announce(owner, unit, parcel.unit, top);
         }
         if owner.state.load(Ordering::Relaxed) == DEAD {
-            self.tidy(owner, Some(unit));
+            self.tidy(owner, false);
         }
     }
 
-    /// Puts a slab on its owner's stack (*one-announcer*).
-    pub(crate) fn announce(&self, owner: &Heap, unit: &Unit, number: u32) {
-        let mut top = owner.announced.load(Ordering::Relaxed);
-        loop {
-            unit.next.store(top, Ordering::Relaxed);
-            let pushed = owner.announced.compare_exchange_weak(
-                top,
-                number,
-                Ordering::Release,
-                Ordering::Relaxed,
-            );
-            match pushed {
-                Ok(_) => return,
-                Err(now) => top = now,
-            }
+    /// Puts a slab on its owner's stack (*one-announcer*), which began with `top` a moment ago.
+    fn announce(&self, owner: &Heap, unit: &Unit, number: u32, mut top: u32) {
+        let stack = &owner.announced;
+        while let Err(now) =
+            stack.compare_exchange(top, number, Ordering::Release, Ordering::Relaxed)
+        {
+            top = now;
+            unit.remote.set_next(top, self.word_generation());
         }
     }
 }

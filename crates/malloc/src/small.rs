@@ -4,9 +4,9 @@
 //! checks owner and place, and puts the block back: see [`crate::Allocator::alloc`]. Everything else is
 //! here: the head ran out, the slab is somebody else's, a slab became empty or was full.
 //!
-//! A head slab that runs out tries in turn: what other threads pushed, blocks never carved (at most
+//! A head slab that runs out tries in turn: what other threads announced, blocks never carved (at most
 //! one page's worth at a time, so that a slab's pages are touched only when needed), the next slab on
-//! the list, slabs that were announced, a unit of the pool.
+//! the list, a unit of the pool.
 #![allow(unsafe_code)] // free lists inside free blocks
 
 use core::ptr;
@@ -15,9 +15,9 @@ use core::sync::atomic::Ordering;
 use crate::allocator::Allocator;
 use crate::classes;
 use crate::heap::{BUSY, DEAD, Heap};
-use crate::remote::{Chain, Standing};
+use crate::remote::Chain;
 use crate::system::{Corruption, Local, Misuse, PAGE_BYTES, System};
-use crate::unit::{Block, PENDING, Place, Unit};
+use crate::unit::{Block, Place, Unit};
 
 /// At most so many blocks are carved at once.
 const CARVE: usize = 32;
@@ -55,13 +55,11 @@ impl<S: System, L: Local> Allocator<S, L> {
                 unit.countdown.set(unit.countdown.get().wrapping_add(1));
                 return block.cast();
             }
-            if self.collect(unit) || self.carve(unit) {
+            if self.drain_announced(heap) || self.carve(unit) {
                 continue;
             }
-            if unit.remote.fill(self.word_generation()) {
-                self.unlink(heap, unit);
-                unit.set_place(Place::Full, 0);
-            }
+            self.unlink(heap, unit);
+            unit.set_place(Place::Full, 0);
         }
     }
 
@@ -132,21 +130,6 @@ impl<S: System, L: Local> Allocator<S, L> {
         unit.owner.store(heap, Ordering::Relaxed);
     }
 
-    /// Fetches what other threads pushed. False: nothing.
-    fn collect(&self, unit: &Unit) -> bool {
-        let chain = unit.remote.take(self.word_generation());
-        if chain.count == 0 {
-            return false;
-        }
-        let used = unit.used();
-        if chain.count > used {
-            self.corrupt(Corruption::Count, self.base(unit) as usize);
-        }
-        self.append(unit, chain);
-        unit.set_place(unit.place.get(), used - chain.count);
-        true
-    }
-
     /// Puts a fetched chain on the free list.
     fn append(&self, unit: &Unit, chain: Chain) {
         let first = self.block(unit, chain.first);
@@ -209,7 +192,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         unit.limit.store(0, Ordering::Relaxed);
         unit.class.store(class as u8, Ordering::Relaxed);
         unit.carved.set(0);
-        unit.remote.reset(Standing::Listed, self.word_generation());
+        unit.remote.reset();
         self.set_owner(unit, heap);
         heap.count_slab(class, true);
         self.link(heap, unit, 0);
@@ -226,15 +209,15 @@ impl<S: System, L: Local> Allocator<S, L> {
         unit.set_place(Place::Listed, used);
         if head == 0 {
             unit.previous.set(0);
-            unit.next.store(0, Ordering::Relaxed);
+            unit.next.set(0);
             queue.set(me);
             return;
         }
         let first = self.unit(head - 1);
-        let after = first.next.load(Ordering::Relaxed);
+        let after = first.next.get();
         unit.previous.set(head);
-        unit.next.store(after, Ordering::Relaxed);
-        first.next.store(me, Ordering::Relaxed);
+        unit.next.set(after);
+        first.next.set(me);
         if after != 0 {
             self.unit(after - 1).previous.set(me);
         }
@@ -243,12 +226,12 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// Takes a slab from its class's list.
     fn unlink(&self, heap: &Heap, unit: &Unit) {
         let class = usize::from(unit.class.load(Ordering::Relaxed));
-        let (before, after) = (unit.previous.get(), unit.next.load(Ordering::Relaxed));
+        let (before, after) = (unit.previous.get(), unit.next.get());
         if after != 0 {
             self.unit(after - 1).previous.set(before);
         }
         if before != 0 {
-            self.unit(before - 1).next.store(after, Ordering::Relaxed);
+            self.unit(before - 1).next.set(after);
         } else if let Some(queue) = heap.queues.get(class) {
             queue.set(after);
         }
@@ -281,41 +264,43 @@ impl<S: System, L: Local> Allocator<S, L> {
                 self.release(heap, unit);
             }
             Place::Full => {
-                let used = u32::from(unit.carved.get()) - unit.patience();
-                if unit.remote.reopen(self.word_generation()) {
-                    self.link(heap, unit, used);
-                } else {
-                    unit.set_place(Place::Pending, used);
-                }
+                self.link(heap, unit, u32::from(unit.carved.get()) - unit.patience());
             }
-            Place::Head | Place::Pending => {
-                self.corrupt(Corruption::Count, self.base(unit) as usize)
-            }
+            Place::Head => self.corrupt(Corruption::Count, self.base(unit) as usize),
         }
     }
 
-    /// Fetches the slabs that were announced to a heap. False: none.
-    fn drain_announced(&self, heap: &Heap) -> bool {
+    /// Fetches what other threads pushed to slabs of a heap. False: nothing.
+    pub(crate) fn drain_announced(&self, heap: &Heap) -> bool {
+        if heap.announced.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
         let mut number = heap.announced.swap(0, Ordering::Acquire);
-        let any = number != 0;
         while number != 0 {
             let unit = self.unit(number - 1);
-            number = unit.next.load(Ordering::Relaxed);
-            let chain = unit.remote.take(self.word_generation());
-            let used = unit.used();
-            if chain.count > used || used >= PENDING {
-                self.corrupt(Corruption::Count, self.base(unit) as usize);
-            }
-            if chain.count > 0 {
-                self.append(unit, chain);
-            }
-            if used == chain.count {
-                self.release(heap, unit);
-            } else {
-                self.link(heap, unit, used - chain.count);
-            }
+            let (chain, next) = unit.remote.take(self.word_generation());
+            number = next;
+            self.bring_home(heap, unit, chain);
         }
-        any
+        true
+    }
+
+    fn bring_home(&self, heap: &Heap, unit: &Unit, chain: Chain) {
+        let (used, place) = (unit.used(), unit.place.get());
+        if chain.count == 0 || chain.count > used {
+            self.corrupt(Corruption::Count, self.base(unit) as usize);
+        }
+        self.append(unit, chain);
+        let used = used - chain.count;
+        match place {
+            Place::Full if used == 0 => self.release(heap, unit),
+            Place::Full => self.link(heap, unit, used),
+            Place::Listed if used == 0 => {
+                self.unlink(heap, unit);
+                self.release(heap, unit);
+            }
+            Place::Listed | Place::Head => unit.set_place(place, used),
+        }
     }
 
     /// Frees a small block that the fast path did not: another heap's, or wrong.
@@ -379,24 +364,15 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
     }
 
-    /// Does for a dead heap what its thread would do: fetch what was pushed, give empty slabs back. Looks
-    /// at one slab, or at all.
-    pub(crate) fn tidy(&self, heap: &Heap, unit: Option<&Unit>) {
+    /// Does for a dead heap what its thread would do: fetch what was pushed, and, if it is to do all, give
+    /// empty slabs back.
+    pub(crate) fn tidy(&self, heap: &Heap, all: bool) {
         if heap.state.compare_exchange(DEAD, BUSY, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return;
         }
         self.drain_announced(heap);
-        if unit.is_none() {
+        if all {
             self.tidy_queues(heap);
-        }
-        if let Some(unit) = unit {
-            // Somebody may have tidied before us: look again whose it is, and where.
-            if ptr::eq(unit.owner.load(Ordering::Relaxed), heap)
-                && unit.place.get() == Place::Listed
-            {
-                self.collect(unit);
-                self.release_if_empty(heap, unit);
-            }
         }
         heap.state.store(DEAD, Ordering::Release);
     }
@@ -418,14 +394,13 @@ impl<S: System, L: Local> Allocator<S, L> {
         self.tidy_queues(heap);
     }
 
-    /// Fetches what was pushed to listed slabs, and gives the empty ones back.
+    /// Gives the empty slabs back, heads too.
     fn tidy_queues(&self, heap: &Heap) {
         for (class, queue) in heap.queues.iter().enumerate() {
             let mut number = queue.get();
             while number != 0 {
                 let unit = self.unit(number - 1);
-                number = unit.next.load(Ordering::Relaxed);
-                self.collect(unit);
+                number = unit.next.get();
                 if unit.place.get() == Place::Head {
                     heap.set_direct(class, &raw const crate::unit::NONE.0);
                     unit.set_place(Place::Listed, unit.used());
@@ -451,7 +426,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             unit.carved.set(class.blocks as u16);
             unit.limit.store(u64::from(class.blocks) * class.step, Ordering::Relaxed);
             unit.set_place(Place::Full, 0);
-            unit.remote.reset(Standing::Full, self.word_generation());
+            unit.remote.reset();
             self.set_owner(unit, heap);
             heap.count_slab(usize::from(unit.class.load(Ordering::Relaxed)), true);
         }

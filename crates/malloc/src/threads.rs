@@ -167,6 +167,10 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// To be called before fork, in the thread that forks.
     pub fn before_fork(&self) {
+        // What was pushed before a fork is lost to the child.
+        if let Some(heap) = self.own_heap() {
+            self.drain_announced(heap);
+        }
         self.threads.lock.raw_take(&self.system);
         self.pool.lock.raw_take(&self.system);
         for lock in self.window.locks() {

@@ -12,7 +12,7 @@
 //!
 //! Invariant *countdown*: the number of frees by the owner until somebody must look: `used` when
 //! `Listed`, `used + 1` when `Head` (never zero: an empty head is kept), *patience* when `Full` (when a sixteenth
-//! is free, the slab goes back to its list), `used + PENDING` when an announcement is on its way.
+//! is free, the slab goes back to its list).
 //!
 //! Invariant *one-compare*: `key` is the sum of the addresses of the first block and of the owning
 //! heap. Heaps stand at least a unit apart, from each other and from the one that is never written,
@@ -22,7 +22,7 @@
 
 use core::cell::Cell;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use crate::classes::{self, Class};
 use crate::heap::Heap;
@@ -44,12 +44,7 @@ pub enum Place {
     Head,
     /// On no list; every block was handed out.
     Full,
-    /// On no list; its announcement is on its way.
-    Pending,
 }
-
-/// Added to `used` while an announcement is on its way.
-pub const PENDING: u32 = 1 << 31;
 
 /// A slab's header.
 #[repr(C, align(64))]
@@ -74,8 +69,8 @@ pub struct Unit {
     pub carved: Cell<u16>,
     /// r: what other threads freed.
     pub remote: Remote,
-    /// o, and r on the announcement stack: unit number + 1 of the next.
-    pub next: AtomicU32,
+    /// o: unit number + 1 of the next.
+    pub next: Cell<u32>,
     /// o: unit number + 1 of the one before.
     pub previous: Cell<u32>,
 }
@@ -94,7 +89,7 @@ pub static NONE: Nobody = Nobody(Unit {
     place: Cell::new(Place::Listed),
     carved: Cell::new(0),
     remote: Remote::new(),
-    next: AtomicU32::new(0),
+    next: Cell::new(0),
     previous: Cell::new(0),
 });
 
@@ -149,7 +144,6 @@ impl Unit {
             Place::Listed => countdown,
             Place::Head => countdown.wrapping_sub(1),
             Place::Full => u32::from(self.carved.get()) + countdown - self.patience(),
-            Place::Pending => countdown.wrapping_sub(PENDING),
         }
     }
 
@@ -160,7 +154,6 @@ impl Unit {
             Place::Listed => used,
             Place::Head => used.wrapping_add(1),
             Place::Full => self.patience(),
-            Place::Pending => used.wrapping_add(PENDING),
         });
     }
 }

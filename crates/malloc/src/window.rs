@@ -26,6 +26,7 @@ use crate::unit::{NONE, Unit};
 /// Bytes of each window that are asked for first: 512 GiB.
 #[cfg(target_pointer_width = "64")]
 const LARGEST: usize = 1 << 39;
+const _: () = assert!(LARGEST / UNIT_BYTES < 1 << crate::remote::UNIT_BITS);
 /// Below this nothing is worth the trouble: 16 MiB.
 const SMALLEST: usize = 1 << 24;
 /// How many heaps there may be, with the largest window.

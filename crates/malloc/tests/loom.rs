@@ -1,4 +1,4 @@
-//! Every interleaving of what threads push to a slab and what its owner takes.
+//! Every interleaving of what threads push to slabs and what their owner takes.
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p pagoda-malloc --test loom`
 #![cfg(loom)]
 
@@ -9,127 +9,131 @@ mod remote;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::thread;
-use remote::{Chain, Remote, Standing};
+use remote::{Chain, Remote};
 
-/// A slab's word, the links of its blocks, and its owner's stack of announcements (one slab: a count).
-struct Slab {
-    word: Remote,
-    links: [AtomicU32; 4],
+/// Two slabs with their words and the links of their blocks, and their owner's stack.
+struct Slabs {
+    words: [Remote; 2],
+    links: [[AtomicU32; 3]; 2],
     announced: AtomicU32,
+    owned: [AtomicU32; 2],
 }
 
-fn slab(standing: Standing) -> Arc<Slab> {
-    let links = [const { () }; 4].map(|()| AtomicU32::new(99));
-    let slab = Slab { word: Remote::new(), links, announced: AtomicU32::new(0) };
-    slab.word.reset(standing, 0);
-    Arc::new(slab)
+fn slabs() -> Arc<Slabs> {
+    Arc::new(Slabs {
+        words: [Remote::new(), Remote::new()],
+        links: [[(); 3], [(); 3]].map(|links| links.map(|()| AtomicU32::new(99))),
+        announced: AtomicU32::new(0),
+        owned: [AtomicU32::new(0), AtomicU32::new(0)],
+    })
 }
 
-fn push(slab: &Slab, block: u32) {
-    let announce = slab.word.push(Chain { first: block + 1, count: 1 }, 0, |behind| {
-        slab.links[block as usize].store(behind, Ordering::Relaxed);
+/// As in `delivery`: push, and announce if need be.
+fn push(slabs: &Slabs, unit: usize, block: u32, generation: u16) -> bool {
+    let word = &slabs.words[unit];
+    let mut top = slabs.announced.load(Ordering::Relaxed);
+    let announce = word.push(Chain { first: block + 1, count: 1 }, generation, top, |behind| {
+        slabs.links[unit][block as usize].store(behind, Ordering::Relaxed);
     });
-    if announce {
-        let others = slab.announced.fetch_add(1, Ordering::Release);
-        assert_eq!(others, 0, "one-announcer");
+    while announce {
+        let number = unit as u32 + 1;
+        match slabs.announced.compare_exchange(top, number, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => break,
+            Err(now) => {
+                top = now;
+                word.set_next(top, generation);
+            }
+        }
+    }
+    announce
+}
+
+/// As in `small`: takes the stack, and each slab on it. The links must be what the pushers wrote.
+fn drain(slabs: &Slabs, generation: u16) {
+    let mut number = slabs.announced.swap(0, Ordering::Acquire);
+    while number != 0 {
+        let unit = number as usize - 1;
+        let (chain, next) = slabs.words[unit].take(generation);
+        assert_ne!(chain.count, 0, "a slab on the stack twice");
+        let mut block = chain.first;
+        for _ in 0..chain.count {
+            assert!((1..4).contains(&block), "a link that nobody wrote");
+            let bit = 1 << (block - 1);
+            let before = slabs.owned[unit].fetch_or(bit, Ordering::Relaxed);
+            assert_eq!(before & bit, 0, "a block taken twice");
+            block = slabs.links[unit][block as usize - 1].load(Ordering::Relaxed);
+        }
+        assert_eq!(block, 0);
+        number = next;
     }
 }
 
-/// Walks a chain: the links must be what the pushers wrote.
-fn walk(slab: &Slab, chain: Chain) -> u32 {
-    let (mut next, mut blocks) = (chain.first, 0);
-    for _ in 0..chain.count {
-        assert!(next != 0 && next < 5, "a link that nobody wrote");
-        blocks |= 1 << (next - 1);
-        next = slab.links[next as usize - 1].load(Ordering::Relaxed);
-    }
-    assert_eq!(next, 0);
-    blocks
+fn owned(slabs: &Slabs) -> [u32; 2] {
+    [0, 1].map(|unit| slabs.owned[unit].load(Ordering::Relaxed))
 }
 
 #[test]
-fn everything_pushed_is_taken_once() {
+fn everything_pushed_to_a_slab_comes_home_once() {
     loom::model(|| {
-        let slab = slab(Standing::Listed);
+        let slabs = slabs();
         let threads: Vec<_> = (0..2)
             .map(|block| {
-                let slab = slab.clone();
-                thread::spawn(move || push(&slab, block))
+                let slabs = slabs.clone();
+                thread::spawn(move || push(&slabs, 0, block, 0))
             })
             .collect();
-        let early = walk(&slab, slab.word.take(0));
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
-        let late = walk(&slab, slab.word.take(0));
-        assert_eq!(early & late, 0);
-        assert_eq!(early | late, 0b11);
-        assert_eq!(slab.announced.load(Ordering::Relaxed), 0);
+        drain(&slabs, 0);
+        threads.into_iter().for_each(|thread| _ = thread.join().unwrap());
+        drain(&slabs, 0);
+        assert_eq!(owned(&slabs), [0b11, 0]);
     });
 }
 
 #[test]
-fn a_full_slab_is_announced_by_exactly_one() {
+fn two_slabs_on_the_stack_are_both_found() {
     loom::model(|| {
-        let slab = slab(Standing::Full);
+        let slabs = slabs();
         let threads: Vec<_> = (0..2)
-            .map(|block| {
-                let slab = slab.clone();
-                thread::spawn(move || push(&slab, block))
+            .map(|unit| {
+                let slabs = slabs.clone();
+                thread::spawn(move || push(&slabs, unit, 2, 0))
             })
             .collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
-        assert_eq!(slab.announced.swap(0, Ordering::Acquire), 1);
-        assert_eq!(walk(&slab, slab.word.take(0)), 0b11);
+        drain(&slabs, 0);
+        threads.into_iter().for_each(|thread| assert!(thread.join().unwrap()));
+        drain(&slabs, 0);
+        assert_eq!(owned(&slabs), [0b100, 0b100]);
     });
 }
 
 #[test]
-fn the_owner_reopens_a_slab_or_hears_of_it() {
+fn who_pushes_behind_an_announcement_need_not_announce() {
     loom::model(|| {
-        let slab = slab(Standing::Full);
+        let slabs = slabs();
+        assert!(push(&slabs, 1, 0, 0));
         let pusher = {
-            let slab = slab.clone();
-            thread::spawn(move || push(&slab, 0))
+            let slabs = slabs.clone();
+            thread::spawn(move || push(&slabs, 1, 1, 0))
         };
-        let reopened = slab.word.reopen(0);
-        pusher.join().unwrap();
-        // Either the owner has it back on its list, or it was told: never neither, never both.
-        assert_eq!(slab.announced.load(Ordering::Acquire), u32::from(!reopened));
-        assert_eq!(walk(&slab, slab.word.take(0)), 1);
-    });
-}
-
-#[test]
-fn the_owner_fills_a_slab_or_sees_what_was_pushed() {
-    loom::model(|| {
-        let slab = slab(Standing::Listed);
-        let pusher = {
-            let slab = slab.clone();
-            thread::spawn(move || push(&slab, 0))
-        };
-        let filled = slab.word.fill(0);
-        if !filled {
-            assert_eq!(walk(&slab, slab.word.take(0)), 1);
-        }
-        pusher.join().unwrap();
-        if filled {
-            assert_eq!(slab.announced.swap(0, Ordering::Acquire), 1);
-            assert_eq!(walk(&slab, slab.word.take(0)), 1);
-        }
+        let other = push(&slabs, 0, 0, 0);
+        drain(&slabs, 0);
+        let late = pusher.join().unwrap();
+        assert!(other);
+        assert_eq!(owned(&slabs)[1] & 0b10 == 0, late, "taken with the first, or announced anew");
+        drain(&slabs, 0);
+        assert_eq!(owned(&slabs), [0b1, 0b11]);
     });
 }
 
 #[test]
 fn what_was_pushed_before_a_fork_counts_for_nothing() {
     loom::model(|| {
-        let slab = slab(Standing::Full);
-        push(&slab, 0);
-        // The child: generation 1. The announcement of generation 0 is gone with its stack.
-        slab.announced.store(0, Ordering::Relaxed);
-        let announce = slab.word.push(Chain { first: 2, count: 1 }, 1, |behind| {
-            assert_eq!(behind, 0);
-            slab.links[1].store(behind, Ordering::Relaxed);
-        });
-        assert!(announce);
-        assert_eq!(walk(&slab, slab.word.take(1)), 0b10);
+        let slabs = slabs();
+        assert!(push(&slabs, 0, 0, 0));
+        // The child: generation 1. The stack of generation 0 is gone.
+        slabs.announced.store(0, Ordering::Relaxed);
+        assert!(push(&slabs, 0, 1, 1));
+        drain(&slabs, 1);
+        assert_eq!(owned(&slabs), [0b10, 0]);
     });
 }
