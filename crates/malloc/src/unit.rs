@@ -11,7 +11,7 @@
 //! what the program (or another thread's outgoing cache) holds.
 //!
 //! Invariant *countdown*: the number of frees by the owner until somebody must look: `used` when
-//! `Listed`, `used + 1` when `Head` (never zero: an empty head is kept), *patience* when `Full` (when a sixteenth
+//! `Listed`, `used + 1` when `Head` (never zero: an empty head is kept), *patience* when `Full` (when an eighth
 //! is free, the slab goes back to its list).
 //!
 //! Invariant *one-compare*: `key` is the sum of the addresses of the first block and of the owning
@@ -131,10 +131,10 @@ impl Unit {
         (distance as u64).wrapping_mul(self.multiplier.load(Ordering::Relaxed))
     }
 
-    /// How many blocks of a full slab must be free before it goes back to its list: a sixteenth, so that
-    /// the way there and back is paid once for several blocks.
+    /// How many blocks of a full slab must be free before it goes back to its list: an eighth and two, so
+    /// that the way there and back, which waits for a cold block or two, is paid once for several blocks.
     pub fn patience(&self) -> u32 {
-        self.class().blocks / 16 + 1
+        self.class().blocks / 8 + 2
     }
 
     /// Blocks that the program holds, as the owner knows it.
