@@ -297,7 +297,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// As for [`Allocator::free`].
     #[inline(always)]
     pub(crate) unsafe fn free_long(&self, at: *mut u8, claimed: usize, pc: usize) {
-        if !self.put_at_hand(at) {
+        if !self.put_at_hand(at) && !self.put_in_parcel(at) {
             // SAFETY: the caller's promise is ours.
             unsafe { self.free_kept(at, (claimed != usize::MAX).then_some(claimed), pc) }
         }

@@ -8,6 +8,7 @@ use core::ptr;
 use core::sync::atomic::Ordering;
 
 use crate::allocator::Allocator;
+use crate::classes::UNIT_BYTES;
 use crate::heap::{DEAD, Heap};
 use crate::outgoing::Parcel;
 use crate::remote::Chain;
@@ -15,17 +16,51 @@ use crate::system::{Local, Misuse, System};
 use crate::unit::{Block, Unit};
 
 /// A parcel of so many blocks leaves.
-const PARCEL_BLOCKS: u32 = 16;
+const PARCEL_BLOCKS: u32 = 64;
 /// A parcel of so many bytes leaves.
-const PARCEL_BYTES: u32 = 2048;
+const PARCEL_BYTES: u32 = 4096;
 
 impl<S: System, L: Local> Allocator<S, L> {
-    pub(crate) fn parcel(&self, unit: &Unit, block: *mut Block) -> Parcel {
-        let first = self.distance(unit, block.cast()) as u32 / unit.class().bytes + 1;
-        let chain = Chain { first, count: 1 };
-        Parcel { unit: self.window.number_of(unit) + 1, chain, first: block, last: block }
+    /// A parcel of one block.
+    fn parcel(&self, unit: &Unit, block: *mut Block) -> Parcel {
+        let room = (PARCEL_BYTES / unit.class().bytes).min(PARCEL_BLOCKS) - 1;
+        let unit = self.window.number_of(unit) + 1;
+        Parcel { unit, count: 1, room, first: block, last: block }
     }
 
+    /// Puts a block to others of its slab, if this thread has a parcel for it that is not full. False:
+    /// free it, right or wrong. A thread without a heap has none. The checks are those of `free_small`.
+    #[inline(always)]
+    pub(crate) fn put_in_parcel(&self, at: *mut u8) -> bool {
+        let number = self.window.small_offset(at as usize) / UNIT_BYTES;
+        if number >= self.window.units() || self.secret.load(Ordering::Relaxed) != 0 {
+            return false;
+        }
+        let block: *mut Block = at.cast();
+        // SAFETY: *every-header-readable*; the heap is this thread's or the one that is never written,
+        // whose parcels are nobody's. The block is one of its slab's, and nobody uses it.
+        unsafe {
+            let unit = &*self.window.unit_of(at as usize);
+            let parcel = (*self.local.get()).outgoing.place(number as u32 + 1).as_ptr();
+            if (*parcel).unit != number as u32 + 1
+                || (*parcel).room <= 1
+                || (*parcel).first == block
+                || !unit.holds(at as usize % UNIT_BYTES)
+            {
+                return false;
+            }
+            (*block).next.set((*parcel).first);
+            (*parcel).first = block;
+            (*parcel).count += 1;
+            (*parcel).room -= 1;
+        }
+        true
+    }
+
+    /// Frees a block of another heap's slab.
+    ///
+    /// # Safety
+    /// The heap is this thread's; the block is the slab's, and nobody uses it.
     pub(crate) unsafe fn free_remote(&self, heap: &Heap, unit: &Unit, block: *mut Block) {
         let mut parcel = self.parcel(unit, block);
         let place = heap.outgoing.place(parcel.unit);
@@ -37,19 +72,29 @@ impl<S: System, L: Local> Allocator<S, L> {
             // SAFETY: nobody uses the block.
             unsafe { self.set_next(block, waiting.first) };
             parcel.last = waiting.last;
-            parcel.chain.count += waiting.chain.count;
+            parcel.count += waiting.count;
+            parcel.room = waiting.room - 1;
         } else if waiting.unit != 0 {
             // SAFETY: the parcel holds blocks that nobody uses.
             unsafe { self.send(waiting) };
         }
-        let bytes = parcel.chain.count * unit.class().bytes;
-        if parcel.chain.count >= PARCEL_BLOCKS || bytes >= PARCEL_BYTES {
+        if parcel.room == 0 {
             place.set(Parcel::EMPTY);
             // SAFETY: as above.
             unsafe { self.send(parcel) };
         } else {
             place.set(parcel);
         }
+    }
+
+    /// Frees a block of another heap's slab when this thread has no heap, nor can have one.
+    ///
+    /// # Safety
+    /// The block is the slab's, and nobody uses it.
+    pub(crate) unsafe fn free_alone(&self, unit: &Unit, block: *mut Block) {
+        let parcel = self.parcel(unit, block);
+        // SAFETY: as promised.
+        unsafe { self.send(parcel) };
     }
 
     /// Sends every parcel of a heap.
@@ -70,8 +115,8 @@ impl<S: System, L: Local> Allocator<S, L> {
         let owner = unsafe { &*unit.owner.load(Ordering::Relaxed) };
         if self.is_stale(owner) {
             let mut block = parcel.first;
-            for index in 0..parcel.chain.count {
-                let more = index + 1 < parcel.chain.count;
+            for index in 0..parcel.count {
+                let more = index + 1 < parcel.count;
                 // SAFETY: linked by `free_remote`; the last link was never written, nor is it read.
                 let next = if more { unsafe { self.next(block) } } else { ptr::null_mut() };
                 // SAFETY: nobody uses the block.
@@ -82,7 +127,9 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         let generation = self.word_generation();
         let top = owner.announced.load(Ordering::Relaxed);
-        let announce = unit.remote.push(parcel.chain, generation, top, |behind| {
+        let first = self.distance(unit, parcel.first.cast()) as u32 / unit.class().bytes + 1;
+        let chain = Chain { first, count: parcel.count };
+        let announce = unit.remote.push(chain, generation, top, |behind| {
             // SAFETY: the last block of the parcel, which nobody else knows yet.
             unsafe { self.set_next(parcel.last, self.block(unit, behind)) };
         });

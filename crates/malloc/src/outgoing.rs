@@ -1,12 +1,11 @@
 //! Blocks that this thread freed for other heaps, collected by slab, so that one push takes several.
 //!
-//! A table of 16 places found by the slab's number. A chain leaves when it holds 16 blocks or 2 KiB,
-//! when another slab needs the place, and when the thread runs out of blocks or ends. At most 32 KiB
+//! A table of 16 places found by the slab's number. A chain leaves when it holds 64 blocks or 4 KiB,
+//! when another slab needs the place, and when the thread runs out of blocks or ends. At most 64 KiB
 //! wait here.
 
 use core::cell::Cell;
 
-use crate::remote::Chain;
 use crate::unit::Block;
 
 /// Places in the table.
@@ -17,8 +16,10 @@ pub const PLACES: usize = 16;
 pub struct Parcel {
     /// Unit number + 1; 0 = empty.
     pub unit: u32,
-    /// Number of the first block + 1, and how many.
-    pub chain: Chain,
+    /// How many blocks.
+    pub count: u32,
+    /// How many more until it leaves.
+    pub room: u32,
     /// The first block.
     pub first: *mut Block,
     /// The last block, whose link is still to be written.
@@ -34,7 +35,8 @@ impl Parcel {
     /// No blocks.
     pub const EMPTY: Self = Self {
         unit: 0,
-        chain: Chain::NONE,
+        count: 0,
+        room: 0,
         first: core::ptr::null_mut(),
         last: core::ptr::null_mut(),
     };
@@ -47,6 +49,7 @@ impl Outgoing {
     }
 
     /// The place of a unit.
+    #[inline(always)]
     pub fn place(&self, unit: u32) -> &Cell<Parcel> {
         &self.places[unit as usize % PLACES]
     }

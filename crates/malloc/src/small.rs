@@ -335,13 +335,13 @@ impl<S: System, L: Local> Allocator<S, L> {
             // SAFETY: the slab is ours.
             return unsafe { self.free_own(owner, unit, at.cast()) };
         }
-        if ptr::eq(mine, Heap::none()) {
-            let parcel = self.parcel(unit, at.cast());
-            // SAFETY: a block of that slab, which nobody uses.
-            return unsafe { self.send(parcel) };
+        // A thread that only frees has a heap too: to collect what it sends.
+        match self.heap() {
+            // SAFETY: the heap is this thread's; the block is the slab's, and the caller's to free.
+            Some(heap) => unsafe { self.free_remote(heap, unit, at.cast()) },
+            // SAFETY: as above.
+            None => unsafe { self.free_alone(unit, at.cast()) },
         }
-        // SAFETY: *heap-exclusive*: it is this thread's.
-        unsafe { self.free_remote(&*mine, unit, at.cast()) };
     }
 
     /// Frees a block of a slab of this heap.

@@ -214,6 +214,12 @@ impl Window {
         self.half.load(Ordering::Relaxed) / UNIT_BYTES
     }
 
+    /// The distance of an address from the start of the small window; a large number if it lies before it.
+    #[inline(always)]
+    pub fn small_offset(&self, at: usize) -> usize {
+        at.wrapping_sub(self.small.load(Ordering::Relaxed) as usize)
+    }
+
     /// Whether the address lies in the small window.
     #[inline]
     pub fn is_small(&self, at: usize) -> bool {
