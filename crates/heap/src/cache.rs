@@ -89,7 +89,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let mut fresh = None;
         loop {
             let harmed = {
-                let _state = self.state.lock();
+                let mut state = self.state.lock();
                 // SAFETY: *cache-listed*; the lock is held, so this is the only reference.
                 let CacheShelf { shelf, limit, waiting, .. } = unsafe { &mut *cache.as_ptr() };
                 if let Some(slab) = fresh.take() {
@@ -98,7 +98,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
                 if shelf.live - *waiting >= *limit {
                     return Err(HeapError::Limit);
                 }
-                match (shelf.take(), shelf.guard) {
+                match (shelf.take(&mut state.dice), shelf.guard) {
                     (None, _) => None,
                     (Some(object), None) => return Ok(object),
                     (Some(object), Some(guard)) => {

@@ -13,6 +13,7 @@ use crate::classes::{CLASSES, Place, SLAB_CLASSES, TAGS, Tag, class_of, place};
 use crate::debug::Quarantine;
 use crate::depot::Depot;
 use crate::failing::Failing;
+use crate::hardening::Dice;
 use crate::magazine::{Area, no_area, some_area};
 use crate::mapped::MappedList;
 use crate::pool::Pool;
@@ -74,6 +75,7 @@ pub(crate) struct State {
     pub(crate) quarantine: Quarantine,
     pub(crate) shrinkers: Shrinkers,
     pub(crate) mapped: MappedList,
+    pub(crate) dice: Dice,
 }
 
 // SAFETY: the pointers inside lead to memory that only the holder of the state uses.
@@ -99,6 +101,7 @@ impl State {
             quarantine: Quarantine::new(),
             shrinkers: [(0, None); SHRINKERS],
             mapped: MappedList::new(),
+            dice: Dice::none(),
         }
     }
 }

@@ -87,6 +87,7 @@ mod error;
 mod failing;
 mod global;
 mod guard;
+mod hardening;
 mod heap;
 mod home;
 mod inspect;

@@ -162,11 +162,11 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         self.open_local(locals, mask);
         let mut objects = Batch::new();
         {
-            let _state = self.state.lock();
+            let mut state = self.state.lock();
             // SAFETY: *cache-listed*; the lock is held, so this is the only reference.
             let shelf = unsafe { &mut (*cache.as_ptr()).shelf };
             for _ in 0..UNIT.min(locals.slots / 2) {
-                let Some(object) = shelf.take() else { break };
+                let Some(object) = shelf.take(&mut state.dice) else { break };
                 objects.push(object.as_ptr());
             }
         }

@@ -63,6 +63,8 @@ pub(crate) struct Pool {
     empty: usize,
     /// Entirely free chunks on their way back to the source; linked by `next`.
     retired: Option<Chunk>,
+    /// The secret that links are encoded with; 0 for none.
+    key: usize,
     /// Damage that was met since somebody last asked.
     pub(crate) damage: Option<Damage>,
 }
@@ -87,6 +89,7 @@ impl Pool {
             free: 0,
             empty: 0,
             retired: None,
+            key: 0,
             damage: None,
         }
     }
@@ -120,9 +123,20 @@ impl Pool {
         self.count -= 1;
     }
 
-    fn seal(address: usize, link: &Link, next: usize, prev: usize) {
-        let sum = next.rotate_left(17) ^ prev.rotate_left(31) ^ MAGIC ^ address;
-        let sealed = Link { next: Cell::new(next), prev: Cell::new(prev), sum: Cell::new(sum) };
+    /// What a link at `address` is encoded with, and what its checksum begins with. Without a key both
+    /// are known to everybody, which is enough to find damage; with one they cannot be forged by
+    /// whoever writes to a free block, nor does the block say where others are.
+    fn masks(&self, address: usize) -> (usize, usize) {
+        (self.key ^ address.swap_bytes(), MAGIC ^ address ^ self.key.rotate_left(11))
+    }
+
+    fn seal(&self, address: usize, link: &Link, next: usize, prev: usize) {
+        let (mask, seed) = self.masks(address);
+        let sealed = Link {
+            next: Cell::new(next ^ mask),
+            prev: Cell::new(prev ^ mask),
+            sum: Cell::new(next.rotate_left(17) ^ prev.rotate_left(31) ^ seed),
+        };
         // Written as a whole and not cell by cell: setting a cell reads it, and fresh pages, or what
         // an owner left, need not be initialised.
         // SAFETY: a link consists of cells; *pool-locked*.
@@ -131,13 +145,30 @@ impl Pool {
 
     /// The links of the free block at `address`, if nobody wrote over them.
     fn unseal(&mut self, address: usize, link: &Link) -> Option<(usize, usize)> {
-        let (next, prev) = (link.next.get(), link.prev.get());
-        let sum = next.rotate_left(17) ^ prev.rotate_left(31) ^ MAGIC ^ address;
-        if link.sum.get() != sum {
+        let (mask, seed) = self.masks(address);
+        let (next, prev) = (link.next.get() ^ mask, link.prev.get() ^ mask);
+        if link.sum.get() != next.rotate_left(17) ^ prev.rotate_left(31) ^ seed {
             self.damage = Some(Damage(address));
             return None;
         }
         Some((next, prev))
+    }
+
+    /// Encodes all links with another key.
+    pub(crate) fn set_key(&mut self, key: usize) {
+        let old = self.key;
+        for index in 0..BINS {
+            let mut address = self.bins[index];
+            while let Some(link) = Self::link_at(address) {
+                // What is damaged stays so, and is found again.
+                let Some((next, prev)) = self.unseal(address, link) else { break };
+                self.key = key;
+                self.seal(address, link, next, prev);
+                self.key = old;
+                address = next;
+            }
+        }
+        self.key = key;
     }
 
     fn link_at(address: usize) -> Option<&'static Link> {
@@ -153,12 +184,12 @@ impl Pool {
         set(&chunk.start, from, true);
         set(&chunk.free, from, true);
         let next = self.bins[index];
-        Self::seal(address, chunk.link(from), next, 0);
+        self.seal(address, chunk.link(from), next, 0);
         if let Some(link) = Self::link_at(next) {
             match self.unseal(next, link) {
-                Some((after, _)) => Self::seal(next, link, after, address),
+                Some((after, _)) => self.seal(next, link, after, address),
                 // The rest of the list is given up: leaked rather than trusted.
-                None => Self::seal(address, chunk.link(from), 0, 0),
+                None => self.seal(address, chunk.link(from), 0, 0),
             }
         }
         self.bins[index] = address;
@@ -179,14 +210,14 @@ impl Pool {
         };
         if let Some(link) = Self::link_at(next) {
             if let Some((after, _)) = self.unseal(next, link) {
-                Self::seal(next, link, after, prev);
+                self.seal(next, link, after, prev);
             }
         }
         match Self::link_at(prev) {
             None => self.set_head(index, next),
             Some(link) => {
                 if let Some((_, before)) = self.unseal(prev, link) {
-                    Self::seal(prev, link, next, before);
+                    self.seal(prev, link, next, before);
                 }
             }
         }

@@ -176,7 +176,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             return blocks.len() != 0;
         }
         for _ in 0..most {
-            match state.shelves[class].take() {
+            match state.shelves[class].take(&mut state.dice) {
                 Some(object) => blocks.push(object.as_ptr()),
                 None if blocks.len() != 0 => break,
                 None if self.add_slab(state, class, squeezed) => {}
@@ -185,7 +185,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         }
         // The first round may have gone into making the slab.
         if blocks.len() == 0 {
-            if let Some(object) = state.shelves[class].take() {
+            if let Some(object) = state.shelves[class].take(&mut state.dice) {
                 blocks.push(object.as_ptr());
             }
         }

@@ -7,6 +7,7 @@ use core::ptr::NonNull;
 
 use crate::classes::{NAMES, SIZES, Tag};
 use crate::guard::Guard;
+use crate::hardening::Dice;
 use crate::slab::{Listed, Slab, room};
 use pagoda_addr::Order;
 
@@ -130,10 +131,14 @@ impl Shelf {
         self.overhead -= slab.overhead();
     }
 
-    /// Takes a free object, from a partly used slab if there is one.
-    pub(crate) fn take(&mut self) -> Option<NonNull<u8>> {
+    /// Takes a free object, from a partly used slab if there is one: the lowest one, or one that the
+    /// dice choose.
+    pub(crate) fn take(&mut self, dice: &mut Dice) -> Option<NonNull<u8>> {
         let slab = self.lists[Listed::Partial as usize].or(self.lists[Listed::Empty as usize])?;
-        let object = slab.take()?;
+        let object = match dice.throw() {
+            None => slab.take(),
+            Some(number) => slab.take_any(number),
+        }?;
         self.live += 1;
         self.relist(slab);
         Some(object)

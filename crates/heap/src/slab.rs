@@ -232,6 +232,30 @@ impl Slab {
         None
     }
 
+    /// Takes the free object that is next to a random place.
+    pub(crate) fn take_any(self, number: usize) -> Option<NonNull<u8>> {
+        let bits = self.bits();
+        let first = number / 64 % bits.len();
+        // The word where it begins comes twice: its last bits first, its first bits at the end.
+        for step in 0..=bits.len() {
+            let index = (first + step) % bits.len();
+            let word = bits.get(index)?;
+            let below = (1 << (number % 64)) - 1;
+            let value = match step {
+                0 => word.get() & !below,
+                step if step == bits.len() => word.get() & below,
+                _ => word.get(),
+            };
+            if value != 0 {
+                let bit = value.trailing_zeros() as usize;
+                word.set(word.get() & !(1 << bit));
+                self.free.set(self.free.get() - 1);
+                return Some(self.object(index * 64 + bit));
+            }
+        }
+        None
+    }
+
     /// Is object `index` free?
     pub(crate) fn is_free(self, index: usize) -> bool {
         self.bits().get(index / 64).is_some_and(|word| word.get() >> (index % 64) & 1 != 0)

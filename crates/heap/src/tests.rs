@@ -53,6 +53,7 @@ pub(crate) fn layout(size: usize, align: usize) -> Layout {
 
 mod caches;
 mod failures;
+mod hardening;
 mod mapped;
 mod misuse;
 mod model;

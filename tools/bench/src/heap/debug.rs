@@ -1,4 +1,5 @@
-//! What each debug mode costs: a pair of 64 bytes, and the log-uniform churn, in heaps of ours.
+//! What each debug mode, and hardened free lists, cost: a pair of 64 bytes, and the log-uniform churn, in
+//! heaps of ours.
 
 use super::{ARENA_BYTES, Churn, Ours, Pair, Sizes, Work, ours};
 use crate::arena::Arena;
@@ -6,8 +7,9 @@ use crate::measure::{Contestant, contest};
 use crate::report::Row;
 
 /// Debug options, as `set_debug` takes them, and what they are called here.
-const MODES: [(&str, &str); 7] = [
+const MODES: [(&str, &str); 8] = [
     ("", "off"),
+    (HARDENED, "none, free lists hardened"),
     ("F", "F: every free inspected"),
     ("Z", "Z: red zones"),
     ("P", "P: poison"),
@@ -16,13 +18,19 @@ const MODES: [(&str, &str); 7] = [
     ("FZPUQ", "FZPUQ: all of them"),
 ];
 
+/// Stands among the options for what is none.
+const HARDENED: &str = "hardened";
+
 /// Two rows for each mode.
 pub fn rows(rounds: usize) -> Vec<Row> {
     let heaps: Vec<Ours> = MODES
         .iter()
         .map(|(option, _)| {
             let heap = ours(Arena::new(ARENA_BYTES));
-            heap.set_debug(option).expect("a mode that there is");
+            match *option {
+                HARDENED => heap.harden(0x5eed_5eed_5eed_5eed),
+                option => heap.set_debug(option).expect("a mode that there is"),
+            }
             heap
         })
         .collect();
