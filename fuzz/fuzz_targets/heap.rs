@@ -276,6 +276,11 @@ fuzz_target!(|data: &[u8]| {
     let mapping = input.byte().unwrap_or(0);
     arena.let_map(usize::from(mapping >> 4) * 16);
     heap.set_sampling(usize::from(mapping % 8));
+    // With and without pages that are known to be zero, and a secret.
+    if mapping & 8 != 0 {
+        arena.let_know(0);
+        heap.harden(u64::from(mapping) * 0x0101_0101_0101_0101);
+    }
     let mut model = Model {
         arena: &arena,
         ledger: &ledger,

@@ -40,6 +40,9 @@ pub(crate) struct ChunkHeader {
     magic: Cell<usize>,
     pub(crate) next: Cell<Option<Chunk>>,
     pub(crate) prev: Cell<Option<Chunk>>,
+    /// *chunk-clean*: from this granule on nobody has owned a byte and all are zero, but for the links
+    /// of free blocks that began there.
+    pub(crate) clean: Cell<u16>,
 }
 
 /// A handle to a chunk.
@@ -70,14 +73,16 @@ impl Chunk {
     /// Makes fresh pages a chunk: the header, and one free block that is on no list yet.
     ///
     /// # Safety
-    /// [`CHUNK`] bytes at `base`, aligned to their size, are the caller's, with exposed provenance.
-    pub(crate) unsafe fn create(base: NonNull<u8>) -> Self {
+    /// [`CHUNK`] bytes at `base`, aligned to their size, are the caller's, with exposed provenance; they
+    /// are zero if `zero` says so.
+    pub(crate) unsafe fn create(base: NonNull<u8>, zero: bool) -> Self {
         let header = ChunkHeader {
             start: [const { Cell::new(0) }; WORDS],
             free: [const { Cell::new(0) }; WORDS],
             magic: Cell::new(MAGIC ^ base.as_ptr() as usize),
             next: Cell::new(None),
             prev: Cell::new(None),
+            clean: Cell::new(if zero { HEAD as u16 } else { GRANULES as u16 }),
         };
         let chunk = Self(base.cast());
         // SAFETY: the caller's bytes.
@@ -139,6 +144,13 @@ impl Chunk {
     /// Is the block that begins at `granule` free?
     pub(crate) fn is_free(self, granule: usize) -> bool {
         bit(&self.free, granule)
+    }
+
+    /// An owner may write up to this granule from now on.
+    pub(crate) fn soil(self, end: usize) {
+        if end > usize::from(self.clean.get()) {
+            self.clean.set(end as u16);
+        }
     }
 
     /// The blocks: first granule, granule after the last one, free?

@@ -157,7 +157,9 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         }
     }
 
-    /// A block of `layout`, its first `layout.size()` bytes zero.
+    /// A block of `layout`, its first `layout.size()` bytes zero. What is known to be zero already is
+    /// not cleared again: the pages of blocks above 32 KiB, which come zeroed from the source, and what
+    /// nobody has used yet of a chunk that came so, for blocks between 8 and 32 KiB.
     pub fn kalloc_zeroed(&self, layout: Layout) -> Result<NonNull<u8>, HeapError> {
         if class_of(layout).is_none() {
             return self.alloc_odd(layout, true);

@@ -11,7 +11,7 @@ use pagoda_sync::Cpus;
 use crate::chunk::{CHUNK, CHUNK_ORDER, Chunk, GRANULE};
 use crate::classes::Tag;
 use crate::source::TAG_SHIFT;
-use crate::{Heap, HeapError, PageSource, Report};
+use crate::{Heap, HeapError, OutOfPages, PageSource, Report};
 
 impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     pub(crate) fn alloc_run(&self, order: Order, zeroed: bool) -> Result<NonNull<u8>, HeapError> {
@@ -50,17 +50,28 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     }
 
     pub(crate) fn take_pages(&self, order: Order, zeroed: bool) -> Result<NonNull<u8>, HeapError> {
-        if self.failing.now() {
-            return Err(HeapError::OutOfPages);
-        }
-        let pages = match zeroed {
-            true => self.source.alloc_zeroed_pages(order),
-            false => self.source.alloc_pages(order),
-        };
-        let base = pages.map_err(|_| HeapError::OutOfPages)?;
+        let pages = self.ask(order, || match zeroed {
+            true => self.source.alloc_zeroed_pages(order).map(|pages| (pages, true)),
+            false => self.source.alloc_pages(order).map(|pages| (pages, false)),
+        });
+        pages.map(|(base, _)| base)
+    }
+
+    /// Pages for a chunk, and whether they are known to be zero.
+    pub(crate) fn take_chunk(&self) -> Result<(NonNull<u8>, bool), HeapError> {
+        self.ask(CHUNK_ORDER, || self.source.alloc_known_pages(CHUNK_ORDER))
+    }
+
+    fn ask(
+        &self,
+        order: Order,
+        source: impl FnOnce() -> Result<(NonNull<u8>, bool), OutOfPages>,
+    ) -> Result<(NonNull<u8>, bool), HeapError> {
+        let pages = if self.failing.now() { Err(OutOfPages) } else { source() };
+        let (base, zero) = pages.map_err(|_| HeapError::OutOfPages)?;
         base.as_ptr().expose_provenance();
         self.taken.fetch_add(order.bytes() as usize, Ordering::Relaxed);
-        Ok(base)
+        Ok((base, zero))
     }
 
     pub(crate) fn give_pages(&self, base: NonNull<u8>, order: Order) {

@@ -14,6 +14,7 @@
 #![allow(unsafe_code)] // reads and writes links in raw pages
 
 use core::cell::Cell;
+use core::mem::size_of;
 use core::ptr::NonNull;
 
 use crate::chunk::{CHUNK, Chunk, GRANULE, GRANULES, HEAD, MAGIC, set};
@@ -98,10 +99,10 @@ impl Pool {
     ///
     /// # Safety
     /// [`CHUNK`] bytes at `base`, aligned to their size, are the pool's from now on, with exposed
-    /// provenance.
-    pub(crate) unsafe fn add(&mut self, base: NonNull<u8>) {
+    /// provenance; they are zero if `zero` says so.
+    pub(crate) unsafe fn add(&mut self, base: NonNull<u8>, zero: bool) {
         // SAFETY: the caller's promise.
-        let chunk = unsafe { Chunk::create(base) };
+        let chunk = unsafe { Chunk::create(base, zero) };
         chunk.next.set(self.chunks);
         if let Some(next) = self.chunks {
             next.prev.set(Some(chunk));
@@ -277,6 +278,7 @@ impl Pool {
             self.insert(chunk, taken.0, from);
         }
         set(&chunk.start, from, true);
+        chunk.soil(end);
         if end < taken.1 {
             self.insert(chunk, end, taken.1);
         }
@@ -284,10 +286,23 @@ impl Pool {
 
     /// A block of `granules`, at a multiple of `align` granules.
     pub(crate) fn alloc(&mut self, granules: usize, align: usize) -> Option<(Chunk, usize)> {
+        self.alloc_known(granules, align).map(|(chunk, start, _)| (chunk, start))
+    }
+
+    /// The same, and how many bytes of it may be other than zero: the first ones.
+    pub(crate) fn alloc_known(
+        &mut self,
+        granules: usize,
+        align: usize,
+    ) -> Option<(Chunk, usize, usize)> {
         let (chunk, from, end) = self.find(granules + align - 1)?;
         let start = from.next_multiple_of(align);
+        let soiled = match start >= usize::from(chunk.clean.get()) {
+            true => size_of::<Link>(),
+            false => granules * GRANULE,
+        };
         self.trim(chunk, (from, end), start, start + granules);
-        Some((chunk, start))
+        Some((chunk, start, soiled))
     }
 
     /// A span for a slab: at most `want` granules, at least `least`, ending at a KiB (*slab-end*).
@@ -360,6 +375,7 @@ impl Pool {
                 return false;
             }
             set(&chunk.start, end, false);
+            chunk.soil(wanted);
             if wanted < stop {
                 self.insert(chunk, wanted, stop);
             }

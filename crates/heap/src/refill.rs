@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 use lock_api::RawMutex;
 use pagoda_sync::Cpus;
 
-use crate::chunk::{CHUNK, CHUNK_ORDER, GRANULE};
+use crate::chunk::{CHUNK, GRANULE};
 use crate::classes::{Place, SIZES, SLAB_CLASSES, Tag, class_of, place};
 use crate::heap::State;
 use crate::magazine::{Batch, UNIT, batch as batch_of};
@@ -96,6 +96,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     #[cold]
     #[inline(never)]
     pub(crate) fn alloc_odd(&self, layout: Layout, zeroed: bool) -> Result<NonNull<u8>, HeapError> {
+        let mut soiled = usize::MAX;
         let block = match place(layout).ok_or(HeapError::TooLarge)? {
             Place::Run(order) => return self.alloc_large(layout, order, zeroed),
             Place::Class(class) => match self.pop(class) {
@@ -105,9 +106,10 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             Place::Pool(granules, align) => {
                 let mut block = None;
                 self.obtain(|state, _| {
-                    let Some((chunk, from)) = state.pool.alloc(granules, align) else {
+                    let Some((chunk, from, bytes)) = state.pool.alloc_known(granules, align) else {
                         return false;
                     };
+                    soiled = bytes;
                     let start = chunk.address(from);
                     self.set_tag(start, Tag::Pool);
                     state.unclassed += granules * GRANULE;
@@ -119,7 +121,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         };
         if zeroed {
             // SAFETY: the block is the caller's, and holds the layout.
-            unsafe { block.write_bytes(0, layout.size()) };
+            unsafe { block.write_bytes(0, layout.size().min(soiled)) };
         }
         Ok(block)
     }
@@ -141,12 +143,12 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             if done {
                 return Ok(());
             }
-            match self.take_pages(CHUNK_ORDER, false) {
-                Ok(base) => {
+            match self.take_chunk() {
+                Ok((base, zero)) => {
                     let mut state = self.state.lock();
                     self.tag_all(base.as_ptr() as usize, CHUNK, Tag::Chunk);
                     // SAFETY: fresh pages of the right size, exposed.
-                    unsafe { state.pool.add(base) };
+                    unsafe { state.pool.add(base, zero) };
                 }
                 Err(_) if self.reclaim(step, CHUNK) => step += 1,
                 Err(error) => return Err(error),

@@ -56,6 +56,14 @@ pub unsafe trait PageSource {
         Ok(start)
     }
 
+    /// As [`alloc_pages`](Self::alloc_pages), and whether the contents are known to be zero, for
+    /// sources that know (fresh memory of a hypervisor or of a host system, zeroed pages in stock).
+    /// Asked for the chunks that blocks are cut from: what nobody has used yet need not be cleared
+    /// for [`kalloc_zeroed`](crate::Heap::kalloc_zeroed).
+    fn alloc_known_pages(&self, order: Order) -> Result<(NonNull<u8>, bool), OutOfPages> {
+        self.alloc_pages(order).map(|start| (start, false))
+    }
+
     /// `pages` pages of 4 KiB one behind the other, with a page in front and one behind at which
     /// every access faults; zeroed if asked for. For sources that can map: the default has none. The
     /// memory has no tags.
@@ -97,6 +105,9 @@ unsafe impl<S: PageSource + ?Sized> PageSource for &S {
     }
     fn alloc_zeroed_pages(&self, order: Order) -> Result<NonNull<u8>, OutOfPages> {
         (**self).alloc_zeroed_pages(order)
+    }
+    fn alloc_known_pages(&self, order: Order) -> Result<(NonNull<u8>, bool), OutOfPages> {
+        (**self).alloc_known_pages(order)
     }
     fn map_pages(&self, pages: usize, zeroed: bool) -> Result<NonNull<u8>, OutOfPages> {
         (**self).map_pages(pages, zeroed)

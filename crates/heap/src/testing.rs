@@ -25,6 +25,9 @@ pub(crate) struct Arena {
     mapped: Mutex<BTreeMap<usize, usize>>,
     /// Mapped pages that there may be.
     mappable: AtomicUsize,
+    /// What [`PageSource::alloc_known_pages`] says, and what it fills pages with: see
+    /// [`Self::let_know`].
+    known: AtomicU8,
     /// Allocations until one fails; huge: never.
     fuse: AtomicUsize,
 }
@@ -35,6 +38,8 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 const NEVER: usize = usize::MAX / 2;
+/// Nothing is said about what pages hold.
+const UNKNOWN: u8 = 0xee;
 
 impl Arena {
     pub(crate) fn new(pages: usize) -> Self {
@@ -57,8 +62,15 @@ impl Arena {
             out: Mutex::default(),
             mapped: Mutex::default(),
             mappable: AtomicUsize::new(0),
+            known: AtomicU8::new(UNKNOWN),
             fuse: AtomicUsize::new(NEVER),
         }
+    }
+
+    /// From now on pages of which somebody wants to know whether they are zero hold this byte, and
+    /// are said to be zero. (Any other byte is a lie: so it can be seen what is believed.)
+    pub(crate) fn let_know(&self, byte: u8) {
+        self.known.store(byte, Ordering::SeqCst);
     }
 
     /// From now on so many pages can be mapped.
@@ -120,6 +132,17 @@ unsafe impl PageSource for Arena {
         assert_eq!(out.remove(&page), Some(order), "pages came back that were not out");
         // SAFETY: inside the allocation, and nobody's.
         unsafe { start.write_bytes(0xdd, order.bytes() as usize) };
+    }
+
+    fn alloc_known_pages(&self, order: Order) -> Result<(NonNull<u8>, bool), OutOfPages> {
+        let start = self.alloc_pages(order)?;
+        let byte = self.known.load(Ordering::SeqCst);
+        if byte == UNKNOWN {
+            return Ok((start, false));
+        }
+        // SAFETY: just received, of this size.
+        unsafe { start.write_bytes(byte, order.bytes() as usize) };
+        Ok((start, true))
     }
 
     // Host memory of its own; there is nothing here that could fault.

@@ -58,6 +58,7 @@ mod mapped;
 mod misuse;
 mod model;
 mod threads;
+mod zeroed;
 
 /// Under Miri a step takes a second, and there is no directory for what has failed.
 fn config() -> ProptestConfig {
@@ -259,7 +260,7 @@ fn chunks_that_two_cpus_added_at_once_and_nobody_used_go_back_too() {
     for _ in 0..3 {
         let base = heap.take_pages(crate::CHUNK_ORDER, false).unwrap();
         // SAFETY: fresh pages of the right size.
-        unsafe { heap.state.lock().pool.add(base) };
+        unsafe { heap.state.lock().pool.add(base, false) };
     }
     assert_eq!(heap.shrink(), 48);
     assert_eq!((arena.pages_out(), heap.stats()), (0, crate::Stats::default()));
