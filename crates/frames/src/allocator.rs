@@ -87,9 +87,9 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let mut places = Places::carve(setup.ranges, cpus.limit(), setup.storage)?;
         let batches = mem::take(&mut places.batches);
         let highest = setup.ranges.iter().map(|range| range.end_number() - 1).max().unwrap_or(0);
-        let caches = Caches::new(places.stocks, batches, highest, places.movable);
         let directory = places.directory;
-        let table = FrameTable::new(setup.table, directory, places.started);
+        let caches = Caches::new(places.stocks, batches, highest, directory.near());
+        let table = FrameTable::new(setup.table, directory);
         let core = Core::new(places);
         let mut start = 0;
         let zones = Zone::ALL.map(|zone| {

@@ -34,7 +34,7 @@ struct Gone {
 pub(crate) struct Away {
     list: [Option<Gone>; MAX_OFFLINE],
     /// Some are not captured entirely.
-    leaving: bool,
+    pub(crate) leaving: bool,
 }
 
 impl Away {
@@ -136,7 +136,8 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
             let captured = core.capture(index, index + range.count() as usize);
             let captured = core.away.list[place].map_or(0, |gone| gone.captured) + captured;
             core.away.set(place, Some(Gone { range, captured }));
-            self.caches.set_leaving(core.away.leaving);
+            // What leaves is not recycled; refills leave the hints alone from now on.
+            self.caches.forget_hints();
             range.count() - captured
         };
         if left > 0 {
@@ -162,7 +163,6 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
         });
         let Some((place, captured)) = known else { return Err(OfflineError::NotOffline(range)) };
         core.away.set(place, None);
-        self.caches.set_leaving(core.away.leaving);
         if captured == range.count() {
             self.bring_online(&mut core, range);
         } else {

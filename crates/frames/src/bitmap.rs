@@ -27,11 +27,9 @@ use core::mem::MaybeUninit;
 use crate::Mobility;
 use crate::away::Away;
 use crate::line::{LINE_ORDER, Line, word_mask};
-use crate::places::{
-    CHUNK, CHUNK_SHIFT, ChunkBit, Directory, GIG_CHUNKS, GIG_SHIFT, LEVELS, Places, ROWS,
-};
+use crate::places::{CHUNK, CHUNK_SHIFT, Directory, GIG_CHUNKS, GIG_SHIFT, LEVELS, Places, ROWS};
 use crate::search::Window;
-use crate::shim::{AtomicU64, Ordering::Relaxed};
+use crate::shim::Ordering::Relaxed;
 
 #[cfg(all(test, not(loom)))]
 mod audit;
@@ -49,7 +47,6 @@ pub(crate) struct Core<'m> {
     pub(crate) directory: Directory<'m>,
     lines: &'m mut [MaybeUninit<Line>],
     pub(crate) has: &'m mut [[Line; LEVELS]],
-    movable: &'m [AtomicU64],
     pub(crate) sums: &'m mut [u64],
     free: &'m mut [u16],
     tall: &'m mut [u8],
@@ -104,13 +101,12 @@ fn levels(tall: u8, mobility: Mobility) -> u32 {
 impl<'m> Core<'m> {
     /// Everything in the directory's ranges is free.
     pub(crate) fn new(places: Places<'m>) -> Self {
-        let Places { directory, lines, has, movable, sums, free, tall, big, .. } = places;
+        let Places { directory, lines, has, sums, free, tall, big, .. } = places;
         let (free_frames, total_frames) = (0, 0);
         let mut core = Self {
             directory,
             lines,
             has,
-            movable,
             sums,
             free,
             tall,
@@ -323,13 +319,17 @@ impl<'m> Core<'m> {
     /// For whom the frames of this chunk are, as long as it is broken.
     #[inline]
     pub(crate) fn mobility(&self, chunk: usize) -> Mobility {
-        Mobility::of(ChunkBit::of_chunk(chunk).is_set(self.movable, Relaxed))
+        let marks = self.directory.marks().get(chunk / 64);
+        Mobility::of(
+            marks.is_some_and(|marks| marks.movable.load(Relaxed) >> (chunk % 64) & 1 != 0),
+        )
     }
 
     #[inline]
     fn set_mobility(&mut self, first: usize, after: usize, mobility: Mobility) {
         for place in first / 64..after.div_ceil(64) {
-            let Some(word) = self.movable.get(place) else { return };
+            let Some(marks) = self.directory.marks().get(place) else { return };
+            let word = &marks.movable;
             let (old, bits) = (word.load(Relaxed), word_mask(place, first, after));
             let new = if mobility == Mobility::Movable { old | bits } else { old & !bits };
             if new != old {

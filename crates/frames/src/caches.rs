@@ -44,14 +44,14 @@
 use core::sync::atomic::compiler_fence;
 
 use lock_api::RawMutex;
-use pagoda_addr::{Frame, FrameRange, PhysMap};
+use pagoda_addr::{Frame, FrameRange, PAGE_SHIFT, PhysAddr, PhysMap};
 use pagoda_sync::{CachePadded, Cpus, Pinned};
 
 use crate::bitmap::Core;
 use crate::failing::Failing;
-use crate::magazine::{BATCH, Shelf, Stock, Way};
+use crate::magazine::{BATCH, Magazine, Shelf, Stock, Way};
 use crate::nodes::{MAX_NODES, Nodes};
-use crate::places::{CHUNK_SHIFT, ChunkBit};
+use crate::places::{CHUNK_SHIFT, ChunkBit, Near};
 use crate::search::Window;
 use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
 use crate::table::FrameTable;
@@ -59,11 +59,6 @@ use crate::{
     AllocError, Class, Corruption, FrameAllocator, FreeError, Kind, Mobility, Node, OwnedFrames,
     Request, Zone,
 };
-
-/// A bit of `special`: there are several nodes.
-const NODES: u32 = 1;
-/// A bit of `special`: a range is on its way off line.
-const LEAVING: u32 = 2;
 
 /// What all CPUs share besides the core.
 pub(crate) struct Caches<'m, R> {
@@ -78,10 +73,9 @@ pub(crate) struct Caches<'m, R> {
     hints: CachePadded<[[AtomicU64; 2]; MAX_NODES]>,
     pub(crate) nodes: Nodes<'m>,
     pub(crate) failing: Failing,
-    /// Not 0: the recycling rule is not the plain one ([`NODES`], [`LEAVING`]).
-    special: AtomicU32,
-    /// For whom each chunk is: the core's, which alone writes it.
-    movable: &'m [AtomicU64],
+    /// The frames that are freed fast. None if there are several nodes: the recycling rule is not
+    /// the plain one then.
+    near: Near<'m>,
     /// The first frame of the best zone.
     base: u64,
 }
@@ -91,7 +85,7 @@ impl<'m, R: RawMutex> Caches<'m, R> {
         stocks: &'m [CachePadded<Stock>],
         batches: &'m mut [[u64; BATCH]],
         highest: u64,
-        movable: &'m [AtomicU64],
+        near: Near<'m>,
     ) -> Self {
         let (depots, pools) = batches.split_at_mut(batches.len() / 2);
         // The start of the zone that holds the highest frame.
@@ -105,8 +99,7 @@ impl<'m, R: RawMutex> Caches<'m, R> {
             hints: CachePadded(core::array::from_fn(|_| [AtomicU64::new(0), AtomicU64::new(0)])),
             nodes: Nodes::ONE,
             failing: Failing::default(),
-            special: AtomicU32::new(0),
-            movable,
+            near,
             base,
         }
     }
@@ -165,19 +158,22 @@ impl<'m, R: RawMutex> Caches<'m, R> {
     /// Would lowest-first hand out this frame next anyway, on the CPU with this stock?
     #[inline(always)]
     pub(crate) fn way(&self, stock: &Stock, mobility: Mobility, frame: u64) -> Way {
-        if self.special.load(Relaxed) != 0 {
-            return self.special_way(stock, mobility, frame);
+        if !self.nodes.is_one() {
+            return self.way_home(stock, mobility, frame);
         }
+        self.plain_way(mobility, frame)
+    }
+
+    /// As [`way`](Self::way), where there is one node.
+    #[inline(always)]
+    fn plain_way(&self, mobility: Mobility, frame: u64) -> Way {
         let below = self.distance(frame) < self.hint(Node(0), mobility).load(Relaxed);
         if below { Way::Stack } else { Way::Basket }
     }
 
-    /// A frame of another node is no use here, and one that is to leave is none to anybody.
+    /// A frame of another node is no use here.
     #[inline(never)]
-    fn special_way(&self, stock: &Stock, mobility: Mobility, frame: u64) -> Way {
-        if self.special.load(Relaxed) & LEAVING != 0 {
-            return Way::Basket;
-        }
+    fn way_home(&self, stock: &Stock, mobility: Mobility, frame: u64) -> Way {
         let (here, node) = (stock.node(), self.nodes.of(frame));
         let below = self.distance(frame) < self.hint(node, mobility).load(Relaxed);
         if below && node == here { Way::Stack } else { Way::Basket }
@@ -185,13 +181,7 @@ impl<'m, R: RawMutex> Caches<'m, R> {
 
     pub(crate) fn set_nodes(&mut self, nodes: Nodes<'m>) {
         self.nodes = nodes;
-        self.special.store(NODES, Relaxed);
-    }
-
-    /// Memory is leaving, or no longer. Under the core's lock.
-    pub(crate) fn set_leaving(&self, leaving: bool) {
-        let nodes = self.special.load(Relaxed) & NODES;
-        self.special.store(nodes | if leaving { LEAVING } else { 0 }, Relaxed);
+        self.near = Near::NONE;
     }
 
     /// Frames in all magazines and on the shelves.
@@ -245,7 +235,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             None => self.alloc_single_slow(kind, class, mobility)?,
         };
         // Frames in magazines come from ranges, whose frames have valid numbers.
-        Ok(OwnedFrames::new(FrameRange::single(Frame::new(number).unwrap_or_default())))
+        Ok(OwnedFrames::new(FrameRange::single(PhysAddr::new(number << PAGE_SHIFT).block())))
     }
 
     #[inline(always)]
@@ -345,7 +335,9 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let claimed = &claimed[..words];
         if let (Some(node), Some(&(index, bits))) = (from, claimed.last()) {
             let last = core.directory.frame(index) + 63 - u64::from(bits.leading_zeros());
+            // What is to leave is no use to anybody.
             let hint = self.caches.distance(last).wrapping_add(1);
+            let hint = if core.away.leaving { 0 } else { hint };
             self.caches.hint(node, mobility).store(hint, Relaxed);
         }
         let mut found = Ok(());
@@ -365,53 +357,59 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
 
     /// Takes one frame back. Budget: about forty plain instructions, a dozen more for the table's
     /// entry. Nothing is changed before everything is known to be well; what is not well begins
-    /// anew in the slow path.
+    /// anew in a function of its own, so that this one keeps nothing across a call.
     #[inline(always)]
     pub(crate) fn free_single(&self, frame: Frame) -> Result<(), FreeError> {
-        let kept = match self.table.directory().near_bit(frame.number()) {
-            Some(chunk) => self.keep(chunk, frame),
-            None => self.keep_far(frame),
-        };
-        if kept { Ok(()) } else { self.free_single_slow(frame) }
+        let way = |_: &Stock, mobility| self.caches.plain_way(mobility, frame.number());
+        if self.keep(|| self.caches.near.bit(frame.number()), frame, way) {
+            return Ok(());
+        }
+        self.free_single_far(frame)
     }
 
+    /// As [`free_single`](Self::free_single), wherever the frame and however many nodes.
     #[inline(never)]
-    fn keep_far(&self, frame: Frame) -> bool {
-        self.keep(self.table.directory().far_bit(frame.number()), frame)
+    fn free_single_far(&self, frame: Frame) -> Result<(), FreeError> {
+        let chunk = || Some(self.table.directory().bit(frame.number()));
+        let way = |stock: &Stock, mobility| self.caches.way(stock, mobility, frame.number());
+        if self.keep(chunk, frame, way) { Ok(()) } else { self.free_single_slow(frame) }
     }
 
     #[inline(always)]
-    fn keep(&self, chunk: ChunkBit, frame: Frame) -> bool {
+    fn keep<'s>(
+        &'s self,
+        chunk: impl FnOnce() -> Option<ChunkBit<'s>>,
+        frame: Frame,
+        way: impl Fn(&Stock, Mobility) -> Way,
+    ) -> bool {
         let pin = self.cpus.pin();
         let Some(stock) = self.stock(&pin).filter(|stock| stock.wanted.load(Relaxed) == 0) else {
             return false;
         };
-        if chunk.is_set(self.caches.movable, Relaxed) {
-            let kept = self.keep_for(stock, Mobility::Movable, chunk, frame);
-            foretold();
-            kept
-        } else {
-            self.keep_for(stock, Mobility::Unmovable, chunk, frame)
-        }
-    }
-
-    #[inline(always)]
-    fn keep_for(&self, stock: &Stock, mobility: Mobility, chunk: ChunkBit, frame: Frame) -> bool {
-        let (magazine, number) = (stock.of(mobility), frame.number());
+        let Some(chunk) = chunk() else { return false };
         let Some(entry) = self.table.owned_alone(chunk, frame) else { return false };
-        let keep = |way| {
+        let keep = |magazine: &Magazine, way| {
             let Some(place) = magazine.room(way) else { return false };
             self.poison(FrameRange::single(frame));
             entry.cache();
-            magazine.put(way, place, number);
+            magazine.put(way, place, frame.number());
             true
         };
-        if self.caches.way(stock, mobility, number) == Way::Stack {
-            let kept = keep(Way::Stack);
+        let keep_for = |mobility| {
+            if way(stock, mobility) == Way::Stack {
+                let kept = keep(stock.of(mobility), Way::Stack);
+                foretold();
+                kept
+            } else {
+                keep(stock.of(mobility), Way::Basket)
+            }
+        };
+        if chunk.is_movable() {
+            let kept = keep_for(Mobility::Movable);
             foretold();
             kept
         } else {
-            keep(Way::Basket)
+            keep_for(Mobility::Unmovable)
         }
     }
 
@@ -462,7 +460,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// For whom the chunk of a frame is. A stale answer costs order, not correctness.
     #[inline]
     pub(crate) fn mobility(&self, frame: u64) -> Mobility {
-        Mobility::of(self.table.directory().bit(frame).is_set(self.caches.movable, Relaxed))
+        Mobility::of(self.table.directory().bit(frame).is_movable())
     }
 
     /// Frames from a magazine or the depot go back to the core. Those that follow each other in the

@@ -26,7 +26,9 @@ pub(crate) const ASKED: u32 = 1;
 /// A value of [`Stock::wanted`]: the CPU never had any stock.
 pub(crate) const UNUSED: u32 = 2;
 
-/// What one CPU keeps for itself: frames for unmovable and for movable use, apart.
+/// What one CPU keeps for itself: frames for unmovable and for movable use, apart. What each
+/// allocation and free looks at stands together.
+#[repr(C)]
 pub(crate) struct Stock {
     /// Not 0: somebody else needs the frames ([`ASKED`]), or this is the first use ([`UNUSED`]): see
     /// `honour`.
@@ -80,6 +82,7 @@ pub(crate) enum Way {
 
 /// Frames by number, of one CPU and for one use. Basket and stack lie one behind the other in one
 /// array, and their tops are places in it.
+#[repr(C)]
 pub(crate) struct Magazine {
     /// By [`Way`]: where the next frame goes.
     tops: [AtomicU32; 2],

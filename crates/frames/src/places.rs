@@ -16,7 +16,7 @@ use pagoda_sync::CachePadded;
 use crate::SetupError;
 use crate::line::{LINE_BITS, Line};
 use crate::magazine::{BATCH, Stock};
-use crate::shim::{AtomicU64, Ordering};
+use crate::shim::{AtomicU64, Ordering::*};
 
 /// log2 of the frames in a chunk.
 pub(crate) const CHUNK_SHIFT: u32 = 9;
@@ -95,8 +95,7 @@ impl Plan {
             Layout::array::<CachePadded<Stock>>(self.cpus),
             Layout::array::<Line>(chunks),
             Layout::array::<[Line; LEVELS]>(self.gigs),
-            Layout::array::<AtomicU64>(chunks / 64),
-            Layout::array::<AtomicU64>(chunks / 64),
+            Layout::array::<Marks>(chunks / 64),
             Layout::array::<u64>(ROWS.checked_mul(self.summary_words())?),
             Layout::array::<FrameRange>(self.ranges),
             Layout::array::<u32>(self.directory),
@@ -121,35 +120,53 @@ pub(crate) struct Directory<'m> {
     /// Gig by dense number.
     gigs: &'m [u32],
     ranges: &'m [FrameRange],
-    stretch: Stretch,
+    marks: &'m [Marks],
+    near: Near<'m>,
+}
+
+/// One bit each for 64 chunks that follow each other.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    /// For whom the chunk is: the core's, which alone writes it.
+    pub(crate) movable: AtomicU64,
+    /// Its entries of the frame table are initialised: the table's.
+    pub(crate) started: AtomicU64,
 }
 
 /// The longest row of gigs without a hole: most frames of most machines, and no need to look up
-/// where they are. In words of 64 chunks.
-#[derive(Clone, Copy, Debug, Default)]
-struct Stretch {
+/// where they are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Near<'m> {
+    /// The first frame's number, in units of what has one [`Marks`].
     first: u64,
-    words: usize,
-    /// The first one's place in the arrays.
-    word: usize,
+    marks: &'m [Marks],
 }
 
-impl Stretch {
+impl<'m> Near<'m> {
+    /// No frame at all.
+    pub(crate) const NONE: Self = Self { first: 0, marks: &[] };
+
     /// Of the gigs that have metadata, by dense number.
-    fn longest(gigs: &[u32]) -> Self {
-        let mut longest = Self::default();
+    fn longest(gigs: &[u32], marks: &'m [Marks]) -> Self {
+        let mut longest = Self::NONE;
         let mut begin = 0;
         for (dense, gig) in gigs.iter().enumerate() {
             if dense > 0 && gigs[dense - 1] + 1 != *gig {
                 begin = dense;
             }
-            let words = (dense + 1 - begin) * GIG_WORDS;
-            if words > longest.words {
-                let first = u64::from(gigs[begin]) * GIG_WORDS as u64;
-                longest = Self { first, words, word: begin * GIG_WORDS };
+            let row = marks.get(begin * GIG_WORDS..(dense + 1) * GIG_WORDS).unwrap_or_default();
+            if row.len() > longest.marks.len() {
+                longest = Self { first: u64::from(gigs[begin]) * GIG_WORDS as u64, marks: row };
             }
         }
         longest
+    }
+
+    /// As [`Directory::bit`], for frames in this row.
+    #[inline]
+    pub(crate) fn bit(&self, frame: u64) -> Option<ChunkBit<'m>> {
+        let marks = self.marks.get((frame >> WORD_SHIFT).wrapping_sub(self.first) as usize)?;
+        Some(ChunkBit { marks: Some(marks), bit: chunk_bit(frame) })
     }
 }
 
@@ -165,26 +182,25 @@ impl<'m> Directory<'m> {
         }
     }
 
-    /// Where arrays with one bit for each chunk have that of a frame's chunk; outside of them for a
-    /// gig without metadata.
+    /// Where a frame's chunk has its bits.
     #[inline]
-    pub(crate) fn bit(&self, frame: u64) -> ChunkBit {
-        self.near_bit(frame).unwrap_or_else(|| self.far_bit(frame))
+    pub(crate) fn bit(&self, frame: u64) -> ChunkBit<'m> {
+        self.near.bit(frame).unwrap_or_else(|| self.far_bit(frame))
     }
 
-    /// As [`bit`](Self::bit), for frames in the longest row of gigs without a hole.
-    #[inline]
-    pub(crate) fn near_bit(&self, frame: u64) -> Option<ChunkBit> {
-        let place = (frame >> WORD_SHIFT).wrapping_sub(self.stretch.first) as usize;
-        let near = place < self.stretch.words;
-        near.then(|| ChunkBit { word: place + self.stretch.word, bit: chunk_bit(frame) })
-    }
-
-    /// As [`bit`](Self::bit), for all others.
     #[inline(never)]
-    pub(crate) fn far_bit(&self, frame: u64) -> ChunkBit {
-        let word = self.index(frame).map_or(usize::MAX, |index| index >> WORD_SHIFT);
-        ChunkBit { word, bit: chunk_bit(frame) }
+    fn far_bit(&self, frame: u64) -> ChunkBit<'m> {
+        let marks = self.index(frame).and_then(|index| self.marks.get(index >> WORD_SHIFT));
+        ChunkBit { marks, bit: chunk_bit(frame) }
+    }
+
+    /// The bits of all chunks, by index.
+    pub(crate) fn marks(&self) -> &'m [Marks] {
+        self.marks
+    }
+
+    pub(crate) fn near(&self) -> Near<'m> {
+        self.near
     }
 
     /// The index of the first frame at or above `frame` that has one, or the end of all.
@@ -227,32 +243,34 @@ impl<'m> Directory<'m> {
     }
 }
 
-/// One bit of an array that has one for each chunk.
+/// Where a chunk has its bits; nowhere if it has no metadata, and they are clear then.
 #[derive(Clone, Copy)]
-pub(crate) struct ChunkBit {
-    word: usize,
+pub(crate) struct ChunkBit<'m> {
+    marks: Option<&'m Marks>,
+    /// Its lowest six bits say which one.
     bit: u32,
 }
 
 #[inline]
 fn chunk_bit(frame: u64) -> u32 {
-    (frame >> CHUNK_SHIFT) as u32 % 64
+    (frame >> CHUNK_SHIFT) as u32
 }
 
-impl ChunkBit {
-    pub(crate) fn of_chunk(chunk: usize) -> Self {
-        Self { word: chunk / 64, bit: chunk as u32 % 64 }
-    }
-
-    /// Is it set? Not for a frame without metadata.
+impl ChunkBit<'_> {
     #[inline]
-    pub(crate) fn is_set(self, bits: &[AtomicU64], order: Ordering) -> bool {
-        bits.get(self.word).is_some_and(|word| word.load(order) & (1 << self.bit) != 0)
+    pub(crate) fn is_movable(self) -> bool {
+        self.marks.is_some_and(|marks| marks.movable.load(Relaxed).wrapping_shr(self.bit) & 1 != 0)
     }
 
-    pub(crate) fn set(self, bits: &[AtomicU64], order: Ordering) {
-        if let Some(word) = bits.get(self.word) {
-            word.fetch_or(1 << self.bit, order);
+    #[inline]
+    pub(crate) fn is_started(self) -> bool {
+        self.marks.is_some_and(|marks| marks.started.load(Acquire).wrapping_shr(self.bit) & 1 != 0)
+    }
+
+    /// Whoever sees the bit sees what was written to the chunk's entries before.
+    pub(crate) fn set_started(self) {
+        if let Some(marks) = self.marks {
+            marks.started.fetch_or(1 << (self.bit % 64), Release);
         }
     }
 }
@@ -263,8 +281,6 @@ pub(crate) struct Places<'m> {
     /// The bitmap: uninitialised until a chunk is first broken.
     pub(crate) lines: &'m mut [MaybeUninit<Line>],
     pub(crate) has: &'m mut [[Line; LEVELS]],
-    pub(crate) started: &'m [AtomicU64],
-    pub(crate) movable: &'m [AtomicU64],
     pub(crate) sums: &'m mut [u64],
     pub(crate) free: &'m mut [u16],
     pub(crate) tall: &'m mut [u8],
@@ -291,8 +307,8 @@ impl<'m> Places<'m> {
         let stocks = fill(cut.take(cpus), |place| CachePadded(Stock::new(place)));
         let lines = cut.take::<Line>(chunks);
         let has = fill(cut.take(plan.gigs), |_| [Line::EMPTY; LEVELS]);
-        let started = fill(cut.take(chunks / 64), |_| AtomicU64::new(0));
-        let movable = fill(cut.take(chunks / 64), |_| AtomicU64::new(0));
+        let none = || AtomicU64::new(0);
+        let marks = fill(cut.take(chunks / 64), |_| Marks { movable: none(), started: none() });
         let sums = fill(cut.take(ROWS * plan.summary_words()), |_| 0);
         let kept = fill(cut.take(plan.ranges), |place| ranges[place]);
         let dense = fill(cut.take(plan.directory), |_| NO_GIG);
@@ -312,8 +328,9 @@ impl<'m> Places<'m> {
                 }
             }
         }
-        let directory = Directory { dense, gigs, ranges: kept, stretch: Stretch::longest(gigs) };
-        Ok(Self { directory, lines, has, started, movable, sums, free, tall, big, stocks, batches })
+        let near = Near::longest(gigs, marks);
+        let directory = Directory { dense, gigs, ranges: kept, marks, near };
+        Ok(Self { directory, lines, has, sums, free, tall, big, stocks, batches })
     }
 }
 

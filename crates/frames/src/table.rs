@@ -21,7 +21,7 @@ use crate::entry::{
     CACHED, FLAGS_SHIFT, FrameInfo, HEAD, LENGTH, ODD, ORDER_SHIFT, OWNERS_SHIFT, owners, single,
 };
 use crate::places::{CHUNK, CHUNK_SHIFT, ChunkBit, Directory, GIG_CHUNKS, GIG_SHIFT};
-use crate::shim::{AtomicU64, Ordering::*};
+use crate::shim::Ordering::*;
 use crate::{Allocation, Corruption, FreeError, Kind};
 
 /// One [`FrameInfo`] for each frame of managed memory.
@@ -29,8 +29,6 @@ use crate::{Allocation, Corruption, FreeError, Kind};
 pub struct FrameTable<'m> {
     base: Option<NonNull<FrameInfo>>,
     directory: Directory<'m>,
-    /// One bit for each chunk: its entries are initialised.
-    started: &'m [AtomicU64],
 }
 
 // SAFETY: the array behind `base` is given to the table alone (`FrameAllocator::new`), and its
@@ -40,12 +38,8 @@ unsafe impl Send for FrameTable<'_> {}
 unsafe impl Sync for FrameTable<'_> {}
 
 impl<'m> FrameTable<'m> {
-    pub(crate) fn new(
-        base: Option<NonNull<FrameInfo>>,
-        directory: Directory<'m>,
-        started: &'m [AtomicU64],
-    ) -> Self {
-        Self { base, directory, started }
+    pub(crate) fn new(base: Option<NonNull<FrameInfo>>, directory: Directory<'m>) -> Self {
+        Self { base, directory }
     }
 
     pub(crate) fn directory(&self) -> Directory<'m> {
@@ -66,9 +60,9 @@ impl<'m> FrameTable<'m> {
 
     /// As [`entry`](Self::entry), of a frame whose chunk was looked up already.
     #[inline]
-    fn entry_at(&self, chunk: ChunkBit, frame: u64) -> Option<&FrameInfo> {
+    fn entry_at(&self, chunk: ChunkBit<'_>, frame: u64) -> Option<&FrameInfo> {
         let base = self.base?;
-        if !chunk.is_set(self.started, Acquire) {
+        if !chunk.is_started() {
             return None;
         }
         // SAFETY: the chunk's bit says that its entries were written once (*started*), which
@@ -96,7 +90,7 @@ impl<'m> FrameTable<'m> {
             // them before the bit below is set, and the lock keeps others from initialising too.
             unsafe { first.add(place).write(FrameInfo::unused()) };
         }
-        self.directory.bit(frame).set(self.started, Release);
+        self.directory.bit(frame).set_started();
         self.entry(frame)
     }
 
@@ -226,7 +220,7 @@ impl<'m> FrameTable<'m> {
     /// The entry of a frame that its owner, the only one, may give back: nobody maps it, and it is
     /// not part of a larger allocation. Without a table the caller is believed.
     #[inline]
-    pub(crate) fn owned_alone(&self, chunk: ChunkBit, frame: Frame) -> Option<OwnedEntry<'_>> {
+    pub(crate) fn owned_alone(&self, chunk: ChunkBit<'_>, frame: Frame) -> Option<OwnedEntry<'_>> {
         if self.base.is_none() {
             return Some(OwnedEntry(None));
         }
@@ -322,8 +316,8 @@ impl<'m> FrameTable<'m> {
     /// Calls `each` for every allocation, lowest first. What others allocate or free meanwhile may
     /// or may not be seen. O(allocations + chunks in which one ever began).
     pub fn for_each_allocated(&self, mut each: impl FnMut(Allocation)) {
-        for (word, bits) in self.started.iter().enumerate() {
-            let mut bits = bits.load(Acquire);
+        for (word, marks) in self.directory.marks().iter().enumerate() {
+            let mut bits = marks.started.load(Acquire);
             while bits != 0 {
                 let chunk = word * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;

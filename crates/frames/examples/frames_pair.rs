@@ -1,6 +1,7 @@
-//! How long things take, roughly: `cargo run --release -p pagoda-frames --example pair [GIB]`.
+//! How long things take, roughly: `cargo run --release -p pagoda-frames --example frames_pair [GIB]`.
 //! Nanoseconds, the best of many short windows. For orientation while changing the allocator; a
-//! comparison with others needs them in the same run.
+//! comparison with others needs them in the same run. `frames_pair turns GIB PERCENT WINDOWS
+//! [table]` does nothing but random pairs, 100,000 in a window, for a profiler.
 #![allow(unsafe_code)] // sets up an allocator whose frames are only numbers
 
 use std::hint::black_box;
@@ -132,6 +133,9 @@ fn singles(gib: u64, with_table: bool) {
 
     let repeat = measure(200, 1000, || back(&frames, black_box(one(&frames))));
     show(&label("repeat pair"), repeat);
+    if std::env::args().nth(2).is_some() {
+        return;
+    }
 
     for percent in [50, 95] {
         let want = total * percent / 100;
@@ -234,7 +238,45 @@ fn threads(gib: u64, count: usize) {
     show(&format!("{count} threads, bursts of 256"), (each, each));
 }
 
+/// Random pairs after one turnover, as `bench frames` measures them.
+fn turns(gib: usize, percent: usize, windows: usize, with_table: bool) {
+    let frames = setup(Counted::new(), (gib as u64) << 18, with_table);
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut all: Vec<u64> = Vec::with_capacity(gib << 18);
+    while let Ok(owned) = frames.alloc(Request::frame()) {
+        all.push(owned.into_range().start().number());
+    }
+    let want = all.len() * percent / 100;
+    while all.len() > want {
+        let place = random.below(all.len());
+        back(&frames, all.swap_remove(place) as u32);
+    }
+    window(&frames, &mut all, &mut random, want);
+    for _ in 0..windows {
+        let begun = Instant::now();
+        window(&frames, &mut all, &mut random, 100_000);
+        let each = begun.elapsed().as_nanos() as f64 / 100_000.0;
+        show("a window of random pairs", (each, each));
+    }
+}
+
+#[inline(never)]
+fn window(frames: &Frames<Counted>, all: &mut [u64], random: &mut Random, count: usize) {
+    for _ in 0..count {
+        let place = random.below(all.len());
+        back(frames, all[place] as u32);
+        all[place] = one(frames).into();
+    }
+}
+
 fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [what, rest @ ..] = &words[..] {
+        if let ("turns", [gib, percent, windows, table @ ..]) = (what.as_str(), rest) {
+            let number = |text: &String| text.parse().expect("a number");
+            return turns(number(gib), number(percent), number(windows), !table.is_empty());
+        }
+    }
     let gib = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(1);
     println!("{:34} {:>9} {:>9}", "ns", "best", "median");
     for with_table in [false, true] {
