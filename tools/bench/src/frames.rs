@@ -10,16 +10,16 @@
 //! Ours is measured as a kernel runs it: with the pin, with the caches; "core" has no frame table, as
 //! the peers have none, "table" has its work included.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
 use bitmap_allocator::BitAlloc as _;
 use pagoda_addr::{Frame, FrameRange, Order, PhysAddr, PhysMap};
 use pagoda_frames::{FrameAllocator, FrameInfo, OwnedFrames, Request, Setup, backing, required};
-use pagoda_sync::host::ThreadCpus;
-use pagoda_sync::{Cpus as _, RawSpin, SpinMutex};
+use pagoda_sync::{CpuId, Cpus, RawSpin, SpinMutex};
 
 use crate::measure::{Contestant, Figure, Numbers, contest, figure, thread_time};
 use crate::report::{Better, Row};
@@ -38,6 +38,27 @@ pub trait Frames: Sync {
     }
     /// What a kernel does before this CPU goes idle, for those that ask for it.
     fn idle(&self) {}
+    /// Frees and allocates one frame so many times. Here, and not around the trait, so that every
+    /// contestant is called as its users call it.
+    fn repeat(&self, first: u64, turns: u64) -> u64 {
+        // In a register: on its way through memory, the number would wait longer than all the rest.
+        let mut mine = first;
+        for _ in 0..turns {
+            self.free(mine, 0);
+            mine = self.alloc(0).expect("one was just freed");
+        }
+        mine
+    }
+    /// Frees one of the frames in use, at random, and allocates one, so many times. They are given
+    /// by their distance from `base`.
+    fn turn(&self, all: &mut [u32], base: u64, numbers: &mut Numbers, turns: u64) {
+        for _ in 0..turns {
+            let place = numbers.below(all.len() as u64) as usize;
+            self.free(base.wrapping_add(all[place].into()), 0);
+            let frame = self.alloc(0).expect("one was just freed");
+            all[place] = frame.wrapping_sub(base) as u32;
+        }
+    }
 }
 
 /// Nobody asks for zeroed frames here.
@@ -50,15 +71,56 @@ unsafe impl PhysMap for NoMap {
     }
 }
 
+std::thread_local! {
+    static CPU: Cell<CpuId> = const { Cell::new(CpuId::BOOT) };
+    static PINS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// As many as Depot is made for.
+const CPUS: usize = 16;
+
+/// A thread as a CPU, at the price of the reference kernel's: a count up, the CPU's number, a count
+/// down. The number is set before ([`on_cpu`]), as a kernel does when it starts a CPU; the main
+/// thread is CPU 0.
+#[derive(Clone, Copy)]
+pub struct Threads;
+
+// SAFETY: a thread is one context, and those that live at once are given different numbers.
+unsafe impl Cpus for Threads {
+    fn limit(&self) -> usize {
+        CPUS
+    }
+    #[inline]
+    fn enter(&self) -> CpuId {
+        PINS.with(|pins| pins.set(pins.get() + 1));
+        CPU.get()
+    }
+    #[inline]
+    unsafe fn leave(&self) {
+        PINS.with(|pins| match pins.get() {
+            1 => pins.set(0),
+            nested => {
+                pins.set(nested - 1);
+                compiler_fence(Ordering::SeqCst); // or both become one subtraction, which waits
+            }
+        });
+    }
+}
+
+/// Makes this thread the CPU with this number, from 1 on, for good.
+fn on_cpu(number: usize) {
+    CPU.set(CpuId::new(number % CPUS).expect("below the limit"));
+}
+
 /// Our allocator; its metadata is leaked, as a kernel's is.
-pub struct Ours(pub FrameAllocator<'static, ThreadCpus, NoMap, RawSpin>);
+pub struct Ours(pub FrameAllocator<'static, Threads, NoMap, RawSpin>);
 
 impl Ours {
     /// `frames` frames from 1 GiB on, with or without a frame table.
     pub fn new(frames: u64, table: bool) -> Self {
         let start = Frame::from_number(GIB);
         let ranges = [FrameRange::new(start, frames).expect("a range")];
-        let layout = required(&ranges, ThreadCpus.limit()).expect("a layout");
+        let layout = required(&ranges, CPUS).expect("a layout");
         let bytes = layout.size() + layout.align();
         let storage = Box::leak(vec![MaybeUninit::<u8>::uninit(); bytes].into_boxed_slice());
         let skip = storage.as_ptr().align_offset(layout.align());
@@ -73,7 +135,7 @@ impl Ours {
         });
         let setup = Setup { ranges: &ranges, storage: &mut storage[skip..], table, reserve: 0 };
         // SAFETY: the frames are only numbers here; the table's array is leaked, and large enough.
-        let frames = unsafe { FrameAllocator::new(setup, ThreadCpus, NoMap) };
+        let frames = unsafe { FrameAllocator::new(setup, Threads, NoMap) };
         Self(frames.expect("an allocator"))
     }
 }
@@ -188,18 +250,18 @@ unsafe impl frame_alloc::Provenance for Identity {
     }
 }
 
-/// The same thread numbers that ours uses.
+/// The same numbers that ours uses. It need not be pinned.
 pub struct ThreadNumber;
 
-// Two threads that live at once have different numbers, below the number of slots.
 impl frame_alloc::CpuId for ThreadNumber {
+    #[inline]
     fn current_cpu() -> usize {
-        ThreadCpus.pin().cpu().index()
+        CPU.get().index()
     }
 }
 
 type Summary = frame_alloc::SummaryBuddyAllocator<19, Identity>;
-type Depot = frame_alloc::DepotAllocator<Summary, ThreadNumber, 16>;
+type Depot = frame_alloc::DepotAllocator<Summary, ThreadNumber, CPUS>;
 const BASE: frame_alloc::PageSize = frame_alloc::PageSize::from_log2(12);
 
 /// One of frame-alloc's, over reserved address space.
@@ -267,9 +329,10 @@ type Part = fn(&mut Vec<Row>, bool);
 /// Measures everything, or only the part of this name.
 pub fn rows(quick: bool, only: Option<&str>) -> Vec<Row> {
     let mut rows = Vec::new();
-    let parts: [(&str, Part); 5] = [
+    let parts: [(&str, Part); 6] = [
         ("fill", fill_and_free),
         ("pairs", pairs),
+        ("repeat", repeats),
         ("blocks", blocks),
         ("recovered", recovered),
         ("threads", two_threads),
@@ -328,59 +391,80 @@ fn limited(mut row: Row, most: f64) -> Row {
     row
 }
 
-/// Frames in use, and a source of random places among them.
+/// Frames in use, and a source of random places among them. They are remembered by their distance
+/// from `base`, so that the list, which is ours and not the allocator's, takes little of the
+/// processor's caches.
 struct InUse<'a> {
     frames: &'a dyn Frames,
-    all: Vec<u64>,
+    base: u64,
+    all: Vec<u32>,
     numbers: Numbers,
 }
 
 impl<'a> InUse<'a> {
     /// Fills `percent` of `total` frames: first everything, then random ones are freed.
     fn new(frames: &'a dyn Frames, total: u64, percent: u64) -> Self {
-        let mut all = Vec::with_capacity(total as usize);
-        while let Some(frame) = frames.alloc(0) {
-            all.push(frame);
+        let all = Vec::with_capacity(total as usize);
+        let first = frames.alloc(0).expect("a frame");
+        frames.free(first, 0);
+        let mut in_use =
+            Self { frames, base: first.wrapping_sub(1 << 31), all, numbers: Numbers::new(17) };
+        while let Some(frame) = in_use.one() {
+            in_use.all.push(frame);
         }
-        let mut numbers = Numbers::new(17);
-        while all.len() as u64 > total * percent / 100 {
-            let frame = all.swap_remove(numbers.below(all.len() as u64) as usize);
-            frames.free(frame, 0);
+        while in_use.all.len() as u64 > total * percent / 100 {
+            let place = in_use.numbers.below(in_use.all.len() as u64) as usize;
+            let frame = in_use.all.swap_remove(place);
+            in_use.back(frame);
         }
-        Self { frames, all, numbers }
+        in_use
     }
 
     #[inline]
-    fn turn(&mut self) {
-        let place = self.numbers.below(self.all.len() as u64) as usize;
-        self.frames.free(self.all[place], 0);
-        self.all[place] = self.frames.alloc(0).expect("one was just freed");
+    fn one(&self) -> Option<u32> {
+        self.frames.alloc(0).map(|frame| frame.wrapping_sub(self.base) as u32)
+    }
+
+    #[inline]
+    fn back(&self, frame: u32) {
+        self.frames.free(self.base.wrapping_add(frame.into()), 0);
+    }
+
+    fn turn(&mut self, turns: usize) {
+        self.frames.turn(&mut self.all, self.base, &mut self.numbers, turns as u64);
     }
 }
+
+/// Turnovers of what is in use before random pairs are timed: memory is then as it stays, whoever
+/// manages it. (Where the random fill put them, one in four hundred frames is left.)
+const SETTLED: usize = 6;
 
 fn pairs(rows: &mut Vec<Row>, quick: bool) {
     let rounds = if quick { 5 } else { 31 };
     for (gib, gate) in [(1, 0.65), (16, 0.8)] {
         for percent in [50, 95] {
             let all = everybody(gib * GIB, |name, frames| (name, frames));
+            let table = Ours::new(gib * GIB, true);
             let mut contestants = Vec::new();
             for (name, frames) in &all {
-                contestants.push(random_pairs(name, &**frames, gib, percent));
+                contestants.push(random_pairs(name, &**frames, gib, percent, SETTLED));
             }
-            let figures = contest(&mut contestants, rounds);
+            contestants.push(random_pairs("ours", &table, gib, percent, SETTLED));
+            let mut figures = contest(&mut contestants, rounds);
+            let with_table = figures.pop().into_iter();
             let case = format!("random pair, {gib} GiB, {percent} % used");
             rows.push(Row::times(&case, &figures, Some(gate)));
-            drop(contestants);
-            // Ours with its table, beside the others' figures of a moment ago.
-            let table = Ours::new(gib * GIB, true);
-            let mut again = [random_pairs("ours", &table, gib, percent)];
-            let figures_table = contest(&mut again, rounds);
-            let mut both = figures_table;
-            both.extend(figures.iter().skip(1).cloned());
+            let both: Vec<_> = with_table.chain(figures.into_iter().skip(1)).collect();
             let gate = (gib == 1).then_some(1.0);
             rows.push(Row::times(&format!("{case}, with frame table"), &both, gate));
+            drop(contestants);
         }
     }
+    unsettled(rows, rounds.min(5));
+}
+
+fn repeats(rows: &mut Vec<Row>, quick: bool) {
+    let rounds = if quick { 5 } else { 31 };
     let all = everybody(GIB, |name, frames| (name, frames));
     let mut contestants: Vec<_> =
         all.iter().map(|(name, frames)| repeat(name, &**frames)).collect();
@@ -392,22 +476,35 @@ fn pairs(rows: &mut Vec<Row>, quick: bool) {
     rows.push(Row::times("repeat pair, with frame table", &figures, Some(1.0)));
 }
 
+/// The same pairs while memory is still being put in order: after one turnover of frames that lay
+/// at random. For orientation: what is measured changes from window to window.
+fn unsettled(rows: &mut Vec<Row>, rounds: usize) {
+    for percent in [50, 95] {
+        let all = everybody(16 * GIB, |name, frames| (name, frames));
+        let mut contestants: Vec<_> = all
+            .iter()
+            .map(|(name, frames)| random_pairs(name, &**frames, 16, percent, 1))
+            .collect();
+        let figures = contest(&mut contestants, rounds);
+        let case = format!("random pair, 16 GiB, {percent} % used, soon after a random fill");
+        rows.push(Row::times(&case, &figures, None));
+    }
+}
+
 pub fn random_pairs<'a>(
     name: &str,
     frames: &'a dyn Frames,
     gib: u64,
     percent: u64,
+    turnovers: usize,
 ) -> Contestant<'a> {
     let mut in_use = InUse::new(frames, gib * GIB, percent);
-    // A turnover before anything is timed, so that the order of filling is forgotten.
-    for _ in 0..in_use.all.len() {
-        in_use.turn();
-    }
+    in_use.turn(turnovers * in_use.all.len());
     Contestant::new(name, move || {
-        const TURNS: u64 = 100_000;
-        for _ in 0..TURNS {
-            in_use.turn();
-        }
+        // So many that the caches, which the contestants before have filled, are one's own for
+        // nearly all of the window.
+        const TURNS: u64 = 1_000_000;
+        in_use.turn(TURNS as usize);
         TURNS
     })
 }
@@ -416,10 +513,7 @@ pub fn repeat<'a>(name: &str, frames: &'a dyn Frames) -> Contestant<'a> {
     let mut frame = frames.alloc(0).expect("a frame");
     Contestant::new(name, move || {
         const TURNS: u64 = 100_000;
-        for _ in 0..TURNS {
-            frames.free(std::hint::black_box(frame), 0);
-            frame = frames.alloc(0).expect("one was just freed");
-        }
+        frame = frames.repeat(frame, TURNS);
         TURNS
     })
 }
@@ -495,13 +589,9 @@ fn ranges(rows: &mut Vec<Row>, rounds: usize) {
 fn fragmented(rounds: usize) -> Figure {
     let ours = Ours::new(16 * GIB, false);
     let mut in_use = InUse::new(&ours, 16 * GIB, 50);
-    for _ in 0..in_use.all.len() * 16 {
-        in_use.turn();
-    }
+    in_use.turn(in_use.all.len() * 16);
     let samples = (0..rounds).map(|_| {
-        for _ in 0..10_000 {
-            in_use.turn();
-        }
+        in_use.turn(10_000);
         let before = thread_time();
         let mut taken = Vec::with_capacity(8192);
         while let Some(frame) = ours.alloc(9) {
@@ -562,12 +652,11 @@ fn recover(frames: &dyn Frames, free: u64, turnovers: u64, threads: u64) -> f64 
         for thread in 0..threads {
             let (in_use, barrier, cached) = (&in_use, &barrier, &cached);
             scope.spawn(move || {
+                on_cpu(thread as usize + 1);
                 for slice in 0..turnovers * 8 {
                     if slice % threads == thread {
                         let mut in_use = in_use.lock();
-                        for _ in 0..count / 8 {
-                            in_use.turn();
-                        }
+                        in_use.turn(count as usize / 8);
                     }
                     barrier.wait();
                 }
@@ -592,8 +681,7 @@ fn recover(frames: &dyn Frames, free: u64, turnovers: u64, threads: u64) -> f64 
 fn two_threads(rows: &mut Vec<Row>, quick: bool) {
     let turns = if quick { 200_000 } else { 2_000_000 };
     let rounds = if quick { 1 } else { 5 };
-    let works: [(&str, fn(&dyn Frames, u64)); 2] =
-        [("pairs", pair_work), ("bursts of 256", burst_work)];
+    let works: [(&str, Work); 2] = [("pairs", pair_work), ("bursts of 256", burst_work)];
     for (what, work) in works {
         let figures = everybody(GIB, |name, frames| {
             let samples = (0..rounds).map(|_| together(&[&*frames, &*frames], turns, work));
@@ -656,15 +744,20 @@ fn burst_work(frames: &dyn Frames, turns: u64) {
     }
 }
 
+/// What a thread does so many times.
+type Work = fn(&dyn Frames, u64);
+
 /// CPU time per pair with one thread for each of `frames`.
-fn together(frames: &[&dyn Frames], turns: u64, work: fn(&dyn Frames, u64)) -> f64 {
+fn together(frames: &[&dyn Frames], turns: u64, work: Work) -> f64 {
     let barrier = Barrier::new(frames.len());
     let spent: u128 = std::thread::scope(|scope| {
         let workers: Vec<_> = frames
             .iter()
-            .map(|&frames| {
+            .enumerate()
+            .map(|(place, &frames)| {
                 let barrier = &barrier;
                 scope.spawn(move || {
+                    on_cpu(place + 1);
                     work(frames, turns / 10);
                     barrier.wait();
                     let before = thread_time();
@@ -729,6 +822,7 @@ fn pass_on(
     let batches = (turns / 512) as usize;
     let spent: u128 = std::thread::scope(|scope| {
         let producer = scope.spawn(move || {
+            on_cpu(1);
             let before = thread_time();
             for batch in 0..batches {
                 wait(&full[batch % 2], false);
@@ -738,6 +832,7 @@ fn pass_on(
             (thread_time() - before).as_nanos()
         });
         let consumer = scope.spawn(move || {
+            on_cpu(2);
             let before = thread_time();
             for batch in 0..batches {
                 wait(&full[batch % 2], true);

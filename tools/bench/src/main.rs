@@ -35,7 +35,7 @@ struct Cli {
 enum What {
     /// Frame allocators
     Frames {
-        /// Only this part: fill, pairs, blocks, recovered or threads
+        /// Only this part: fill, pairs, repeat, blocks, recovered or threads
         #[arg(long)]
         only: Option<String>,
     },
