@@ -1,7 +1,8 @@
 //! How long things take, roughly: `cargo run --release -p pagoda-frames --example frames_pair [GIB]`.
 //! Nanoseconds, the best of many short windows. For orientation while changing the allocator; a
 //! comparison with others needs them in the same run. `frames_pair turns GIB PERCENT WINDOWS
-//! [table]` does nothing but random pairs, 100,000 in a window, for a profiler.
+//! [table]` does nothing but random pairs, 100,000 in a window, for a profiler; `frames_pair large
+//! [table]` nothing but 2 MiB blocks.
 #![allow(unsafe_code)] // sets up an allocator whose frames are only numbers
 
 use std::hint::black_box;
@@ -53,8 +54,8 @@ unsafe impl Cpus for Counted {
 }
 
 fn setup<C: Cpus>(cpus: C, frames: u64, with_table: bool) -> Frames<C> {
-    let start = Frame::from_number(0x100);
-    let ranges = [FrameRange::new(start, frames - 0x100).expect("small")];
+    let start = Frame::from_number(1 << 18);
+    let ranges = [FrameRange::new(start, frames).expect("small")];
     let layout = required(&ranges, cpus.limit()).expect("one range");
     let storage = vec![MaybeUninit::<u8>::uninit(); layout.size() + layout.align()].leak();
     let skip = storage.as_ptr().align_offset(layout.align());
@@ -133,9 +134,6 @@ fn singles(gib: u64, with_table: bool) {
 
     let repeat = measure(200, 1000, || back(&frames, black_box(one(&frames))));
     show(&label("repeat pair"), repeat);
-    if std::env::args().nth(2).is_some() {
-        return;
-    }
 
     for percent in [50, 95] {
         let want = total * percent / 100;
@@ -199,7 +197,7 @@ fn singles(gib: u64, with_table: bool) {
 }
 
 fn blocks(gib: u64, order: Order, with_table: bool) {
-    let frames = setup(Counted::new(), (gib + 1) << 18, with_table);
+    let frames = setup(Counted::new(), gib << 18, with_table);
     let count = (gib << 18 >> order.get()) as usize;
     let rounds = 2000 / count.min(100);
     let mut all = Vec::with_capacity(count);
@@ -271,6 +269,9 @@ fn window(frames: &Frames<Counted>, all: &mut [u64], random: &mut Random, count:
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == "large") {
+        return blocks(1, Order::LARGE, words.len() > 1);
+    }
     if let [what, rest @ ..] = &words[..] {
         if let ("turns", [gib, percent, windows, table @ ..]) = (what.as_str(), rest) {
             let number = |text: &String| text.parse().expect("a number");

@@ -49,15 +49,14 @@ use pagoda_sync::{CachePadded, Cpus, Pinned};
 
 use crate::bitmap::Core;
 use crate::failing::Failing;
-use crate::magazine::{BATCH, Magazine, Shelf, Stock, Way};
+use crate::magazine::{BATCH, Shelf, Stock, Way};
 use crate::nodes::{MAX_NODES, Nodes};
-use crate::places::{CHUNK_SHIFT, ChunkBit, Near};
+use crate::places::Near;
 use crate::search::Window;
 use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
 use crate::table::FrameTable;
 use crate::{
-    AllocError, Class, Corruption, FrameAllocator, FreeError, Kind, Mobility, Node, OwnedFrames,
-    Request, Zone,
+    AllocError, Class, Corruption, FrameAllocator, Kind, Mobility, Node, OwnedFrames, Request, Zone,
 };
 
 /// What all CPUs share besides the core.
@@ -75,7 +74,7 @@ pub(crate) struct Caches<'m, R> {
     pub(crate) failing: Failing,
     /// The frames that are freed fast. None if there are several nodes: the recycling rule is not
     /// the plain one then.
-    near: Near<'m>,
+    pub(crate) near: Near<'m>,
     /// The first frame of the best zone.
     base: u64,
 }
@@ -126,7 +125,7 @@ impl<'m, R: RawMutex> Caches<'m, R> {
 
     /// A batch for whoever needs one; false if it cannot be kept. With several nodes, frames of one
     /// would end up on CPUs of another.
-    fn put_batch(&self, mobility: Mobility, batch: &[u64; BATCH]) -> bool {
+    pub(crate) fn put_batch(&self, mobility: Mobility, batch: &[u64; BATCH]) -> bool {
         self.nodes.is_one() && !self.failing.now() && self.depot(mobility).put(batch)
     }
 
@@ -166,7 +165,7 @@ impl<'m, R: RawMutex> Caches<'m, R> {
 
     /// As [`way`](Self::way), where there is one node.
     #[inline(always)]
-    fn plain_way(&self, mobility: Mobility, frame: u64) -> Way {
+    pub(crate) fn plain_way(&self, mobility: Mobility, frame: u64) -> Way {
         let below = self.distance(frame) < self.hint(Node(0), mobility).load(Relaxed);
         if below { Way::Stack } else { Way::Basket }
     }
@@ -205,7 +204,7 @@ impl<'m, R: RawMutex> Caches<'m, R> {
 /// frame that its owner may just have fetched from far away; a branch is foretold by the processor,
 /// which goes on with the next allocation meanwhile, where arithmetic on an address would wait.
 #[inline(always)]
-fn foretold() {
+pub(crate) fn foretold() {
     compiler_fence(SeqCst);
 }
 
@@ -351,165 +350,6 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
                 bits ^= 1 << top;
                 each(base + u64::from(top));
             }
-        }
-        found
-    }
-
-    /// Takes one frame back. Budget: about forty plain instructions, a dozen more for the table's
-    /// entry. Nothing is changed before everything is known to be well; what is not well begins
-    /// anew in a function of its own, so that this one keeps nothing across a call.
-    #[inline(always)]
-    pub(crate) fn free_single(&self, frame: Frame) -> Result<(), FreeError> {
-        let way = |_: &Stock, mobility| self.caches.plain_way(mobility, frame.number());
-        if self.keep(|| self.caches.near.bit(frame.number()), frame, way) {
-            return Ok(());
-        }
-        self.free_single_far(frame)
-    }
-
-    /// As [`free_single`](Self::free_single), wherever the frame and however many nodes.
-    #[inline(never)]
-    fn free_single_far(&self, frame: Frame) -> Result<(), FreeError> {
-        let chunk = || Some(self.table.directory().bit(frame.number()));
-        let way = |stock: &Stock, mobility| self.caches.way(stock, mobility, frame.number());
-        if self.keep(chunk, frame, way) { Ok(()) } else { self.free_single_slow(frame) }
-    }
-
-    #[inline(always)]
-    fn keep<'s>(
-        &'s self,
-        chunk: impl FnOnce() -> Option<ChunkBit<'s>>,
-        frame: Frame,
-        way: impl Fn(&Stock, Mobility) -> Way,
-    ) -> bool {
-        let pin = self.cpus.pin();
-        let Some(stock) = self.stock(&pin).filter(|stock| stock.wanted.load(Relaxed) == 0) else {
-            return false;
-        };
-        let Some(chunk) = chunk() else { return false };
-        let Some(entry) = self.table.owned_alone(chunk, frame) else { return false };
-        let keep = |magazine: &Magazine, way| {
-            let Some(place) = magazine.room(way) else { return false };
-            self.poison(FrameRange::single(frame));
-            entry.cache();
-            magazine.put(way, place, frame.number());
-            true
-        };
-        let keep_for = |mobility| {
-            if way(stock, mobility) == Way::Stack {
-                let kept = keep(stock.of(mobility), Way::Stack);
-                foretold();
-                kept
-            } else {
-                keep(stock.of(mobility), Way::Basket)
-            }
-        };
-        if chunk.is_movable() {
-            let kept = keep_for(Mobility::Movable);
-            foretold();
-            kept
-        } else {
-            keep_for(Mobility::Unmovable)
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn free_single_slow(&self, frame: Frame) -> Result<(), FreeError> {
-        let pin = self.cpus.pin();
-        let Some(stock) = self.stock(&pin) else {
-            return self.give(&mut self.core.lock(), FrameRange::single(frame));
-        };
-        match self.table.owned_alone(self.table.directory().bit(frame.number()), frame) {
-            Some(entry) => {
-                self.poison(FrameRange::single(frame));
-                entry.cache();
-            }
-            None => return Err(self.refuse(frame)),
-        }
-        let number = frame.number();
-        let mobility = self.mobility(number);
-        let (magazine, way) = (stock.of(mobility), self.caches.way(stock, mobility, number));
-        let mut found = Ok(());
-        if !magazine.has_room(way) && way == Way::Basket {
-            let mut core = self.core.lock();
-            core.touch(magazine.basket());
-            found = self.bring_back(&mut core, magazine.empty_basket());
-        } else if !magazine.has_room(way) {
-            let batch = magazine.unload();
-            if !self.caches.put_batch(mobility, &batch) {
-                found = self.bring_back(&mut self.core.lock(), batch);
-            }
-        }
-        magazine.push(way, number);
-        found.and(self.honour(stock)).map_err(FreeError::Corrupt)
-    }
-
-    /// Why the table did not agree to a free of one frame.
-    #[cold]
-    fn refuse(&self, frame: Frame) -> FreeError {
-        let core = self.core.lock();
-        let single = FrameRange::single(frame);
-        match self.each_head(&core, single, |_| ()) {
-            Err(error) => error,
-            // It changed under our eyes: two CPUs free it at once.
-            Ok(()) => FreeError::DoubleFree(frame),
-        }
-    }
-
-    /// For whom the chunk of a frame is. A stale answer costs order, not correctness.
-    #[inline]
-    pub(crate) fn mobility(&self, frame: u64) -> Mobility {
-        Mobility::of(self.table.directory().bit(frame).is_movable())
-    }
-
-    /// Frames from a magazine or the depot go back to the core. Those that follow each other in the
-    /// same word of the bitmap cost one look at its line.
-    ///
-    /// # Errors
-    /// The last frame that was not what it should be; it stays lost, the others are back.
-    pub(crate) fn bring_back(
-        &self,
-        core: &mut Core<'m>,
-        frames: impl IntoIterator<Item = u64>,
-    ) -> Result<(), Corruption> {
-        let (mut base, mut bits, mut found) = (0, 0, Ok(()));
-        for frame in frames {
-            let bit = 1 << (frame % 64);
-            // The same frame twice is the word's to find out, the second time.
-            if frame & !63 != base || bits & bit != 0 {
-                found = found.and(self.bring_back_word(core, base, bits));
-                (base, bits) = (frame & !63, 0);
-            }
-            bits |= bit;
-        }
-        found.and(self.bring_back_word(core, base, bits))
-    }
-
-    #[inline]
-    fn bring_back_word(
-        &self,
-        core: &mut Core<'m>,
-        base: u64,
-        mut bits: u64,
-    ) -> Result<(), Corruption> {
-        if bits == 0 {
-            return Ok(());
-        }
-        let found = self.table.uncache(base, &mut bits);
-        let lowest = base + u64::from(bits.trailing_zeros());
-        let twice = match core.directory.index(base) {
-            Some(index) if bits != 0 => {
-                let twice = core.give_word(index, bits);
-                self.caches.lower_hint(core.mobility(index >> CHUNK_SHIFT), lowest);
-                core.recapture(index, index + 64);
-                twice
-            }
-            _ => bits,
-        };
-        if twice != 0 {
-            let frame = Frame::new(base + u64::from(twice.trailing_zeros())).unwrap_or_default();
-            return Err(Corruption::CacheDisturbed { frame });
         }
         found
     }

@@ -30,7 +30,7 @@
 //! least half of it is free.
 //!
 //! Speed: single frames come from and go to a magazine of the CPU's own, by a rule that keeps free
-//! memory in one piece (`caches.rs`).
+//! memory in one piece (`caches.rs`; their way back: `keeping.rs`).
 //!
 //! On machines with several nodes a request is served from the closest one that can (`nodes.rs`).
 //! Memory may come later and leave again (`away.rs`).
@@ -51,8 +51,10 @@ mod drain;
 mod entry;
 mod error;
 mod failing;
+mod giving;
 #[cfg(all(test, loom))]
 mod interleavings;
+mod keeping;
 mod line;
 mod magazine;
 mod many;

@@ -4,7 +4,7 @@
 //! highest first; gigs that are entirely free are broken last.
 
 use crate::bitmap::{Core, GIG_ORDER, level, row};
-use crate::line::{LINE_ORDER, Line};
+use crate::line::{LINE_ORDER, Line, word_mask};
 use crate::places::{CHUNK, CHUNK_SHIFT, GIG_CHUNKS, ORDERS};
 use crate::{BlockOwners, Mobility};
 
@@ -95,15 +95,30 @@ impl Core<'_> {
     #[inline]
     fn find_large(&self, order: u8, window: &Window) -> Option<usize> {
         let level = usize::from(LINE_ORDER);
-        for whole in [false, true] {
-            for gig in self.gigs(usize::from(order), whole, window, false) {
-                let find = |line: &Line| line.highest(order - LINE_ORDER);
-                if let Some(bit) = self.chunks(gig, level, window, find) {
-                    return Some((gig * GIG_CHUNKS + bit) << CHUNK_SHIFT);
-                }
-            }
+        let inside = |gig: usize| {
+            let find = |line: &Line| line.highest(order - LINE_ORDER);
+            let bit = self.chunks(gig, level, window, find)?;
+            Some((gig * GIG_CHUNKS + bit) << CHUNK_SHIFT)
+        };
+        if let Some(found) = self.only_word(order, window).and_then(inside) {
+            return Some(found);
         }
-        None
+        let gigs = |whole| self.gigs(usize::from(order), whole, window, false);
+        gigs(false).chain(gigs(true)).find_map(inside)
+    }
+
+    /// The gig that [`find_large`](Self::find_large) looks at first, where one word knows all gigs: up
+    /// to 64 GiB.
+    #[inline]
+    fn only_word(&self, order: u8, window: &Window) -> Option<usize> {
+        if self.words() != 1 {
+            return None;
+        }
+        let mask = word_mask(0, window.first / GIG_CHUNKS, window.after.div_ceil(GIG_CHUNKS));
+        let bits = self.sums.get(usize::from(order))? & mask;
+        let broken = bits & !self.sums.get(GIG_ORDER)?;
+        let bits = if broken != 0 { broken } else { bits };
+        (bits != 0).then(|| 63 - bits.leading_zeros() as usize)
     }
 
     /// Takes an aligned block of 2^`order` (at least 9).
