@@ -266,6 +266,12 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     cargo(&all)
 }
 
+/// Builds the static library of malloc; returns its path.
+pub fn malloc_archive() -> Result<PathBuf> {
+    cargo(&["build", "--quiet", "--release", "-p", "pagoda-malloc-c"])?;
+    Ok(target().join("release/libpagoda_malloc.a"))
+}
+
 /// Builds the plugin that counts a machine's instructions; returns its path.
 pub fn counter() -> Result<PathBuf> {
     let dir = target().join("counter");

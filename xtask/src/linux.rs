@@ -25,6 +25,7 @@ use crate::cpio::Archive;
 use crate::guest::EXIT_CLEAN;
 use crate::{build, setup};
 
+pub mod malloc;
 mod trace;
 
 /// Options of `bench linux`.

@@ -91,6 +91,7 @@ fn bench(arguments: &[String]) -> anyhow::Result<()> {
     match arguments.split_first() {
         Some((name, rest)) if name == "linux" => linux::bench(rest),
         Some((name, rest)) if name == "heap" => heap::bench(rest),
+        Some((name, rest)) if name == "malloc" => linux::malloc::bench(rest),
         _ => build::bench(arguments),
     }
 }

@@ -13,6 +13,7 @@ mod heap;
 mod linux;
 mod malloc;
 mod malloc_inputs;
+mod malloc_machines;
 mod malloc_probes;
 mod malloc_programs;
 mod measure;
@@ -50,9 +51,12 @@ enum What {
     },
     /// The malloc of programs
     Malloc {
-        /// Only this part: static, probes or programs
+        /// Only this part: static, probes, programs or machines
         #[arg(long)]
         only: Option<String>,
+        /// What machines counted that ran an allocating program
+        #[arg(long)]
+        machines: Option<PathBuf>,
     },
     /// Runs a program and writes down its CPU seconds and its largest resident size in KiB
     #[command(hide = true)]
@@ -79,7 +83,9 @@ fn main() -> Result<()> {
         What::Heap { only, guest } => {
             ("heap", heap::rows(cli.quick, only.as_deref(), guest.as_deref())?)
         }
-        What::Malloc { only } => ("malloc", malloc::rows(cli.quick, only.as_deref())?),
+        What::Malloc { only, machines } => {
+            ("malloc", malloc::rows(cli.quick, only.as_deref(), machines.as_deref())?)
+        }
         What::Weigh { note, command } => return malloc_programs::weigh(&note, &command),
     };
     print!("{}", report::markdown(&rows));

@@ -1,13 +1,15 @@
 //! The malloc of programs: ours beside the crates and the Debian packages that people use.
 //!
-//! Three parts. *static*: linked into this program, in interleaved windows of thread CPU time: *pair*
+//! Four parts. *static*: linked into this program, in interleaved windows of thread CPU time: *pair*
 //! (one block, allocated, written and freed), *live* (100,000 live blocks; a random one is freed and
 //! replaced by one of a random size), *cross* (one thread allocates, another frees: CPU time of both),
 //! *larson* (threads replace random blocks, end, and leave their blocks to a successor; after Larson
 //! and Krishnan 1998). *programs*: [`crate::malloc_programs`]. *probes*: [`crate::malloc_probes`].
+//! *machines*: [`crate::malloc_machines`].
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
+use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
 use anyhow::Result;
@@ -15,10 +17,11 @@ use pagoda_malloc::Malloc;
 
 use crate::measure::{Contestant, Figure, Numbers, contest, figure, thread_time};
 use crate::report::Row;
-use crate::{malloc_probes, malloc_programs};
+use crate::{malloc_machines, malloc_probes, malloc_programs};
 
-/// Measures everything, or one part: static, programs or probes.
-pub fn rows(quick: bool, only: Option<&str>) -> Result<Vec<Row>> {
+/// Measures everything, or one part: static, programs or probes; the part of the machines has been
+/// measured.
+pub fn rows(quick: bool, only: Option<&str>, machines: Option<&Path>) -> Result<Vec<Row>> {
     let wanted = |part: &str| only.is_none_or(|only| only == part);
     let mut rows = Vec::new();
     if wanted("static") {
@@ -26,6 +29,9 @@ pub fn rows(quick: bool, only: Option<&str>) -> Result<Vec<Row>> {
     }
     if wanted("probes") {
         rows.extend(malloc_probes::rows()?);
+    }
+    if let Some(machines) = machines {
+        rows.push(malloc_machines::row(machines)?);
     }
     if wanted("programs") {
         rows.extend(malloc_programs::rows(quick)?);
