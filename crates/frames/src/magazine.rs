@@ -253,24 +253,28 @@ struct Batches<'m> {
 
 /// Full batches for all CPUs: the depot, and the pool of zeroed frames. Behind locks of their own,
 /// which are never held together with the core's or with each other.
-pub(crate) struct Shelf<'m, R> {
+///
+/// Lock and count share a line: a batch that goes from CPU to CPU takes one line along with its own.
+pub(crate) struct Shelf<'m, R>(CachePadded<Inside<'m, R>>);
+
+struct Inside<'m, R> {
     batches: Mutex<R, Batches<'m>>,
     /// Frames on the shelf, and those that are on their way to it.
-    count: CachePadded<AtomicU64>,
+    count: AtomicU64,
 }
 
 impl<'m, R: RawMutex> Shelf<'m, R> {
     pub(crate) fn new(batches: &'m mut [[u64; BATCH]]) -> Self {
         let batches = Mutex::new(Batches { batches, full: 0 });
-        Self { batches, count: CachePadded(AtomicU64::new(0)) }
+        Self(CachePadded(Inside { batches, count: AtomicU64::new(0) }))
     }
 
     pub(crate) fn count(&self) -> u64 {
-        self.count.load(Relaxed)
+        self.0.0.count.load(Relaxed)
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        let guard = self.batches.lock();
+        let guard = self.0.0.batches.lock();
         guard.full < guard.batches.len()
     }
 
@@ -286,16 +290,16 @@ impl<'m, R: RawMutex> Shelf<'m, R> {
 
     /// A batch will be put here: count it from now on.
     pub(crate) fn announce(&self) {
-        self.count.fetch_add(BATCH as u64, Relaxed);
+        self.0.0.count.fetch_add(BATCH as u64, Relaxed);
     }
 
     /// The announced batch did not arrive.
     pub(crate) fn renounce(&self) {
-        self.count.fetch_sub(BATCH as u64, Relaxed);
+        self.0.0.count.fetch_sub(BATCH as u64, Relaxed);
     }
 
     pub(crate) fn put_announced(&self, batch: &[u64; BATCH]) -> bool {
-        let mut guard = self.batches.lock();
+        let mut guard = self.0.0.batches.lock();
         let Batches { batches, full } = &mut *guard;
         let Some(slot) = batches.get_mut(*full) else { return false };
         *slot = *batch;
@@ -307,10 +311,9 @@ impl<'m, R: RawMutex> Shelf<'m, R> {
         if self.count() == 0 {
             return None;
         }
-        let mut guard = self.batches.lock();
+        let mut guard = self.0.0.batches.lock();
         guard.full = guard.full.checked_sub(1)?;
         let batch = guard.batches.get(guard.full).copied()?;
-        drop(guard);
         self.renounce();
         Some(batch)
     }
