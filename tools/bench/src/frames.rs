@@ -552,28 +552,21 @@ fn blocks(rows: &mut Vec<Row>, quick: bool) {
 }
 
 /// Contiguous ranges and large blocks of ours in fragmented memory; the peers cannot do the former.
+/// Where single frames are in use at random there is no longer range: what is measured is how fast
+/// that is found out. Where pieces are in use at random, there are some.
 fn ranges(rows: &mut Vec<Row>, rounds: usize) {
     let ours = Ours::new(GIB, false);
     let in_use = InUse::new(&ours, GIB, 50);
-    for count in [3u64, 37, 1000] {
-        let align = Order::new(2).expect("an order");
-        let mut refused = 0;
-        let mut one = [Contestant::new("ours", || {
-            for _ in 0..200 {
-                match ours.0.alloc(Request::count(count).align(align)) {
-                    Ok(owned) => ours.0.free(owned).expect("ours"),
-                    Err(_) => refused += 1,
-                }
-            }
-            200
-        })];
-        let figures = contest(&mut one, rounds);
-        drop(one);
-        let note = if refused > 0 { " (there is none: refused)" } else { "" };
-        let case = format!("{count} frames, aligned to 4, 50 % random use, alloc + free{note}");
-        rows.push(limited(Row::times(&case, &figures, None), 5000.0));
+    for count in [3, 37, 1000] {
+        rows.push(range(&ours, count, rounds, "50 % random use"));
     }
     drop(in_use);
+    for (count, piece) in [(37, 64), (1000, 1024)] {
+        let ours = Ours::new(GIB, false);
+        half_in_pieces(&ours, piece);
+        let use_ = format!("50 % in use in random pieces of {piece}");
+        rows.push(range(&ours, count, rounds, &use_));
+    }
     rows.push(limited(
         Row::times(
             "order 9, 16 GiB after 16 turnovers at 50 %, drains included",
@@ -582,6 +575,39 @@ fn ranges(rows: &mut Vec<Row>, rounds: usize) {
         ),
         200.0,
     ));
+}
+
+/// One contiguous range, again and again.
+fn range(ours: &Ours, count: u64, rounds: usize, used: &str) -> Row {
+    let align = Order::new(2).expect("an order");
+    let mut refused = 0;
+    let mut one = [Contestant::new("ours", || {
+        for _ in 0..200 {
+            match ours.0.alloc(Request::count(count).align(align)) {
+                Ok(owned) => ours.0.free(owned).expect("ours"),
+                Err(_) => refused += 1,
+            }
+        }
+        200
+    })];
+    let figures = contest(&mut one, rounds);
+    drop(one);
+    let note = if refused > 0 { " (there is none: refused)" } else { "" };
+    let case = format!("{count} frames, aligned to 4, {used}, alloc + free{note}");
+    limited(Row::times(&case, &figures, None), 5000.0)
+}
+
+/// Takes everything and gives half of it back, in aligned pieces of so many frames, at random.
+fn half_in_pieces(ours: &Ours, piece: u64) {
+    let mut numbers = Numbers::new(23);
+    let mut all: Vec<u64> = std::iter::from_fn(|| ours.alloc(0)).collect();
+    all.sort_unstable();
+    let mut pieces: Vec<&[u64]> = all.chunks(piece as usize).collect();
+    for _ in 0..pieces.len() / 2 {
+        let place = numbers.below(pieces.len() as u64) as usize;
+        pieces.swap_remove(place).iter().for_each(|&frame| ours.free(frame, 0));
+    }
+    ours.idle();
 }
 
 /// 2 MiB blocks out of memory that was in use at random: all that there are, until one is refused
