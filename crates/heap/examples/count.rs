@@ -92,18 +92,23 @@ fn churn(heap: &TestHeap<'_>, live: &mut [(NonNull<u8>, u16)], plan: &Plan) {
 }
 
 fn main() {
+    work(&std::env::args().nth(1).unwrap_or_default());
+}
+
+/// Does work of this kind.
+pub fn work(kind: &str) {
     let arena = testing::Arena::new(16 << 10);
     let heap: TestHeap<'_> = Heap::new(&arena, ThreadCpus);
-    match std::env::args().nth(1).as_deref() {
-        Some("sized") => sized(&heap),
-        Some("guarded") => {
+    match kind {
+        "sized" => sized(&heap),
+        "guarded" => {
             heap.set_debug("FZPUQ,kmalloc-1*;FZPUQ,kmalloc-8*").unwrap();
             heap.set_sampling(usize::MAX);
             sized(&heap);
         }
-        Some("unsized") => unsized_(&heap),
-        Some("pin") => pin(),
-        Some(kind @ ("churn" | "uniform")) => {
+        "unsized" => unsized_(&heap),
+        "pin" => pin(),
+        "churn" | "uniform" => {
             let plan = plan(kind == "uniform");
             let mut live = start(&heap, &plan);
             churn(&heap, &mut live, &plan);

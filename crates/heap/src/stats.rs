@@ -99,16 +99,18 @@ impl State {
         }
         if let Some(&blocks) = self.middle.get(index - SLAB_CLASSES) {
             let (name, object) = (NAMES[index], usize::from(SIZES[index]));
-            let pages = CHUNK >> PAGE_SHIFT;
+            let (pages, per_slab) = (CHUNK >> PAGE_SHIFT, CHUNK / object);
+            // They are cut from chunks that they share with others: as many as they would fill.
+            let slabs = blocks.div_ceil(per_slab);
             return Some(Row {
                 name,
                 live: blocks,
                 objects: blocks,
                 object,
-                per_slab: CHUNK / object,
+                per_slab,
                 pages,
-                slabs: 0,
-                active_slabs: 0,
+                slabs,
+                active_slabs: slabs,
             });
         }
         let cache = self.cache(index - CLASSES)?;
@@ -207,17 +209,24 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
 
 impl Row {
     fn of(shelf: &Shelf) -> Self {
-        let span = match shelf.tag {
-            Tag::Cache(order) => order.bytes() as usize,
-            _ => shelf.span_wanted(),
+        // The slabs of a size class are of different lengths: their mean, so that a reader who
+        // multiplies gets the whole.
+        let whole = shelf.objects * shelf.stride + shelf.overhead;
+        let (span, per_slab) = match (shelf.tag, shelf.slabs) {
+            (Tag::Cache(order), _) => {
+                let span = order.bytes() as usize;
+                (span, capacity(span, shelf.stride))
+            }
+            (_, 0) => (shelf.span_wanted(), capacity(shelf.span_wanted(), shelf.stride)),
+            (_, slabs) => (whole.div_ceil(slabs), shelf.objects.div_ceil(slabs)),
         };
         Self {
             name: shelf.name,
             live: shelf.live,
             objects: shelf.objects,
             object: shelf.stride,
-            per_slab: capacity(span, shelf.stride),
-            pages: span >> PAGE_SHIFT,
+            per_slab,
+            pages: span.div_ceil(1 << PAGE_SHIFT),
             slabs: shelf.slabs,
             active_slabs: shelf.slabs - shelf.empty,
         }

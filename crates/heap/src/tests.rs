@@ -2,7 +2,6 @@
 #![allow(unsafe_code)] // frees blocks, also wrongly
 
 use core::alloc::Layout;
-use std::string::String;
 use std::vec::Vec;
 
 use pagoda_sync::host::ThreadCpus;
@@ -57,6 +56,7 @@ mod hardening;
 mod mapped;
 mod misuse;
 mod model;
+mod texts;
 mod threads;
 mod zeroed;
 
@@ -70,7 +70,7 @@ fn config() -> ProptestConfig {
 
 /// So many rounds, or under Miri a few.
 fn rounds(count: usize) -> usize {
-    if cfg!(miri) { count / 50 + 1 } else { count }
+    if cfg!(miri) { count / 400 + 2 } else { count }
 }
 
 /// So many steps, or under Miri a tenth.
@@ -173,22 +173,6 @@ fn absurd_sizes_are_the_callers_mistake_and_zero_is_a_block() {
         heap.kfree(a).unwrap();
         heap.kfree_sized(b, layout(0, 1)).unwrap();
     }
-}
-
-#[test]
-fn slabinfo_has_linuxs_columns() {
-    let (arena, ledger) = (Arena::new(64), Ledger::default());
-    let heap = heap(&arena, &ledger);
-    let _block = heap.kalloc(layout(64, 8)).unwrap();
-    let mut text = String::new();
-    heap.slabinfo(&mut text).unwrap();
-    let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines[0], "slabinfo - version: 2.1");
-    let line = lines.iter().find(|line| line.starts_with("kmalloc-64 ")).unwrap();
-    let words: Vec<_> = line.split_whitespace().collect();
-    assert_eq!((words[1], words[3], words[5]), ("1", "64", "1"));
-    assert_eq!((words[6], words[7], words[11], words[12]), (":", "tunables", ":", "slabdata"));
-    assert_eq!(words.len(), 16);
 }
 
 #[test]

@@ -129,7 +129,7 @@ fn four_cpus_in_a_full_heap_with_a_fifth_that_shrinks_lose_nothing() {
             std::thread::yield_now();
         }
     });
-    assert!(refused.into_inner() > 0, "the heap was never full");
+    assert!(cfg!(miri) || refused.into_inner() > 0, "the heap was never full");
     let stats = heap.check().unwrap();
     assert_eq!((stats.live, stats.runs, stats.accounted()), (0, 0, stats.taken));
     // SAFETY: all other threads have ended.
