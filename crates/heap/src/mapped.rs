@@ -76,6 +76,13 @@ impl MappedList {
         self.iter().find(|record| address.wrapping_sub(record.base) < record.pages * PAGE)
     }
 
+    /// The block whose guard page the address lies in, if it does not lie in a block.
+    fn near(&self, address: usize) -> Option<&Mapped> {
+        self.iter().find(|record| {
+            address.wrapping_sub(record.base.wrapping_sub(PAGE)) < (record.pages + 2) * PAGE
+        })
+    }
+
     fn was_here(&self, address: usize) -> Option<(usize, usize)> {
         let inside =
             |&&(base, bytes, _): &&(usize, usize, usize)| address.wrapping_sub(base) < bytes;
@@ -204,6 +211,9 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// What a mapped block at `address` is; a misuse when none that is out starts there.
     pub(crate) fn inspect_mapped(&self, state: &State, address: usize) -> Result<Found, Misuse> {
         let Some(record) = state.mapped.find(address) else {
+            if let Some(record) = state.mapped.near(address) {
+                return Err(record.misuse(MisuseKind::Interior, address));
+            }
             let kind = match state.mapped.was_here(address) {
                 Some(_) => MisuseKind::DoubleFree,
                 None => MisuseKind::Foreign,
@@ -270,10 +280,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     /// handler. None when no mapped block is near. Never waits.
     pub fn explain(&self, address: usize) -> Option<Misuse> {
         let state = self.state.try_lock()?;
-        let near = |record: &&Mapped| {
-            address.wrapping_sub(record.base.wrapping_sub(PAGE)) < (record.pages + 2) * PAGE
-        };
-        if let Some(record) = state.mapped.iter().find(near) {
+        if let Some(record) = state.mapped.find(address).or_else(|| state.mapped.near(address)) {
             let kind = match address < record.start {
                 true => MisuseKind::Underflow,
                 false => MisuseKind::Overflow,

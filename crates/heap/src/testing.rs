@@ -96,7 +96,8 @@ impl Arena {
     }
 
     fn mapping(pages: usize) -> Layout {
-        Layout::from_size_align(pages * PAGE_SIZE as usize, PAGE_SIZE as usize).unwrap()
+        let whole = (pages + 2) * PAGE_SIZE as usize;
+        Layout::from_size_align(whole, PAGE_SIZE as usize).unwrap()
     }
 }
 
@@ -145,7 +146,7 @@ unsafe impl PageSource for Arena {
         Ok((start, true))
     }
 
-    // Host memory of its own; there is nothing here that could fault.
+    // Host memory of its own, and a page in front and one behind; but there is nothing that could fault.
     fn map_pages(&self, pages: usize, zeroed: bool) -> Result<NonNull<u8>, OutOfPages> {
         let mut mapped = self.mapped.lock().unwrap();
         let burnt = self.fuse.fetch_sub(1, Ordering::SeqCst) == 0;
@@ -157,7 +158,9 @@ unsafe impl PageSource for Arena {
             return Err(OutOfPages);
         }
         // SAFETY: the size is not zero.
-        let start = NonNull::new(unsafe { alloc::alloc(Self::mapping(pages)) }).unwrap();
+        let whole = NonNull::new(unsafe { alloc::alloc(Self::mapping(pages)) }).unwrap();
+        // SAFETY: behind the page in front.
+        let start = unsafe { whole.add(PAGE_SIZE as usize) };
         let junk = if zeroed { 0 } else { 0xdd };
         // SAFETY: just received.
         unsafe { start.write_bytes(junk, pages * PAGE_SIZE as usize) };
@@ -169,7 +172,9 @@ unsafe impl PageSource for Arena {
         let was = self.mapped.lock().unwrap().remove(&(start.as_ptr() as usize));
         assert_eq!(was, Some(pages), "pages were unmapped that were not mapped");
         // SAFETY: allocated with this layout.
-        unsafe { alloc::dealloc(start.as_ptr(), Self::mapping(pages)) };
+        unsafe {
+            alloc::dealloc(start.as_ptr().sub(PAGE_SIZE as usize), Self::mapping(pages));
+        }
     }
 
     fn grow_pages(&self, start: NonNull<u8>, from: Order, to: Order) -> Result<(), OutOfPages> {

@@ -149,6 +149,15 @@ fn what_runs_over_a_sample_is_named() {
     }
     assert_eq!(ledger.kind(), MisuseKind::DoubleFree);
     assert_eq!(heap.explain(block.as_ptr() as usize).unwrap().kind, MisuseKind::UseAfterFree);
+    // The byte behind a block that ends with its page lies in the guard page.
+    let byte = heap.kalloc(layout(1, 1)).unwrap();
+    // SAFETY: live; what is wrong is refused.
+    unsafe {
+        assert!(heap.kfree(byte.add(1)).is_err());
+        let misuse = ledger.one();
+        assert_eq!((misuse.kind, misuse.block), (MisuseKind::Interior, byte.as_ptr() as usize));
+        heap.kfree(byte).unwrap();
+    }
     heap.set_sampling(0);
     let plain = heap.kalloc(layout(100, 4)).unwrap();
     assert!(arena.tag(plain.as_ptr() as usize).is_some());
