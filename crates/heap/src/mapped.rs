@@ -43,6 +43,8 @@ pub(crate) struct Mapped {
     pages: usize,
     /// Bytes asked for.
     size: usize,
+    /// How such a layout is served otherwise.
+    place: Option<Place>,
     /// Of a sample.
     class: Option<u8>,
     track: Track,
@@ -110,7 +112,7 @@ impl Mapped {
     pub(crate) fn is_served_as(&self, wanted: Option<Place>) -> bool {
         match self.class {
             Some(class) => wanted == Some(Place::Class(class)),
-            None => Layout::from_size_align(self.size, 1).is_ok_and(|of| place(of) == wanted),
+            None => wanted == self.place,
         }
     }
 
@@ -168,7 +170,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         if layout.align() > PAGE || self.failing.now() {
             return None;
         }
-        let track = self.track();
+        let (track, place) = (self.track(), place(layout));
         let record = self.record(Layout::new::<Mapped>()).ok()?.cast::<Mapped>();
         let (offset, size) = match class {
             Some(class) => right_aligned(layout, class),
@@ -194,7 +196,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         let mut state = self.state.lock();
         let next = state.mapped.first;
         // SAFETY: fresh memory of this layout.
-        unsafe { record.write(Mapped { start, base, pages, size, class, track, next }) };
+        unsafe { record.write(Mapped { start, base, pages, size, place, class, track, next }) };
         state.mapped.first = Some(record);
         match class {
             // Counted as a block of its class: a magazine that takes it counts it so.

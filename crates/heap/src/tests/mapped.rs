@@ -60,6 +60,28 @@ fn where_no_pages_lie_in_a_row_they_are_mapped() {
 }
 
 #[test]
+fn an_aligned_block_that_had_to_be_mapped_is_freed_with_its_layout() {
+    let (arena, ledger) = (Arena::new(16), Ledger::default());
+    arena.let_map(100);
+    let heap = heap(&arena, &ledger);
+    // The only chunk is needed for the records: no page is left for a run.
+    let first = heap.kalloc(layout(10, 8)).unwrap();
+    for size in [1, 100, 4096, 5000] {
+        let block = heap.kalloc(layout(size, 4096)).unwrap();
+        assert!(arena.tag(block.as_ptr() as usize).is_none(), "mapped");
+        // SAFETY: live; what is wrong is refused.
+        unsafe {
+            assert!(heap.kfree_sized(block, layout(20_000, 8)).is_err());
+            assert_eq!(ledger.kind(), MisuseKind::WrongLayout);
+            heap.kfree_sized(block, layout(size, 4096)).unwrap();
+        }
+    }
+    // SAFETY: live.
+    unsafe { heap.kfree(first) }.unwrap();
+    assert!(ledger.is_clean());
+}
+
+#[test]
 fn a_run_grows_in_place_where_there_is_room_behind_it() {
     let (arena, ledger) = (Arena::new(1024), Ledger::default());
     let mut model = Model::new(&arena, &ledger);
