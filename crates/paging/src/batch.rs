@@ -118,18 +118,18 @@ impl<'a, P: Platform> FlushBatch<'a, P> {
         self.pages.is_full()
     }
 
-    /// Pages that can come before that.
-    #[inline]
-    pub(crate) fn page_room(&self) -> usize {
-        PAGES - self.pages.as_slice().len()
-    }
-
     /// As `release_also` of a 4 KiB page, for callers that make room themselves because they know
     /// more pages to flush than the batch does yet.
     #[inline]
     pub(crate) fn push_page(&mut self, frame: Frame) {
         let pushed = self.pages.push(frame);
         debug_assert!(pushed, "a page that would be lost");
+    }
+
+    /// As `push_page` for all of `frames`, as far as there is room; returns how many that were.
+    #[inline(never)] // needs the registers
+    pub(crate) fn push_pages(&mut self, frames: impl Iterator<Item = Frame>) -> usize {
+        self.pages.fill(frames)
     }
 
     /// The leaf behind `range` changed.
@@ -146,6 +146,21 @@ impl<'a, P: Platform> FlushBatch<'a, P> {
         }
         self.tables = true;
         self.flush_also(PageRange::single(page));
+        let _ = self.emptied.push(table);
+    }
+
+    /// All that was on the way to any page is about to be unlinked, and everything to be flushed
+    /// before it is released.
+    pub(crate) fn flush_all(&mut self) {
+        (self.everything, self.tables) = (true, true);
+    }
+
+    /// A table, empty by now, was unlinked, after [`flush_all`](Self::flush_all).
+    pub(crate) fn unlinked_one(&mut self, table: Frame) {
+        if self.emptied.is_full() {
+            self.work();
+            self.flush_all();
+        }
         let _ = self.emptied.push(table);
     }
 

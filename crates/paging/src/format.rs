@@ -105,6 +105,14 @@ pub trait Format: Copy {
     fn frame_bits(&self) -> u64 {
         0
     }
+    /// The frame in the word of a 4 KiB leaf.
+    #[inline]
+    fn leaf_frame(&self, word: u64) -> Frame {
+        match self.decode(word, 1) {
+            Decoded::Leaf(frame, _) => frame,
+            _ => Frame::default(),
+        }
+    }
     /// Is this a word of a 4 KiB leaf into which hardware writes nothing more (because nobody may
     /// use it, or all history is there already)? Such a word may be replaced by a plain store.
     #[inline]

@@ -27,6 +27,21 @@ impl<T: Copy, const N: usize> StackVec<T, N> {
         true
     }
 
+    /// Adds values while there is room for them and `values` has some; says how many that were.
+    #[inline(always)]
+    pub(crate) fn fill(&mut self, values: impl Iterator<Item = T>) -> usize {
+        let before = self.len;
+        let room = self.slots.get_mut(before..).unwrap_or_default();
+        let mut filled = 0;
+        // The slot comes first: no value is asked for that has none.
+        for (slot, value) in room.iter_mut().zip(values) {
+            slot.write(value);
+            filled += 1;
+        }
+        self.len = before + filled;
+        filled
+    }
+
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.len == N

@@ -18,12 +18,18 @@ use crate::{
 pub(crate) struct Inner {
     /// Tables that are the tree's own, the root included.
     pub(crate) tables: u64,
+    /// Words in them that are neither 0 nor tables: leaves of all sizes, and absent words of the
+    /// caller's. Never too few (*words-counted*): where nobody counted, there are very many.
+    pub(crate) words: u64,
     /// Other trees share the upper half: its top-level entries stay as they are.
     pub(crate) sealed: bool,
     /// Of a sealed or shared upper half: which of the root's entries are in use, a bit each. There are
     /// few, and every new tree copies them.
     upper: Upper,
 }
+
+/// More words than there can be.
+const UNCOUNTED: u64 = 1 << 63;
 
 /// A bit for each entry of a root.
 #[derive(Clone, Copy, Default)]
@@ -106,7 +112,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     fn with_root(format: F, platform: P, root: Frame, tables: u64, shares_upper: bool) -> Self {
         let owns = if shares_upper { Owns::LowerHalf } else { Owns::Everything };
-        let lock = Mutex::new(Inner { tables, sealed: false, upper: Upper::default() });
+        let lock = Mutex::new(Inner { tables, words: 0, sealed: false, upper: Upper::default() });
         Self { format, platform, root, space: SpaceTlb::new(), lock, shares_upper, owns }
     }
 
@@ -149,7 +155,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         let mut table = Self::with_root(format, platform, root, 0, false);
         let mut tables = 0;
         table.each_table(root, format.levels(), ENTRIES, &mut |_| tables += 1);
-        table.lock.get_mut().tables = tables;
+        let inner = table.lock.get_mut();
+        (inner.tables, inner.words) = (tables, UNCOUNTED);
         table
     }
 
@@ -190,6 +197,12 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// Tables that are the tree's own, the root included; takes the lock.
     pub fn tables(&self) -> u64 {
         self.lock.lock().tables
+    }
+
+    /// Leaves of all sizes and absent words of the caller's in the tree; takes the lock. Very many
+    /// where nobody has counted from the beginning ([`adopt`](Self::adopt)).
+    pub fn words(&self) -> u64 {
+        self.lock.lock().words
     }
 
     /// A batch for changes to this tree.
@@ -265,6 +278,8 @@ impl<F: Format, P: Platform> Drop for PageTable<F, P> {
             return;
         }
         let (root, mut others) = (self.root, 0);
+        // All by itself, and nothing to be looked for.
+        let limit = if self.lock.get_mut().tables == 1 { 0 } else { limit };
         self.each_table(root, self.format.levels(), limit, &mut |table| {
             if table != root {
                 others += 1;

@@ -170,6 +170,11 @@ impl Format for X86_64 {
     }
 
     #[inline]
+    fn leaf_frame(&self, word: u64) -> Frame {
+        PhysAddr::new(word & ADDRESS).block()
+    }
+
+    #[inline]
     fn is_settled(&self, word: u64) -> bool {
         // Accessed is set by any use, dirty only by a write that the entry allows.
         word & PRESENT == 0 || (word & ACCESSED != 0 && word & (WRITE | DIRTY) != WRITE)

@@ -385,3 +385,43 @@ fn a_forgotten_batch_is_reported() {
     drop(cursor);
     drop(batch);
 }
+
+#[test]
+fn what_is_known_is_taken_and_what_was_forgotten_is_found() {
+    // Windows as they are, with one left out, with one twice, the wrong way round, and one too large.
+    let used = [pages(3, 4), pages(510, 5), pages(1 << 20, 1), pages((1 << 25) + 7, 300)];
+    let [a, b, c, d] = used;
+    let all = [
+        vec![a, b, c, d],
+        vec![a, b, d],
+        vec![a, c, c, d],
+        vec![d, c, b, a],
+        vec![pages(0, 1 << 26)],
+        vec![],
+        vec![a, b, pages(1 << 19, 1), c, d],
+    ];
+    for machine in machines() {
+        for windows in &all {
+            let table = PageTable::new(machine.any_format(), &machine).unwrap();
+            let whole = pages(0, 1 << 26);
+            let mut cursor = table.cursor(whole).unwrap();
+            for range in used {
+                for at in range.start().number()..range.end_number() {
+                    let frame = machine.alloc_page(true).unwrap();
+                    cursor.map(page(at), frame, PageSize::K4, RW).unwrap();
+                }
+            }
+            cursor.mark(page(9), word(5)).unwrap();
+            let mut batch = table.batch();
+            let mut gone = 0;
+            cursor
+                .take_known(windows.iter().copied(), &mut batch, |_, count| gone += count)
+                .unwrap();
+            drop(cursor);
+            batch.finish();
+            assert_eq!((gone, table.tables(), table.words()), (310, 1, 0));
+            drop(table);
+            assert_eq!(machine.arena().used(), 0);
+        }
+    }
+}

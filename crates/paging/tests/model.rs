@@ -298,10 +298,11 @@ impl<'m> World<'m> {
         self.machine.audit();
         let mut listed = BTreeMap::new();
         let mut cursor = self.table.cursor(self.range()).unwrap();
-        let mut from = self.base;
+        let (mut from, mut words) = (self.base, 0);
         while let Some((at, entry)) = cursor.next_used(page(from)) {
             assert_eq!(cursor.query(at), entry);
             let at = at.number();
+            words += 1;
             match entry {
                 Entry::Absent(word) => {
                     listed.insert(at, Model::Mark(word.get()));
@@ -317,6 +318,7 @@ impl<'m> World<'m> {
             }
         }
         drop(cursor);
+        assert_eq!(self.table.words(), words, "words-counted");
         compare(&self.model, &listed);
         let mapped: BTreeSet<u64> = self
             .model
@@ -338,8 +340,20 @@ impl<'m> World<'m> {
         machine.fail_after(None);
         let mut batch = self.table.batch();
         let range = self.range();
-        self.table.cursor(range).unwrap().take(range, &mut batch, |_, _| Fate::Release).unwrap();
+        let mut cursor = self.table.cursor(range).unwrap();
+        match self.written % 4 {
+            0 => cursor.take(range, &mut batch, |_, _| Fate::Release).unwrap(),
+            1 => cursor.take_all(range, &mut batch, |_, _| ()).unwrap(),
+            // Every page that is used, or only every second one.
+            rest => {
+                let known = self.model.keys().step_by(rest as usize - 1);
+                let known = known.map(|&at| pages(at, 1));
+                cursor.take_known(known, &mut batch, |_, _| ()).unwrap();
+            }
+        }
+        drop(cursor);
         batch.finish();
+        assert_eq!(self.table.words(), 0);
         assert_eq!(self.table.tables(), 1);
         drop(self);
         assert_eq!(machine.arena().used(), 0);

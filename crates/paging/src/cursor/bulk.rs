@@ -25,7 +25,7 @@ const REPORT: usize = 64;
 ///
 /// The default is about words of nothing but frame bits, which are no leaves: to be left alone.
 #[derive(Clone, Copy, Default)]
-struct Memo {
+pub(super) struct Memo {
     /// The word without the frame.
     key: u64,
     /// What takes its place.
@@ -174,7 +174,13 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
         if (start ^ (end - 1)) < ENTRIES as u64 {
             let place = self.walk(start, 1);
             if place.level == 1 {
-                self.drain_leaves(place.table, start, end, batch, &mut gone);
+                self.drain_leaves(
+                    place.table,
+                    (start, end),
+                    &mut Memo::default(),
+                    batch,
+                    &mut gone,
+                );
                 if !self.is_empty(place.table, 2, start, end) {
                     return Ok(());
                 }
@@ -211,7 +217,7 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
                 continue;
             };
             if level == 2 {
-                self.drain_leaves(child, start, end, batch, gone);
+                self.drain_leaves(child, (start, end), &mut Memo::default(), batch, gone);
             } else {
                 self.drain_in(child, level - 1, start, end, batch, gone);
             }
@@ -223,19 +229,21 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
         }
     }
 
-    fn drain_leaves(
-        &self,
+    /// Takes all out between two pages of one table. `memo` may be of an earlier call.
+    pub(super) fn drain_leaves(
+        &mut self,
         table: Frame,
-        start: u64,
-        end: u64,
+        (start, end): (u64, u64),
+        memo: &mut Memo,
         batch: &mut FlushBatch<'_, P>,
         gone: &mut impl FnMut(PageFlags, u64),
     ) {
-        let frame_bits = self.format().frame_bits();
-        let (mut memo, mut run) = (Memo::default(), Run::default());
+        let format = *self.format();
+        let frame_bits = format.frame_bits();
+        let mut run = Run::default();
         let (first, count) = (index(start, 1), (end - start) as usize);
         let entries = &self.entries(table)[first..first + count];
-        let mut at = 0;
+        let (mut at, mut words) = (0, 0);
         while let Some(slot) = entries.get(at) {
             let begin = at;
             let mut word = slot.load(Ordering::Relaxed);
@@ -253,37 +261,23 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
                 word = slot.swap(0, Ordering::AcqRel);
                 at += 1;
                 if word & !frame_bits != memo.key {
-                    memo = self.decision(word, &mut |_| PageFlags::empty());
+                    *memo = self.decision(word, &mut |_| PageFlags::empty());
                 }
                 if !memo.leaf {
+                    words += 1;
                     continue;
                 }
-                batch.push_page(self.leaf_frame(word));
+                batch.push_page(format.leaf_frame(word));
             }
             if memo.settled && memo.leaf {
-                for slot in entries[at..].iter().take(batch.page_room()) {
-                    let word = slot.load(Ordering::Relaxed);
-                    if word & !frame_bits != memo.key {
-                        break;
-                    }
-                    slot.store(0, Ordering::Release);
-                    batch.push_page(self.leaf_frame(word));
-                    at += 1;
-                }
+                at += batch.push_pages(clear_alike(&format, &entries[at..], memo.key));
             }
+            words += at - begin;
             gone(memo.flags, (at - begin) as u64);
-            run.add(start + begin as u64, start + at as u64, &memo, batch);
+            run.add(start + begin as u64, start + at as u64, memo, batch);
         }
         run.note(batch);
-    }
-
-    /// The frame in the word of a 4 KiB leaf.
-    #[inline]
-    fn leaf_frame(&self, word: u64) -> Frame {
-        match self.format().decode(word, 1) {
-            Decoded::Leaf(frame, _) => frame,
-            _ => Frame::default(),
-        }
+        self.went(words);
     }
 
     /// Copies every 4 KiB leaf of `range` to the same page of `to`, a table that no CPU uses and
@@ -362,39 +356,13 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
                 }
             };
             let mut frames = StackVec::<Frame, REPORT>::new();
-            for (slot, into) in entries[at..].iter().zip(&into[at..]).take(REPORT) {
-                let word = slot.load(Ordering::Relaxed);
-                let new = (word & frame_bits) | memo.bits;
-                if word & !frame_bits != memo.key {
-                    break;
-                }
-                if memo.settled {
-                    slot.store(new, Ordering::Release);
-                } else if !exchange(slot, word, new) {
-                    break;
-                }
-                into.store(new, Ordering::Relaxed);
-                let _ = frames.push(self.leaf_frame(word));
-                at += 1;
-            }
+            at += copy_alike(self.format(), &entries[at..], &into[at..], &memo, &mut frames);
+            to.came(at - begin);
             copied(new_flags, frames.as_slice());
             run.add(start + begin as u64, start + at as u64, &memo, batch);
         }
         run.note(batch);
         Ok(())
-    }
-
-    /// The entries of the leaf table over `page`, made if it is missing.
-    fn leaf_table(&mut self, page: u64) -> Result<&'a [AtomicU64; ENTRIES], MapError> {
-        let mut place = self.walk(page, 1);
-        if place.level != 1 {
-            self.prepare(PageRange::single(crate::slot::page(page)))?;
-            place = self.walk(page, 1);
-        }
-        if place.level != 1 {
-            return Err(MapError::Occupied);
-        }
-        Ok(self.entries(place.table))
     }
 }
 
@@ -421,6 +389,58 @@ fn rewrite_alike(entries: &[AtomicU64], frame: u64, memo: &Memo) -> usize {
         done += 8;
     }
     done + eights.remainder().iter().take_while(|slot| rewrite(slot)).count()
+}
+
+/// Takes the words at the beginning of `entries` that differ from each other in nothing but the frame
+/// out, as they are asked for; all hardware has written there, it has.
+#[inline(always)]
+fn clear_alike<F: Format>(
+    format: &F,
+    entries: &[AtomicU64],
+    key: u64,
+) -> impl Iterator<Item = Frame> {
+    let others = !format.frame_bits();
+    entries.iter().map_while(move |slot| {
+        let word = slot.load(Ordering::Relaxed);
+        if (word ^ key) & others != 0 {
+            return None;
+        }
+        slot.store(0, Ordering::Release);
+        Some(format.leaf_frame(word))
+    })
+}
+
+/// Copies the words at the beginning of `entries` that differ from each other in nothing but the
+/// frame to `into`, changed on both sides as `memo` says; returns how many those are, as far as
+/// `frames` has room for theirs.
+#[inline(never)] // needs the registers
+fn copy_alike<F: Format>(
+    format: &F,
+    entries: &[AtomicU64],
+    into: &[AtomicU64],
+    memo: &Memo,
+    frames: &mut StackVec<Frame, REPORT>,
+) -> usize {
+    let (key, bits, others) = (memo.key, memo.bits, !format.frame_bits());
+    let pairs = entries.iter().zip(into);
+    let alike = |slot: &AtomicU64| {
+        let word = slot.load(Ordering::Relaxed);
+        ((word ^ key) & others == 0).then_some((word, (word ^ key) | bits))
+    };
+    if memo.settled {
+        return frames.fill(pairs.map_while(|(slot, into)| {
+            let (word, new) = alike(slot)?;
+            slot.store(new, Ordering::Release);
+            into.store(new, Ordering::Relaxed);
+            Some(format.leaf_frame(word))
+        }));
+    }
+    frames.fill(pairs.map_while(|(slot, into)| {
+        let (word, new) = alike(slot)?;
+        // Hardware may write there: then it is looked at once more.
+        exchange(slot, word, new).then(|| into.store(new, Ordering::Relaxed))?;
+        Some(format.leaf_frame(word))
+    }))
 }
 
 /// The first page behind the lowest table over `page`.

@@ -6,6 +6,7 @@
 
 mod bulk;
 mod change;
+mod known;
 mod place;
 mod run;
 mod split;
@@ -170,6 +171,19 @@ impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
     fn table_word(&self, table: Frame, page: u64) -> u64 {
         let user = !self.format().upper_half(crate::slot::page(page));
         self.format().table(table, user)
+    }
+
+    /// *words-counted*: so many words more that are neither 0 nor tables.
+    #[inline]
+    fn came(&mut self, words: usize) {
+        self.guard.words = self.guard.words.wrapping_add(words as u64);
+    }
+
+    /// *words-counted*: so many words less. What was never counted in makes very many.
+    #[inline]
+    fn went(&mut self, words: usize) {
+        debug_assert!(self.guard.words >= words as u64, "words-counted");
+        self.guard.words = self.guard.words.wrapping_sub(words as u64);
     }
 
     /// `range` in page numbers, if it lies in the cursor's.

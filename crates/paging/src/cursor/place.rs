@@ -1,13 +1,13 @@
 //! Putting entries where none are. No CPU remembers an absence, or else it is told (*gains-are-told*).
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use pagoda_addr::{Frame, Page, PageRange};
 
 use super::{Cursor, Place};
 use crate::slot::{index, pieces, span};
 use crate::spare::Spare;
-use crate::{AbsentWord, Decoded, Format, Gain, MapError, PageFlags, PageSize, Platform};
+use crate::{AbsentWord, Decoded, ENTRIES, Format, Gain, MapError, PageFlags, PageSize, Platform};
 
 /// A leaf for a whole range: its pages from `start` stand for the frames from `frame`.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ impl Linear {
     }
 }
 
-impl<F: Format, P: Platform> Cursor<'_, F, P> {
+impl<'a, F: Format, P: Platform> Cursor<'a, F, P> {
     /// Maps a leaf where nothing is mapped; an absent word there is overwritten. Needs no batch.
     #[inline]
     pub fn map(
@@ -63,6 +63,8 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
             Decoded::Absent(_) if self.seals(at, target) => Err(MapError::Sealed),
             Decoded::Absent(_) if place.level == target => {
                 self.slot(place.table, index(at, target)).store(word, Ordering::Release);
+                self.came(usize::from(word != 0));
+                self.went(usize::from(place.word != 0));
                 Ok(false)
             }
             Decoded::Absent(_) => self.put_below(at, place, target, word).map(|()| true),
@@ -86,6 +88,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         }
         self.slot(place.table, index(at, place.level)).store(below, Ordering::Release);
         self.guard.tables += missing;
+        self.came(usize::from(word != 0));
         Ok(())
     }
 
@@ -109,6 +112,54 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         self.guard.tables += missing;
         self.gained(start, end, Gain::Present, true);
         Ok(())
+    }
+
+    /// The entries of the leaf table over `page`, which is made if it is missing: built from below, and
+    /// linked by one store.
+    pub(super) fn leaf_table(&mut self, page: u64) -> Result<&'a [AtomicU64; ENTRIES], MapError> {
+        let place = self.walk(page, 1);
+        if place.level != 1 {
+            self.leaf_table_below(page, place)?;
+        }
+        let table = self.walk(page, 1).table;
+        Ok(self.entries(table))
+    }
+
+    fn leaf_table_below(&mut self, page: u64, place: Place) -> Result<(), MapError> {
+        match self.format().decode(place.word, place.level) {
+            Decoded::Absent(_) if self.seals(page, place.level) => return Err(MapError::Sealed),
+            Decoded::Absent(_) => {}
+            _ => return Err(MapError::Occupied),
+        }
+        let mut below = 0;
+        for level in 1..place.level {
+            let Ok(table) = self.platform().alloc_table() else {
+                self.unmake(level, below, page);
+                return Err(MapError::OutOfFrames);
+            };
+            if level > 1 {
+                self.slot(table, index(page, level)).store(below, Ordering::Relaxed);
+            }
+            below = self.table_word(table, page);
+        }
+        self.slot(place.table, index(page, place.level)).store(below, Ordering::Release);
+        self.guard.tables += u64::from(place.level - 1);
+        self.gained(page, page + 1, Gain::Present, true);
+        Ok(())
+    }
+
+    /// Gives back the tables below the entry `word` of a table of `level` over `page`, which was never
+    /// linked.
+    #[cold]
+    fn unmake(&self, level: u32, word: u64, page: u64) {
+        let (mut level, mut word) = (level, word);
+        while level > 1 {
+            let Some(table) = self.format().next_table(word, level) else { return };
+            level -= 1;
+            let slot = self.slot(table, index(page, level));
+            word = if level > 1 { slot.swap(0, Ordering::Relaxed) } else { 0 };
+            self.platform().release_zeroed_table(table);
+        }
     }
 
     fn count_missing(
@@ -187,8 +238,9 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         let (root, level) = (self.table.root(), self.format().levels());
         let missing = self.plan(Some(root), level, start, end, &linear)?;
         let mut spare = Spare::allocate(self.platform(), missing)?;
-        self.fill(root, level, start, end, &linear, &mut spare)?;
+        let filled = self.fill(root, level, start, end, &linear, &mut spare);
         self.guard.tables += missing;
+        self.came(filled?);
         self.gained(start, end, Gain::Present, missing != 0);
         Ok(())
     }
@@ -235,6 +287,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         Ok(missing)
     }
 
+    /// Returns how many leaves it took.
     fn fill(
         &self,
         table: Frame,
@@ -243,7 +296,8 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         end: u64,
         linear: &Linear,
         spare: &mut Spare<'_, P>,
-    ) -> Result<(), MapError> {
+    ) -> Result<usize, MapError> {
+        let mut leaves = 0;
         for (index, start, end) in pieces(level, start, end) {
             let slot = self.slot(table, index);
             let child = match self.format().decode(slot.load(Ordering::Relaxed), level) {
@@ -252,6 +306,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
                 Decoded::Absent(_) => {
                     if let Some(word) = self.leaf_for(level, start, end, linear) {
                         slot.store(word, Ordering::Release);
+                        leaves += 1;
                         continue;
                     }
                     let child = spare.pop()?;
@@ -259,8 +314,8 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
                     child
                 }
             };
-            self.fill(child, level - 1, start, end, linear, spare)?;
+            leaves += self.fill(child, level - 1, start, end, linear, spare)?;
         }
-        Ok(())
+        Ok(leaves)
     }
 }

@@ -44,16 +44,15 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
         }
         let Some(mut frame) = next() else { return Err(MapError::OutOfFrames) };
         let flags = self.format().grants(flags);
-        let mut table = place.table;
         let made = place.level != 1;
-        if made {
-            if let Err(error) = self.prepare(PageRange::single(page(start))) {
+        let entries = match self.leaf_table(start) {
+            Ok(entries) => entries,
+            Err(error) => {
                 self.unused(frame);
                 return Err(error);
             }
-            table = self.walk(start, 1).table;
-        }
-        let (format, entries) = (self.format(), self.entries(table));
+        };
+        let format = self.format();
         let first = index(start, 1);
         let last = ENTRIES.min(first.saturating_add((end - start) as usize));
         let mut at = first;
@@ -76,6 +75,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
             }
         }
         let count = (at - first) as u64;
+        self.came(at - first);
         self.gained(start, start + count, Gain::Present, made);
         Ok(count)
     }

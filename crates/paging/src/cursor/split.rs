@@ -72,6 +72,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
             let breaks = self.format().breaks_for(Rewrite::Size);
             self.split_one(at, place, table, breaks);
             self.guard.tables += 1;
+            self.came(ENTRIES - 1);
             // The translations are the same, but some processors must not know both sizes.
             note(batch, first, whole(frame, place.level, flags));
             if self.format().remembers() == Remembers::Absence {

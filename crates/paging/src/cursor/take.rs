@@ -61,6 +61,7 @@ impl<F: Format, P: Platform> Cursor<'_, F, P> {
                 }
                 continue;
             }
+            self.went(1);
             // From here on the entry is nobody's but ours, with all that hardware wrote into it.
             match self.format().decode(slot.swap(0, Ordering::AcqRel), level) {
                 Decoded::Leaf(frame, flags) => {
