@@ -1,9 +1,9 @@
 //! References of many frames at once: what unmapping a range and forking do.
 //!
-//! Both calls go through the slice once. Frames of one chunk share the look-up of their entries; a
-//! *run*, frames of one chunk in rising order without a gap, is compared eight at a time. Frames
-//! whose caller was the only owner go to the CPU's magazine under one pin, by the rule of
-//! `caches.rs`, decided once for each stretch of frames in one chunk.
+//! Both calls go through the slice once. Frames of one chunk share the look-up of their entries.
+//! Frames whose caller was the only owner go to the CPU's magazine under one pin, by the rule of
+//! `caches.rs`, decided once for each *run*: frames of one chunk in rising order without a gap, which
+//! are compared four or eight at a time.
 //!
 //! Longer runs that the rule would send back to the core go there at once, a line at a time.
 //!
@@ -32,7 +32,11 @@ impl FrameTable<'_> {
     pub fn share_many(&self, frames: &[Frame]) -> Result<(), TableError> {
         let mut rest = frames;
         while let Some(first) = rest.first() {
-            let done = self.share_run(rest);
+            // Eight that look like a run are one in most cases.
+            let eighth =
+                rest.get(EIGHT - 1).map(|frame| frame.number().wrapping_sub(first.number()));
+            let run = if eighth == Some(EIGHT as u64 - 1) { self.share_run(rest) } else { 0 };
+            let done = if run == 0 { self.share_some(rest) } else { run };
             if done == 0 {
                 if let Err(error) = self.share(*first) {
                     self.unshare(frames, frames.len() - rest.len());
@@ -68,6 +72,19 @@ impl FrameTable<'_> {
             next += EIGHT as u64;
         }
         (next - start) as usize
+    }
+
+    /// As many of the first `frames` as lie in one chunk, in any order.
+    #[inline(never)] // needs all registers
+    fn share_some(&self, frames: &[Frame]) -> usize {
+        let chunk = frames.first().and_then(|frame| self.chunk(frame.number()));
+        let Some((first, entries)) = chunk else { return 0 };
+        let share = |frame: &Frame| {
+            let entry = entries.get(frame.number().wrapping_sub(first) as usize);
+            let may = |entry: &&FrameInfo| (entry.word.load(Relaxed) as i64) < BUSY;
+            entry.filter(may).map(|entry| entry.word.fetch_add(OWNER, Relaxed)).is_some()
+        };
+        frames.iter().position(|frame| !share(frame)).unwrap_or(frames.len())
     }
 
     /// Takes back what was given to the first `count` frames. Nobody becomes the last owner by
@@ -155,12 +172,12 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     ) -> Result<(usize, usize), FreeError> {
         let Some(&frame) = frames.first() else { return Ok((0, 0)) };
         let Some((first, entries)) = self.table.chunk(frame.number()) else { return Ok((0, 0)) };
-        let entries = entries.get((frame.number() - first) as usize..).unwrap_or_default();
-        let alone = alone(entries, frames);
+        let run = entries.get((frame.number() - first) as usize..).unwrap_or_default();
+        let alone = alone(run, frames);
         if alone == 0 {
-            return Ok((leave(entries, frames), 0));
+            return Ok((leave(first, entries, frames), 0));
         }
-        let entries = entries.get(..alone).unwrap_or_default();
+        let entries = run.get(..alone).unwrap_or_default();
         let Some(stock) = stock else { return Ok((0, 0)) };
         let mobility = self.mobility(frame.number());
         let way = self.caches.way(stock, mobility, frame.number());
@@ -230,13 +247,15 @@ fn alone(entries: &[FrameInfo], frames: &[Frame]) -> usize {
     done + rest.zip(next..).take_while(|((f, e), next)| f.number() == *next && alone(e)).count()
 }
 
-/// One owner less for as many of the first `frames` as follow each other, as `entries` do, and have
-/// other owners; returns how many.
-#[inline]
-fn leave(entries: &[FrameInfo], frames: &[Frame]) -> usize {
-    let next = frames.first().map_or(0, |frame| frame.number());
-    let run = frames.iter().zip(entries).zip(next..);
-    run.take_while(|((frame, entry), next)| frame.number() == *next && leave_one(entry)).count()
+/// One owner less for as many of the first `frames` as lie in the chunk of `entries`, which begins at
+/// frame `first`, and have other owners; returns how many.
+#[inline(never)] // needs all registers
+fn leave(first: u64, entries: &[FrameInfo], frames: &[Frame]) -> usize {
+    let leave = |frame: &Frame| {
+        let entry = entries.get(frame.number().wrapping_sub(first) as usize);
+        entry.is_some_and(leave_one)
+    };
+    frames.iter().position(|frame| !leave(frame)).unwrap_or(frames.len())
 }
 
 /// One owner less, if there are others.
