@@ -209,15 +209,13 @@ impl Kernel {
         }
     }
 
-    /// The runs of consecutive frames in `pages`. The page of zeroes, which the frame allocator does
-    /// not know, is a run of its own.
+    /// `pages` without the page of zeroes, which nobody counts, and which the frame allocator does not
+    /// know: what lies between its appearances.
     #[inline]
-    fn runs<'p>(&self, pages: &'p [Frame]) -> impl Iterator<Item = &'p [Frame]> + use<'p> {
+    fn counted<'p>(&self, pages: &'p [Frame]) -> impl Iterator<Item = &'p [Frame]> + use<'p> {
         let zero = self.zero_page.load(Ordering::Relaxed);
-        pages.chunk_by(move |one, next| {
-            let (one, next) = (one.number(), next.number());
-            next == one + 1 && one != zero && next != zero
-        })
+        let parts = pages.split(move |page| page.number() == zero);
+        parts.filter(|part| !part.is_empty())
     }
 
     /// One reference less to a page of a program, or one page table less.
@@ -268,16 +266,15 @@ unsafe impl Platform for Kernel {
             panic!("pages released before there is a frame allocator");
         };
         let mut rest = pages;
-        if are_run(rest) {
-            match frames.release_many(rest) {
+        if pages.first().is_some_and(|&page| !self.is_zero_page(page)) {
+            match frames.release_many(pages) {
                 Ok(_) => return,
-                Err((place, _)) => rest = rest.get(place..).unwrap_or_default(),
+                Err((place, _)) => rest = pages.get(place..).unwrap_or_default(),
             }
         }
-        for run in self.runs(rest) {
-            if run.len() < WORTH_MANY {
-                run.iter().for_each(|&frame| self.let_go(frame));
-            } else if let Err((_, error)) = frames.release_many(run) {
+        // There is the page of zeroes in it, or a mistake, which is met again.
+        for part in self.counted(rest) {
+            if let Err((_, error)) = frames.release_many(part) {
                 panic!("frames: {error}");
             }
         }
@@ -298,18 +295,6 @@ unsafe impl Platform for Kernel {
     fn flush(&self, space: &SpaceTlb, what: FlushRange<'_>) {
         shootdown::flush(space, what);
     }
-}
-
-/// From so many frames in a row on, the frame allocator does many in less than one by one.
-const WORTH_MANY: usize = 4;
-
-/// Do these look like consecutive frames, many of them? Tells by the ends; whoever believes it is
-/// told by the frame allocator when it meets another frame that it does not know.
-#[inline]
-fn are_run(pages: &[Frame]) -> bool {
-    let (Some(first), Some(last)) = (pages.first(), pages.last()) else { return false };
-    pages.len() >= WORTH_MANY
-        && last.number().wrapping_sub(first.number()) == pages.len() as u64 - 1
 }
 
 /// Clears a frame that is the caller's alone.
@@ -372,13 +357,14 @@ unsafe impl VmPlatform for Kernel {
         let Some(frames) = self.frames.get() else {
             panic!("pages shared before there is a frame allocator");
         };
-        if are_run(pages) && frames.table().share_many(pages).is_ok() {
+        let table = frames.table();
+        let zero_first = pages.first().is_some_and(|&page| self.is_zero_page(page));
+        if !zero_first && table.share_many(pages).is_ok() {
             return;
         }
-        for run in self.runs(pages) {
-            if run.len() < WORTH_MANY {
-                run.iter().for_each(|&frame| self.share(frame));
-            } else if let Err(error) = frames.table().share_many(run) {
+        // Nothing was shared: there is the page of zeroes in it, or a mistake, which is met again.
+        for part in self.counted(pages) {
+            if let Err(error) = table.share_many(part) {
                 panic!("frames: pages cannot be shared: {error}");
             }
         }
