@@ -28,10 +28,16 @@ pub(crate) fn step() -> Result<(), NoMemory> {
 
 /// A box around `value`, or the value lost with an error.
 pub fn try_box<T>(value: T) -> Result<Box<T>, NoMemory> {
+    try_box_with(|| value)
+}
+
+/// A box around what `make` makes, where the compiler can in its place: for what is large.
+#[inline]
+pub fn try_box_with<T>(make: impl FnOnce() -> T) -> Result<Box<T>, NoMemory> {
     host::step()?;
     let layout = Layout::new::<T>();
     if layout.size() == 0 {
-        return Ok(Box::new(value));
+        return Ok(Box::new(make()));
     }
     // SAFETY: the size is not zero.
     let place = unsafe { alloc(layout) }.cast::<T>();
@@ -41,7 +47,7 @@ pub fn try_box<T>(value: T) -> Result<Box<T>, NoMemory> {
     // SAFETY: the allocator gave memory of the layout of `T`, which a box of `T` frees with the
     // same layout; it is written before it becomes a box.
     unsafe {
-        place.write(value);
+        place.write(make());
         Ok(Box::from_raw(place))
     }
 }

@@ -8,10 +8,19 @@ use pagoda_paging::{Cursor, FlushBatch, Format, PageFlags, PageTable};
 
 use crate::ahead::Streams;
 use crate::guard::copy_guards;
-use crate::region::Region;
+use crate::region::Window;
 use crate::space::{ANONYMOUS, FORKED, Inner, pages};
-use crate::tree::Entry as Interval;
 use crate::{AddressSpace, MapFlags, VmError, VmPlatform};
+
+/// Pages between regions over which a run goes on.
+const NEAR: u64 = 32;
+
+/// What the leaves of a region become in the child.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    shared: bool,
+    anonymous: bool,
+}
 
 impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     /// A copy of this space over `table`, an empty page table. On failure this space is as before
@@ -83,38 +92,62 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         // Nobody else knows the child's table; trying keeps two locks of one rank from looking like
         // a deadlock.
         let mut to = table.try_cursor(all).ok_or(VmError::Invalid)?;
-        for entry in parent.regions.within((0, u64::MAX)) {
-            if !entry.value.flags.intersects(MapFlags::DONT_FORK | MapFlags::WIPE_ON_FORK) {
-                self.copy_region_leaves(entry, child, &mut from, &mut to, batch)?;
+        // One pass for each run of regions of one kind that follow each other closely.
+        let mut run: Option<(Window, Kind)> = None;
+        for entry in parent.regions.all() {
+            let region = &entry.value;
+            let stays = region.flags.intersects(MapFlags::DONT_FORK | MapFlags::WIPE_ON_FORK);
+            let window = region.touched.within((entry.start, entry.end));
+            if !stays && window.0 >= window.1 {
+                continue;
+            }
+            let kind = Kind { shared: region.is_shared(), anonymous: region.is_anonymous() };
+            let alone = stays || region.touched.has_guards();
+            match &mut run {
+                Some((before, same)) if !alone && *same == kind && window.0 - before.1 < NEAR => {
+                    before.1 = window.1;
+                    continue;
+                }
+                _ => {}
+            }
+            if let Some((before, kind)) = run.take() {
+                self.copy_run(before, kind, child, &mut from, &mut to, batch)?;
+            }
+            if stays {
+                continue;
+            }
+            if alone {
+                self.copy_run(window, kind, child, &mut from, &mut to, batch)?;
+                copy_guards(&mut from, &mut to, window)?;
+            } else {
+                run = Some((window, kind));
             }
         }
-        Ok(())
+        run.map_or(Ok(()), |(last, kind)| {
+            self.copy_run(last, kind, child, &mut from, &mut to, batch)
+        })
     }
 
-    fn copy_region_leaves(
+    /// The leaves of a window in which all regions are of one kind.
+    fn copy_run(
         &self,
-        entry: &Interval<Region<P>>,
+        window: Window,
+        kind: Kind,
         child: &mut Inner<P>,
         from: &mut Cursor<'_, F, P>,
         to: &mut Cursor<'_, F, P>,
         batch: &mut FlushBatch<'_, P>,
     ) -> Result<(), VmError> {
-        let window = entry.value.touched.within((entry.start, entry.end));
-        let Some(range) = pages(window).filter(|range| !range.is_empty()) else { return Ok(()) };
-        let (shared, anonymous) = (entry.value.is_shared(), entry.value.is_anonymous());
+        let range = pages(window).ok_or(VmError::Invalid)?;
         let decide = |old: PageFlags| match old.contains(ANONYMOUS) {
-            _ if shared => old,
+            _ if kind.shared => old,
             true => (old - PageFlags::WRITE) | FORKED,
             false => old - PageFlags::WRITE,
         };
         let copied = from.copy_to(range, to, batch, decide, |flags, frames| {
             self.platform().share_many(frames);
-            child.stats.pages_came(anonymous, flags, frames.len() as u64);
+            child.stats.pages_came(kind.anonymous, flags, frames.len() as u64);
         });
-        copied.map_err(|_| VmError::OutOfMemory)?;
-        if entry.value.touched.has_guards() {
-            copy_guards(from, to, window)?;
-        }
-        Ok(())
+        copied.map_err(|_| VmError::OutOfMemory)
     }
 }

@@ -269,6 +269,11 @@ impl<P: VmPlatform> Regions<P> {
         })
     }
 
+    /// All regions, in order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Entry<Region<P>>> {
+        self.tree.from(0)
+    }
+
     /// Is nothing mapped in `window`?
     pub(crate) fn is_free(&self, window: Window) -> bool {
         self.tree.find(window.0).is_none_or(|entry| entry.start >= window.1)

@@ -138,6 +138,16 @@ impl<T: Piece> Slots<T> {
         self.len += 1;
     }
 
+    /// Puts `item` behind all others. The node must not be full.
+    #[inline]
+    pub(crate) fn push(&mut self, item: T) {
+        debug_assert!(self.len < CAP);
+        let place = self.order.get(self.len);
+        self.keys[place] = item.key();
+        self.items[place] = Some(item);
+        self.len += 1;
+    }
+
     /// Lets `change` alter the item at `index`.
     #[inline]
     pub(crate) fn edit<R>(&mut self, index: usize, change: impl FnOnce(&mut T) -> R) -> Option<R> {

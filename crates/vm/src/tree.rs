@@ -27,7 +27,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use crate::fallible::{NoMemory, try_box, try_push};
+use crate::fallible::{NoMemory, try_box_with, try_push};
 pub(crate) use crate::slots::PageNumber;
 use crate::slots::{CAP, Piece, Slots, Summary};
 
@@ -213,23 +213,20 @@ impl<V: Value> Node<V> {
     ) -> Result<Option<Self>, E> {
         Ok(match self {
             Self::Leaf(slots) => {
-                let mut copy = try_box(Slots::default())?;
+                let mut copy = try_box_with(Slots::default)?;
                 for entry in slots.iter() {
                     if let Some(value) = keep(entry)? {
-                        copy.insert(
-                            copy.len(),
-                            Entry { start: entry.start, end: entry.end, value },
-                        );
+                        copy.push(Entry { start: entry.start, end: entry.end, value });
                     }
                 }
                 *len += copy.len();
                 (copy.len() != 0).then_some(Self::Leaf(copy))
             }
             Self::Inner(slots) => {
-                let mut copy = try_box(Slots::default())?;
+                let mut copy = try_box_with(Slots::default)?;
                 for child in slots.iter() {
                     if let Some(node) = child.node.copy(keep, len)? {
-                        copy.insert(copy.len(), node.child());
+                        copy.push(node.child());
                     }
                 }
                 (copy.len() != 0).then_some(Self::Inner(copy))
@@ -308,6 +305,36 @@ impl<V: Value> Tree<V> {
         }
     }
 
+    /// The entries that end above `page`, in order: a search for each leaf of the tree.
+    pub(crate) fn from(&self, page: PageNumber) -> impl Iterator<Item = &Entry<V>> {
+        let mut next = page;
+        let mut leaf: Option<(&Slots<Entry<V>>, usize)> = None;
+        core::iter::from_fn(move || {
+            let found = leaf.and_then(|(slots, at)| Some((slots, at, slots.get(at)?)));
+            let (slots, at, entry) = match found {
+                Some(found) => found,
+                None => {
+                    let slots = self.leaf_of(next)?;
+                    let at = slots.first_ending_above(next);
+                    (slots, at, slots.get(at)?)
+                }
+            };
+            (leaf, next) = (Some((slots, at + 1)), entry.end);
+            Some(entry)
+        })
+    }
+
+    /// The leaf with the first entry that ends above `page`.
+    fn leaf_of(&self, page: PageNumber) -> Option<&Slots<Entry<V>>> {
+        let mut node = self.root.as_ref()?;
+        loop {
+            match node {
+                Node::Leaf(slots) => return Some(slots),
+                Node::Inner(slots) => node = &slots.get(slots.first_ending_above(page))?.node,
+            }
+        }
+    }
+
     /// The entry that covers `page`.
     #[inline]
     pub(crate) fn covering(&self, page: PageNumber) -> Option<&Entry<V>> {
@@ -371,11 +398,11 @@ impl<V: Value> Tree<V> {
             inners += inner;
         }
         while self.spare.leaves.len() < leaves {
-            let leaf = try_box(Slots::default())?;
+            let leaf = try_box_with(Slots::default)?;
             try_push(&mut self.spare.leaves, leaf)?;
         }
         while self.spare.inners.len() < inners {
-            let inner = try_box(Slots::default())?;
+            let inner = try_box_with(Slots::default)?;
             try_push(&mut self.spare.inners, inner)?;
         }
         Ok(())
