@@ -194,7 +194,7 @@ fn start_first<M: Machine>(kernel: &Arc<Kernel<M>>) -> Result<(), StartError> {
         space: loaded.space,
         files: try_arc(files).map_err(|_| StartError::OutOfMemory)?,
         places,
-        signals: ProcessSignals::new(),
+        signals: ProcessSignals::new()?,
         ids: Ids::default(),
         limits: crate::sys::FIRST_LIMITS,
         program: loaded.program,

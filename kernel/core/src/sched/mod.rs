@@ -332,6 +332,16 @@ impl<M: Machine> Sched<M> {
         self.leave(queues, Some(thread));
     }
 
+    /// Lets a child that was just made run before its parent, unless an idle CPU takes it at once. What
+    /// the child gives up at once (its memory, if it starts another program or ends) the parent then
+    /// need not copy, and need not wait for.
+    pub(crate) fn let_child_run(&self, parent: &Thread<M>) {
+        let idle = self.queues.lock().cpus.iter().any(|cpu| cpu.idling);
+        if !idle {
+            self.yield_now(parent);
+        }
+    }
+
     /// Lets the others run if the thread's slice is over.
     pub(crate) fn yield_if_due(&self, thread: &Thread<M>, now: u64) {
         let misplaced = self.affinity(thread) & slots::bit(self.me()) == 0;

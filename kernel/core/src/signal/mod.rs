@@ -20,6 +20,12 @@ pub(crate) mod info;
 pub(crate) mod send;
 pub(crate) mod set;
 
+use alloc::boxed::Box;
+
+use pagoda_linux::Errno;
+use pagoda_vm::fallible::try_box_with;
+
+use crate::Result;
 use frame::{AltStack, FaultWords};
 use info::{Pending, SigInfo};
 use set::{Action, SIG_DFL, SIG_IGN, SigSet, Signal};
@@ -73,18 +79,21 @@ impl ThreadSignals {
 /// A process's part.
 #[derive(Debug)]
 pub(crate) struct ProcessSignals {
-    actions: [Action; 64],
+    /// Apart: it is large, and what holds it is moved about when a process is made.
+    actions: Box<[Action; 64]>,
     pub(crate) pending: Pending,
 }
 
 impl ProcessSignals {
-    pub(crate) fn new() -> Self {
-        Self { actions: [Action::default(); 64], pending: Pending::new() }
+    pub(crate) fn new() -> Result<Self> {
+        let actions = try_box_with(|| [Action::default(); 64]).map_err(|_| Errno::ENOMEM)?;
+        Ok(Self { actions, pending: Pending::new() })
     }
 
     /// A child's: the same actions, nothing pending.
-    pub(crate) fn inherit(&self) -> Self {
-        Self { actions: self.actions, pending: Pending::new() }
+    pub(crate) fn inherit(&self) -> Result<Self> {
+        let actions = try_box_with(|| *self.actions).map_err(|_| Errno::ENOMEM)?;
+        Ok(Self { actions, pending: Pending::new() })
     }
 
     pub(crate) fn action(&self, signal: Signal) -> Action {
@@ -99,7 +108,7 @@ impl ProcessSignals {
 
     /// A new program: handlers are gone, ignored signals stay ignored.
     pub(crate) fn reset_handlers(&mut self) {
-        for action in &mut self.actions {
+        for action in self.actions.iter_mut() {
             let handler = if action.handler == SIG_IGN { SIG_IGN } else { SIG_DFL };
             *action = Action { handler, ..Action::default() };
         }

@@ -106,6 +106,8 @@ impl<M: Machine> Cx<'_, M> {
         drop(child);
         if let Some(process) = vfork {
             self.wait_for_vfork(&process);
+        } else if !args.has(CLONE_VM) {
+            self.kernel.sched.let_child_run(self.thread);
         }
         Ok(u64::from(tid))
     }
@@ -224,9 +226,9 @@ impl<M: Machine> Cx<'_, M> {
             try_arc(SpinMutex::new(copy)).map_err(|_| Errno::ENOMEM)?
         };
         let signals = if args.has(CLONE_CLEAR_SIGHAND) {
-            ProcessSignals::new()
+            ProcessSignals::new()?
         } else {
-            me.signals.lock().inherit()
+            me.signals.lock().inherit()?
         };
         let parent = if args.has(CLONE_PARENT) { me.parent.load(Ordering::SeqCst) } else { me.pid };
         let program = me.program.lock().try_clone()?;
