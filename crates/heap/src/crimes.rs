@@ -2,12 +2,15 @@
 #![allow(unsafe_code)] // commits crimes
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::ToString;
 use std::vec::Vec;
 
 use crate::testing::{Arena, Ledger};
-use crate::tests::{TestHeap, heap, layout};
-use crate::{DebugError, HeapError, Misuse, MisuseKind};
+use crate::tests::{TestCpus, TestHeap, heap, layout};
+use crate::{DebugError, Heap, HeapError, Misuse, MisuseKind};
+use pagoda_sync::{CpuId, Cpus, RawSpin};
 
 /// Commits a crime in a heap with these debug modes; the only report.
 fn found(option: &'static str, crime: impl FnOnce(&TestHeap<'_>)) -> Misuse {
@@ -366,4 +369,95 @@ fn a_mode_for_one_class_leaves_the_others_alone() {
     let stats = heap.check().unwrap();
     assert_eq!(stats.accounted(), stats.taken);
     assert!(ledger.is_clean());
+}
+
+/// CPUs that assert what a kernel's do: no handler of hard interrupts pins.
+struct Watched<'a>(TestCpus, &'a AtomicBool);
+
+// SAFETY: those inside.
+unsafe impl Cpus for Watched<'_> {
+    fn limit(&self) -> usize {
+        self.0.limit()
+    }
+    fn enter(&self) -> CpuId {
+        assert!(!self.1.load(Relaxed), "a handler of hard interrupts allocated or freed");
+        self.0.enter()
+    }
+    unsafe fn leave(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.leave() };
+    }
+}
+
+#[test]
+fn allocation_and_free_in_a_forbidden_context() {
+    let (arena, ledger, handler) = (Arena::new(256), Ledger::default(), AtomicBool::new(false));
+    let cpus = Watched(TestCpus::default(), &handler);
+    let heap: Heap<_, _, RawSpin, _> = Heap::with_report(&arena, cpus, &ledger);
+    let cache = heap.cache("things", || 1u64).unwrap();
+    let sizes = [8, 1000, 5000, 20_000, 100_000];
+    let blocks = sizes.map(|size| heap.kalloc(layout(size, 8)).unwrap());
+    let object = cache.alloc_raw().unwrap();
+    let before = heap.stats();
+    handler.store(true, Relaxed);
+    let caught = |crime: &dyn Fn() -> bool| {
+        let payload = catch_unwind(AssertUnwindSafe(crime)).unwrap_err();
+        let said = payload.downcast_ref::<&str>().unwrap();
+        assert_eq!(*said, "a handler of hard interrupts allocated or freed");
+    };
+    for (block, size) in blocks.into_iter().zip(sizes) {
+        caught(&|| heap.kalloc(layout(size, 8)).is_ok());
+        caught(&|| heap.kalloc_zeroed(layout(size, 8)).is_ok());
+        // SAFETY: none of them gets so far.
+        unsafe {
+            caught(&|| heap.kfree(block).is_ok());
+            caught(&|| heap.kfree_sized(block, layout(size, 8)).is_ok());
+            caught(&|| heap.krealloc(block, layout(size, 8), 3 * size).is_ok());
+        }
+    }
+    caught(&|| cache.alloc_raw().is_ok());
+    // SAFETY: as above.
+    caught(&|| unsafe { cache.free_raw(object) }.is_ok());
+    handler.store(false, Relaxed);
+    assert_eq!(heap.stats(), before, "and nothing has happened");
+    // SAFETY: live, each once.
+    unsafe {
+        blocks.into_iter().for_each(|block| heap.kfree(block).unwrap());
+        cache.free_raw(object).unwrap();
+    }
+    assert!(ledger.is_clean());
+}
+
+#[test]
+fn free_from_another_cpu_after_teardown() {
+    let (arena, ledger) = (Arena::new(256), Ledger::default());
+    let heap = heap(&arena, &ledger);
+    let cache = heap.cache("short-lived", || [7u64; 4]).unwrap();
+    let objects: Vec<usize> =
+        (0..6).map(|_| cache.alloc_raw().unwrap().as_ptr().expose_provenance()).collect();
+    let object = |at: usize| {
+        let pointer = core::ptr::with_exposed_provenance_mut::<[u64; 4]>(objects[at]);
+        NonNull::new(pointer).unwrap()
+    };
+    std::thread::scope(|scope| {
+        // In time: what lies in the other CPU's magazine is no leak.
+        let other = || {
+            // SAFETY: live, each once.
+            (0..5).for_each(|at| unsafe { cache.free_raw(object(at)) }.unwrap());
+        };
+        scope.spawn(other).join().unwrap();
+    });
+    drop(cache);
+    let misuse = ledger.one();
+    assert_eq!((misuse.kind, misuse.size, misuse.cache), (MisuseKind::Leak, 1, "short-lived"));
+    assert_eq!(misuse.block, objects[5]);
+    // Too late.
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert!(!free(&heap, object(5).cast()))).join().unwrap();
+    });
+    let misuse = ledger.one();
+    assert_eq!((misuse.kind, misuse.cache), (MisuseKind::WrongCache, "short-lived"));
+    // SAFETY: leaked, and nobody else's.
+    assert_eq!(unsafe { object(5).read() }, [7; 4]);
+    heap.check().unwrap();
 }

@@ -322,6 +322,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
     #[cold]
     #[inline(never)]
     fn free_slow(&self, ptr: NonNull<u8>, layout: Option<Layout>) -> Result<(), MisuseKind> {
+        drop(self.cpus.pin());
         let expected = layout.map(place);
         let class = match (expected, self.tag(ptr.as_ptr() as usize)) {
             (Some(Some(Place::Class(class))), Tag::Class(tag)) if class == tag => Some(class),
