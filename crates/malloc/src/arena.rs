@@ -49,8 +49,8 @@ const BINS: usize = 64 + 24 * 16;
 const MAPS: usize = BINS / 64;
 /// This much may be free and dirty always, in granules: 256 KiB.
 const BUDGET: u32 = 4096;
-/// So much more may be free and dirty in a program that goes up and down, in granules: 4 MiB.
-const EXTRA: u32 = 65536;
+/// So much more may be free and dirty in a program that goes up and down, in granules: 1 MiB.
+const EXTRA: u32 = 16384;
 /// Free blocks below this are not worth a call to the system, in granules: 16 KiB.
 const WORTH: u32 = 256;
 
@@ -252,7 +252,7 @@ impl<'a, S: System> Ground<'a, S> {
         let budget = BUDGET + live / 8 + self.arena.regret.extra();
         if free > budget {
             self.purge(budget / 2);
-            let most = EXTRA + live / 4;
+            let most = EXTRA + live / 8;
             self.arena.regret.gives(free - self.dirty(), most);
         }
     }
