@@ -46,7 +46,7 @@
 //! *heap-conservation*: every byte taken from the source is in exactly one column of [`Stats`];
 //! [`Heap::check`] compares. *tag-true*: a tag is written after the records that it vouches for, and
 //! cleared before they go, under the central lock. *slab-valid*, *slab-locked*, *slab-count*,
-//! *shelf-count*, *pool-locked*, *pool-coalesced*, *pool-count*, *slab-end*, *magazine-own*,
+//! *shelf-count*, *pool-locked*, *pool-coalesced*, *pool-count*, *chunk-clean*, *slab-end*, *magazine-own*,
 //! *magazine-range*, *cache-listed*: in the modules that keep them.
 //!
 //! # What is checked, and when
@@ -62,6 +62,14 @@
 //! depot's is tried, and not waited for. None is held
 //! while the source gives or takes pages, while an object is constructed or destroyed, or while the
 //! report hook or a text sink runs.
+//!
+//! # How it is tested
+//!
+//! Against a naive model, with the conservation law after each step (`tests`); with every internal step
+//! failing once at every place of a long life, and for stretches (`failing`); in every interleaving of
+//! two CPUs, with orderings weakened to see that it is noticed (`interleavings`); by a corpus of crimes,
+//! each of which must be named (`crimes`); under Miri; by a fuzz target; and the fast path by counting
+//! its instructions.
 //!
 //! # Left out so far
 //!
