@@ -89,7 +89,9 @@ fn a_request_names_its_node_and_may_insist() {
 fn frames_of_another_node_are_not_kept() {
     let (mut ground, mut areas) = (ground(), [Area::EMPTY; 8]);
     let allocator = with_nodes(&mut ground, &mut areas);
-    let taken: Vec<_> = (0..500).map(|_| allocator.alloc(Request::frame()).unwrap()).collect();
+    let taken: Vec<_> = (0..if cfg!(miri) { 90 } else { 500 })
+        .map(|_| allocator.alloc(Request::frame()).unwrap())
+        .collect();
     allocator.cpus().0.set(1);
     taken.into_iter().for_each(|owned| allocator.free(owned).unwrap());
     for _ in 0..100 {
@@ -155,10 +157,11 @@ fn a_range_goes_off_line_when_its_owners_have_moved() {
     let mut ground = Ground::new(&[(GIB, 4096)], true);
     let allocator = ground.allocator(0, 0);
     let movable = Request::frame().mobility(Mobility::Movable);
+    let (count, chunks) = if cfg!(miri) { (90, 1) } else { (700, 2) };
     let mut pages: Vec<_> =
-        (0..700).map(|_| allocator.alloc(movable).unwrap().into_range()).collect();
+        (0..count).map(|_| allocator.alloc(movable).unwrap().into_range()).collect();
     let fixed = allocator.alloc(Request::count(5)).unwrap().into_range();
-    let leaving = frames(GIB, 1024 + 100);
+    let leaving = frames(GIB, chunks * 512 + 100);
     let total = allocator.stats().total;
     let mut rounds = 0;
     loop {
