@@ -290,14 +290,18 @@ impl<S: System, L: Local> Allocator<S, L> {
         unsafe { self.free_long(at, usize::MAX, 0) }
     }
 
-    /// The way of [`Allocator::free`] when there is no short one; `claimed` is what the caller says of the
-    /// size, or the largest number.
+    /// The way of [`Allocator::free`] when there is no short one; `claimed` size: the largest number is none.
     ///
     /// # Safety
     /// As for [`Allocator::free`].
     #[inline(always)]
     pub(crate) unsafe fn free_long(&self, at: *mut u8, claimed: usize, pc: usize) {
-        if !self.put_at_hand(at) && !self.put_in_parcel(at) {
+        let done = match self.window.medium_offset(at as usize) {
+            Some(offset) => self.put_at_hand(at, offset),
+            None if self.window.is_small(at as usize) => self.put_in_parcel(at),
+            None => self.put_large_at_hand(at),
+        };
+        if !done {
             // SAFETY: the caller's promise is ours.
             unsafe { self.free_kept(at, (claimed != usize::MAX).then_some(claimed), pc) }
         }

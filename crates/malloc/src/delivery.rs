@@ -29,11 +29,12 @@ impl<S: System, L: Local> Allocator<S, L> {
     }
 
     /// Puts a block to others of its slab, if this thread has a parcel for it that is not full. False:
-    /// free it, right or wrong. A thread without a heap has none. The checks are those of `free_small`.
+    /// free it, right or wrong. A thread without a heap has none. The checks are those of `free_small`; the
+    /// address lies in the small window.
     #[inline(always)]
     pub(crate) fn put_in_parcel(&self, at: *mut u8) -> bool {
         let number = self.window.small_offset(at as usize) / UNIT_BYTES;
-        if number >= self.window.units() || self.secret.load(Ordering::Relaxed) != 0 {
+        if self.secret.load(Ordering::Relaxed) != 0 {
             return false;
         }
         let block: *mut Block = at.cast();

@@ -13,7 +13,7 @@ use crate::arena::{ARENAS, CELL_BYTES, Cell, FREED, GRANULE, Ground, KEPT, LIVE,
 use crate::classes::{SMALL_MAX, UNIT_BYTES};
 use crate::heap::Heap;
 use crate::large::{self, Block, Large};
-use crate::recent::{Kept, Key, Offer};
+use crate::recent::{Kept, Key, LARGEST_KEPT, Offer};
 use crate::system::{Local, Misuse, PAGE_BYTES, System};
 
 /// Memory handed out.
@@ -83,12 +83,12 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
     }
 
-    /// A medium block that this thread has at hand; null if there is none. The shortest way: a thread
-    /// without a heap, and hardened mode, have nothing at hand, nor have sizes that slabs serve.
+    /// A medium or large block that this thread has at hand; null if there is none. The shortest way: a
+    /// thread without a heap, and hardened mode, have nothing at hand, nor have sizes that slabs serve.
     #[inline(always)]
     pub(crate) fn take_at_hand(&self, bytes: usize) -> *mut u8 {
         if bytes > MEDIUM_MAX {
-            return ptr::null_mut();
+            return self.take_large_at_hand(bytes);
         }
         let key = Key::medium(bytes.div_ceil(GRANULE) as u32);
         // SAFETY: the heap is this thread's or the one that is never written. A block at hand under a
@@ -103,13 +103,47 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
     }
 
-    /// Puts a medium block at hand if there is room for its size. False: free it, right or wrong.
     #[inline(always)]
-    pub(crate) fn put_at_hand(&self, at: *mut u8) -> bool {
-        let offset = (at as usize).wrapping_sub(self.window.medium() as usize);
-        if offset >= self.window.medium_bytes() {
+    fn take_large_at_hand(&self, bytes: usize) -> *mut u8 {
+        if bytes > LARGEST_KEPT {
+            return ptr::null_mut();
+        }
+        let Some(key) = Key::large((bytes + large::HEADER).div_ceil(PAGE_BYTES)) else {
+            return ptr::null_mut();
+        };
+        // SAFETY: the heap is as for `take_at_hand`; what is at hand under a large size was put aside.
+        unsafe {
+            let at = (*self.local.get()).recents.take_at_hand(key);
+            if !at.is_null() {
+                large::hand_out(at);
+            }
+            at
+        }
+    }
+
+    /// Puts a large block at hand if there is room for its size. False: free it, right or wrong. The address
+    /// lies in neither window.
+    #[inline(always)]
+    pub(crate) fn put_large_at_hand(&self, at: *mut u8) -> bool {
+        if self.is_hardened() {
             return false;
         }
+        // SAFETY: a block has its header before it; a wild pointer faults, which names the caller. The heap
+        // is as for `take_at_hand`.
+        unsafe {
+            let Some(key) = large::plain_pages(at).and_then(Key::large) else { return false };
+            let put = (*self.local.get()).recents.put_at_hand(key, at);
+            if put {
+                large::put_aside(at);
+            }
+            put
+        }
+    }
+
+    /// Puts a medium block at hand if there is room for its size. False: free it, right or wrong. `offset` is
+    /// the address's place in the medium window.
+    #[inline(always)]
+    pub(crate) fn put_at_hand(&self, at: *mut u8, offset: usize) -> bool {
         // SAFETY: there is a cell for each KiB of the window, and all zero is a valid one. The heap is as
         // for `take_at_hand`.
         unsafe {
