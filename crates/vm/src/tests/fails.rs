@@ -8,7 +8,8 @@ use pagoda_paging::Entry;
 use proptest::prelude::*;
 
 use super::host::{Host, Space};
-use super::random::{LAYOUT, Step, World, step};
+use super::steps::{Step, step};
+use super::world::{LAYOUT, World};
 use super::{config, longest};
 use crate::fallible;
 use crate::{Advice, MapFlags, Prot, RemapPlace, RemapRequest, SpaceStats, VmError};

@@ -23,3 +23,5 @@ mod mistakes;
 mod model;
 mod random;
 mod sharing;
+mod steps;
+mod world;
