@@ -9,7 +9,8 @@ impl From<VmError> for Errno {
     fn from(error: VmError) -> Self {
         match error {
             VmError::Invalid => Self::EINVAL,
-            VmError::TooLow => Self::EPERM,
+            VmError::TooLow | VmError::LockDenied => Self::EPERM,
+            VmError::LockLimit => Self::EAGAIN,
             VmError::Overflow => Self::EOVERFLOW,
             VmError::Exists => Self::EEXIST,
             VmError::Denied => Self::EACCES,

@@ -12,4 +12,4 @@ pub mod text;
 
 pub use errno::Errno;
 pub use fault::FaultSignal;
-pub use mem::{Mmap, Mprotect, Sharing, advice, mprotect, mremap, prot_bits};
+pub use mem::{Mmap, Mprotect, Sharing, advice, mlockall, mprotect, mremap, prot_bits};

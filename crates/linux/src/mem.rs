@@ -11,7 +11,7 @@
 
 use pagoda_addr::VirtAddr;
 use pagoda_vm::{
-    Advice, Backing, Layout, MapFlags, MapRequest, Place, Prot, RemapPlace, RemapRequest,
+    Advice, Backing, Layout, Locking, MapFlags, MapRequest, Place, Prot, RemapPlace, RemapRequest,
     VmPlatform,
 };
 
@@ -233,8 +233,8 @@ pub fn mremap(
 /// [`Advice::Hint`].
 pub fn advice(number: u64) -> Result<Advice, Errno> {
     Ok(match number {
-        // NORMAL, RANDOM, SEQUENTIAL; MERGEABLE, UNMERGEABLE, HUGEPAGE, NOHUGEPAGE; COLD, PAGEOUT.
-        0..=2 | 12..=15 | 20 | 21 => Advice::Hint,
+        // NORMAL, RANDOM, SEQUENTIAL; MERGEABLE, UNMERGEABLE, HUGEPAGE, NOHUGEPAGE.
+        0..=2 | 12..=15 => Advice::Hint,
         3 => Advice::WillNeed,
         4 => Advice::DontNeed,
         8 => Advice::Free,
@@ -244,12 +244,28 @@ pub fn advice(number: u64) -> Result<Advice, Errno> {
         17 => Advice::Dump { include: true },
         18 => Advice::WipeOnFork { wipe: true },
         19 => Advice::WipeOnFork { wipe: false },
+        20 => Advice::Cold,
+        21 => Advice::PageOut,
         22 => Advice::PopulateRead,
         23 => Advice::PopulateWrite,
+        24 => Advice::DontNeedLocked,
         102 => Advice::GuardInstall,
         103 => Advice::GuardRemove,
         _ => return Err(Errno::EINVAL),
     })
+}
+
+/// Reads the register of `mlockall`: what happens to what is mapped, and to what will be.
+pub fn mlockall(flags: u64) -> Result<(Option<Locking>, Locking), Errno> {
+    const CURRENT: u64 = 1;
+    const FUTURE: u64 = 2;
+    const ONFAULT: u64 = 4;
+    if flags == 0 || flags & !(CURRENT | FUTURE | ONFAULT) != 0 || flags == ONFAULT {
+        return Err(Errno::EINVAL);
+    }
+    let locking = if flags & ONFAULT != 0 { Locking::OnFault } else { Locking::Now };
+    let future = if flags & FUTURE != 0 { locking } else { Locking::Off };
+    Ok(((flags & CURRENT != 0).then_some(locking), future))
 }
 
 fn round_up(len: u64) -> Option<u64> {
@@ -298,5 +314,11 @@ mod tests {
         assert_eq!(mremap(4096, 1, 2, 8, 0).unwrap_err(), Errno::EINVAL);
         assert_eq!(mremap(4096, 1, 2, 1, 0).unwrap().place, RemapPlace::MayMove);
         assert_eq!(advice(9), Err(Errno::EINVAL));
+        for flags in [0, 4, 8, 9] {
+            assert_eq!(mlockall(flags), Err(Errno::EINVAL));
+        }
+        assert_eq!(mlockall(1), Ok((Some(Locking::Now), Locking::Off)));
+        assert_eq!(mlockall(6), Ok((None, Locking::OnFault)));
+        assert_eq!(mlockall(7), Ok((Some(Locking::OnFault), Locking::OnFault)));
     }
 }

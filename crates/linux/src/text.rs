@@ -48,13 +48,31 @@ pub fn maps_line(to: &mut dyn Write, region: &RegionInfo) -> fmt::Result {
     line.write_char('\n')
 }
 
-/// Writes a region as `/proc/PID/smaps` does.
-pub fn smaps_entry(to: &mut dyn Write, region: &RegionInfo, pages: &Residency) -> fmt::Result {
-    maps_line(to, region)?;
-    let kib = |pages: u64| pages * 4;
+fn kib(pages: u64) -> u64 {
+    pages * 4
+}
+
+/// The lines on who has written what and who shares it, which `smaps` and its sum have in common.
+fn by_sharing(to: &mut dyn Write, pages: &Residency) -> fmt::Result {
     let clean = pages.sole - pages.sole_dirty.min(pages.sole);
     let shared = pages.present - pages.sole.min(pages.present);
     let shared_dirty = (pages.dirty - pages.sole_dirty.min(pages.dirty)).min(shared);
+    for (name, pages) in [
+        ("Shared_Clean:", shared - shared_dirty),
+        ("Shared_Dirty:", shared_dirty),
+        ("Private_Clean:", clean),
+        ("Private_Dirty:", pages.sole_dirty),
+        ("Referenced:", pages.accessed),
+        ("Anonymous:", pages.anonymous),
+    ] {
+        writeln!(to, "{name:<16}{:>8} kB", kib(pages))?;
+    }
+    Ok(())
+}
+
+/// Writes a region as `/proc/PID/smaps` does.
+pub fn smaps_entry(to: &mut dyn Write, region: &RegionInfo, pages: &Residency) -> fmt::Result {
+    maps_line(to, region)?;
     let locked = region.flags.contains(MapFlags::LOCKED);
     let proportional = pages.proportional >> 10;
     for (name, value) in [
@@ -67,13 +85,12 @@ pub fn smaps_entry(to: &mut dyn Write, region: &RegionInfo, pages: &Residency) -
             "Pss_Dirty:",
             if pages.dirty == pages.present { proportional } else { kib(pages.sole_dirty) },
         ),
-        ("Shared_Clean:", kib(shared - shared_dirty)),
-        ("Shared_Dirty:", kib(shared_dirty)),
-        ("Private_Clean:", kib(clean)),
-        ("Private_Dirty:", kib(pages.sole_dirty)),
-        ("Referenced:", kib(pages.present)),
-        ("Anonymous:", kib(pages.anonymous)),
-        ("LazyFree:", 0),
+    ] {
+        writeln!(to, "{name:<16}{value:>8} kB")?;
+    }
+    by_sharing(to, pages)?;
+    for (name, value) in [
+        ("LazyFree:", kib(pages.lazy)),
         ("AnonHugePages:", 0),
         ("ShmemPmdMapped:", 0),
         ("FilePmdMapped:", 0),
@@ -98,7 +115,9 @@ pub fn smaps_entry(to: &mut dyn Write, region: &RegionInfo, pages: &Residency) -
         (region.shared, " ms"),
         (region.flags.contains(MapFlags::GROWS_DOWN), " gd"),
         (locked, " lo"),
+        (region.flags.contains(MapFlags::LOCK_ON_FAULT), " lf"),
         (region.flags.contains(MapFlags::DONT_FORK), " dc"),
+        (region.flags.contains(MapFlags::COUNTED), " ac"),
         (region.flags.contains(MapFlags::NO_RESERVE), " nr"),
         (region.flags.contains(MapFlags::WIPE_ON_FORK), " wf"),
         (region.flags.contains(MapFlags::DONT_DUMP), " dd"),
@@ -116,10 +135,6 @@ pub fn smaps_rollup(
     (start, end): (u64, u64),
     pages: &Residency,
 ) -> fmt::Result {
-    let kib = |pages: u64| pages * 4;
-    let clean = pages.sole - pages.sole_dirty.min(pages.sole);
-    let shared = pages.present - pages.sole.min(pages.present);
-    let shared_dirty = (pages.dirty - pages.sole_dirty.min(pages.dirty)).min(shared);
     writeln!(to, "{start:08x}-{end:08x} ---p 00000000 00:00 0                          [rollup]")?;
     for (name, value) in [
         ("Rss:", kib(pages.present)),
@@ -128,14 +143,13 @@ pub fn smaps_rollup(
         ("Pss_Anon:", kib(pages.anonymous)),
         ("Pss_File:", (pages.proportional >> 10).saturating_sub(kib(pages.anonymous))),
         ("Pss_Shmem:", 0),
-        ("Shared_Clean:", kib(shared - shared_dirty)),
-        ("Shared_Dirty:", kib(shared_dirty)),
-        ("Private_Clean:", kib(clean)),
-        ("Private_Dirty:", kib(pages.sole_dirty)),
-        ("Referenced:", kib(pages.present)),
-        ("Anonymous:", kib(pages.anonymous)),
+    ] {
+        writeln!(to, "{name:<16}{value:>8} kB")?;
+    }
+    by_sharing(to, pages)?;
+    for (name, value) in [
         ("KSM:", 0),
-        ("LazyFree:", 0),
+        ("LazyFree:", kib(pages.lazy)),
         ("AnonHugePages:", 0),
         ("ShmemPmdMapped:", 0),
         ("FilePmdMapped:", 0),
@@ -207,6 +221,10 @@ pub struct MemInfo {
     pub kernel_stacks: u64,
     /// Page tables.
     pub page_tables: u64,
+    /// Locked by programs.
+    pub locked: u64,
+    /// What may be promised to programs where every promise has to be kept.
+    pub commit_limit: u64,
     /// Promised to programs.
     pub committed: u64,
 }
@@ -227,7 +245,7 @@ pub fn meminfo(to: &mut dyn Write, info: &MemInfo) -> fmt::Result {
         ("Active(file):", info.cached),
         ("Inactive(file):", 0),
         ("Unevictable:", 0),
-        ("Mlocked:", 0),
+        ("Mlocked:", info.locked),
         ("SwapTotal:", 0),
         ("SwapFree:", 0),
         ("Dirty:", 0),
@@ -241,7 +259,7 @@ pub fn meminfo(to: &mut dyn Write, info: &MemInfo) -> fmt::Result {
         ("SUnreclaim:", info.slab.saturating_sub(info.slab_reclaimable)),
         ("KernelStack:", info.kernel_stacks),
         ("PageTables:", info.page_tables),
-        ("CommitLimit:", info.total),
+        ("CommitLimit:", info.commit_limit),
         ("Committed_AS:", info.committed),
     ] {
         writeln!(to, "{name:<16}{:>8} kB", bytes >> 10)?;
@@ -354,13 +372,21 @@ mod tests {
     #[test]
     fn smaps_meminfo_status_and_statm_have_the_columns_of_linux() {
         let mut text = String::new();
-        let pages = Residency { present: 2, sole: 2, proportional: 8192, ..Residency::default() };
+        let pages = Residency {
+            present: 2,
+            sole: 2,
+            accessed: 1,
+            proportional: 8192,
+            ..Residency::default()
+        };
         smaps_entry(&mut text, &region(0x1000, 0x3000, Prot::READ), &pages).unwrap();
         for expected in [
             "\nSize:                  8 kB\n",
             "\nMMUPageSize:           4 kB\n",
             "\nPss:                   8 kB\n",
             "\nPrivate_Clean:         8 kB\n",
+            "\nReferenced:            4 kB\n",
+            "\nLazyFree:              0 kB\n",
             "\nTHPeligible:           0\n",
             "\nVmFlags: rd mr mw me \n",
         ] {

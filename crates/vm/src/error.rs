@@ -24,12 +24,16 @@ pub enum VmError {
     Fault,
     /// Exhaustion: no hole in the address space is large enough.
     NoSpace,
-    /// Exhaustion: a limit of the process ([`Limits`](crate::Limits)) or the machine's commit
-    /// policy forbids it.
+    /// Exhaustion: a limit of the process ([`Limits`](crate::Limits)) forbids it.
     Limit,
+    /// Exhaustion: new memory would be locked, and more than the process may lock.
+    LockLimit,
+    /// Caller: the process may not lock memory at all.
+    LockDenied,
     /// Exhaustion: too many regions.
     TooManyRegions,
-    /// Exhaustion: the kernel has no memory for its own records or for a page.
+    /// Exhaustion: the kernel has no memory for its own records or for a page, or the machine's
+    /// commit policy forbids it.
     OutOfMemory,
     /// Not done by this crate.
     Unsupported,
@@ -48,6 +52,8 @@ impl fmt::Display for VmError {
             Self::Fault => "bad address",
             Self::NoSpace => "no hole is large enough",
             Self::Limit => "a limit forbids it",
+            Self::LockLimit => "more locked memory than allowed",
+            Self::LockDenied => "locking memory is not allowed",
             Self::TooManyRegions => "too many regions",
             Self::OutOfMemory => "out of memory",
             Self::Unsupported => "not supported",

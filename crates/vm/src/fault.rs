@@ -64,7 +64,15 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             self.fault_object(stats, region, window, entry.end, access)
         };
         streams.stopped(stream, done.as_ref().map_or(page, |&(_, count)| page + count));
-        done.map(|(done, _)| done)
+        match done {
+            Ok((done, _)) => Ok(done),
+            Err(FaultError::OutOfMemory) if inner.lazy => {
+                // What was freed lazily is needed now; afterwards there is none.
+                self.let_go_of_lazy(inner);
+                self.fault_in(inner, page, access)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// A fault at the first page of `window` in private memory without a file, which may bring the
@@ -84,13 +92,12 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         let filled = if let Some(zero) = zero {
             cursor.fill_run(range, flags, || Some(zero))
         } else {
-            flags |= ANONYMOUS;
+            // Counts as written even where it was only read, or it would be *lazy*.
+            flags |= ANONYMOUS | PageFlags::DIRTY;
             if region.prot.contains(Prot::WRITE) {
                 flags |= PageFlags::WRITE;
             }
-            if access == Access::Write {
-                flags |= PageFlags::DIRTY;
-            }
+            region.touched.note_own();
             cursor.fill_run(range, flags, || self.platform().alloc_page(true).ok())
         };
         let count = filled.map_err(|_| FaultError::OutOfMemory)?;
@@ -150,6 +157,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             stats.pages_came(anonymous, flags, 1);
             Some(rewritten)
         });
+        region.touched.note_own();
         batch.flush_now();
         match done.map_err(|_| FaultError::Unmapped)? {
             0 if refused => Err(FaultError::OutOfMemory),
@@ -312,10 +320,15 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
                 && !below.value.prot.is_empty()
                 && page.saturating_sub(below.end) < self.layout.guard_pages
         });
-        if too_close || !self.platform().may_commit(more) {
+        let region = region.clone();
+        let locked = region.flags.contains(MapFlags::LOCKED);
+        if too_close || locked && inner.may_lock(more, MapFlags::empty()).is_err() {
             return Err(FaultError::Unmapped);
         }
-        inner.stats.promise(region, more, true);
+        if region.is_counted() && !self.charge(inner, more) {
+            return Err(FaultError::Unmapped);
+        }
+        inner.stats.promise(&region, more, true);
         inner.regions.resize(start, (page, end));
         Ok(())
     }

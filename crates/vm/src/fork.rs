@@ -10,7 +10,7 @@ use crate::ahead::Streams;
 use crate::guard::copy_guards;
 use crate::region::Window;
 use crate::space::{ANONYMOUS, FORKED, Inner, pages};
-use crate::{AddressSpace, MapFlags, VmError, VmPlatform};
+use crate::{AddressSpace, Locking, MapFlags, VmError, VmPlatform};
 
 /// Pages between regions over which a run goes on.
 const NEAR: u64 = 32;
@@ -35,6 +35,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             inner.limits = parent.limits;
             inner.brk = parent.brk;
             inner.stack = parent.stack;
+            inner.lazy = parent.lazy;
             inner.streams = Streams::new(parent.streams.policy());
             self.copy_regions(parent, inner)?;
             let mut batch = self.table.batch();
@@ -49,15 +50,17 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     /// nothing is searched.
     fn copy_regions(&self, parent: &Inner<P>, child: &mut Inner<P>) -> Result<(), VmError> {
         let mut locked = false;
-        let stats = &mut child.stats;
+        let (stats, charged) = (&mut child.stats, &mut child.charged);
         child.regions = parent.regions.copy(|entry| {
             let region = &entry.value;
             if region.flags.contains(MapFlags::DONT_FORK) {
                 return Ok(None);
             }
-            let counted = region.is_counted();
-            if counted && !self.platform().may_commit(entry.pages()) {
-                return Err(VmError::OutOfMemory);
+            if region.is_counted() {
+                if !parent.may_charge(self.platform(), entry.pages()) {
+                    return Err(VmError::OutOfMemory);
+                }
+                *charged += entry.pages();
             }
             let region = region.clone();
             if region.flags.contains(MapFlags::WIPE_ON_FORK) {
@@ -72,7 +75,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             let all = (0, u64::MAX);
             child.regions.change(all, |region| {
                 let locked = region.flags.contains(MapFlags::LOCKED);
-                region.flags.remove(MapFlags::LOCKED);
+                region.flags.remove(Locking::FLAGS);
                 locked
             });
             child.stats.locked = 0;

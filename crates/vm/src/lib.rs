@@ -10,12 +10,15 @@ extern crate std;
 extern crate self as pagoda_vm;
 
 mod ahead;
+mod commit;
 mod copy;
 mod error;
 pub mod fallible;
 mod fault;
 mod fork;
 mod guard;
+mod lazy;
+mod locked;
 mod map;
 mod memory;
 mod object;
@@ -31,6 +34,7 @@ mod store;
 mod tree;
 
 pub use ahead::Policy;
+pub use commit::{Charge, Commit, Overcommit};
 pub use copy::FutexKey;
 pub use error::{CStrError, CopyError, FaultError, VmError};
 pub use fault::FaultDone;
@@ -38,8 +42,8 @@ pub use object::{FileIdentity, FileObject, ReadError, SharedObject};
 pub use pagoda_paging::OutOfFrames;
 pub use platform::VmPlatform;
 pub use request::{
-    Access, Advice, Backing, Layout, Limits, MapFlags, MapRequest, Place, Prot, RemapPlace,
-    RemapRequest,
+    Access, Advice, Backing, Layout, Limits, Locking, MapFlags, MapRequest, Place, Prot,
+    RemapPlace, RemapRequest,
 };
 pub use seen::{PageState, Residency};
 pub use space::{AddressSpace, RegionInfo, SpaceStats};

@@ -7,19 +7,20 @@ use crate::region::{Object, Region, Touched, Window};
 use crate::space::{Inner, number, page_count};
 use crate::tree::PageNumber;
 use crate::{
-    Access, AddressSpace, Backing, MapFlags, MapRequest, Place, Prot, SharedObject, VmError,
-    VmPlatform,
+    Access, AddressSpace, Backing, MapFlags, MapRequest, Overcommit, Place, Prot, SharedObject,
+    VmError, VmPlatform,
 };
 
 impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     /// Makes a mapping; returns its first address.
     ///
-    /// Checks in Linux's order: length, number of regions, place, offset, limits, commit.
+    /// Checks in Linux's order: length, number of regions, place, locked memory, offset, limits,
+    /// commit.
     pub fn map(&self, request: MapRequest<P>) -> Result<VirtAddr, VmError>
     where
         P: Clone,
     {
-        let MapRequest { place, len, prot, flags, backing } = request;
+        let MapRequest { place, len, prot, mut flags, backing } = request;
         if len == 0 {
             return Err(VmError::Invalid);
         }
@@ -33,12 +34,20 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if offset % 4096 != 0 {
             return Err(VmError::Invalid);
         }
-        let mut guard = self.lock();
+        let mut guard = self.change();
         let inner = &mut *guard;
         if inner.regions.len() > inner.limits.regions {
             return Err(VmError::TooManyRegions);
         }
         let (window, free) = self.place(inner, place, len, flags)?;
+        flags |= inner.future.flags();
+        if flags.contains(MapFlags::LOCKED) {
+            inner.may_lock(len, request.flags)?;
+        }
+        // Who wants to keep every promise makes no exceptions.
+        if self.platform().commit().is_some_and(|books| books.mode() == Overcommit::Never) {
+            flags -= MapFlags::NO_RESERVE;
+        }
         // No file is longer than offsets are positive.
         if (offset >> 12).saturating_add(len) > i64::MAX as u64 >> 12 {
             return Err(VmError::Overflow);
@@ -47,10 +56,10 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             Backing::Anonymous => (Object::Anonymous, 0),
             Backing::SharedAnonymous => {
                 let counted = !flags.contains(MapFlags::NO_RESERVE);
-                if counted && !self.platform().may_commit(len) {
+                if counted && !inner.may_charge(self.platform(), len) {
                     return Err(VmError::OutOfMemory);
                 }
-                let object = SharedObject::new(self.platform().clone(), len)?;
+                let object = SharedObject::charged(self.platform().clone(), len, counted)?;
                 (Object::Shared(object), 0u64.wrapping_sub(window.0))
             }
             Backing::File { object, offset } => {
@@ -75,7 +84,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             touched: Touched::nothing(),
         };
         self.install(inner, window, free, region)?;
-        if flags.intersects(MapFlags::POPULATE | MapFlags::LOCKED) && !prot.is_empty() {
+        let fetch = flags.intersects(MapFlags::POPULATE | MapFlags::LOCKED)
+            && !flags.contains(MapFlags::LOCK_ON_FAULT);
+        if fetch && !prot.is_empty() {
             // What cannot be made present now will be, or will fail, when it is touched.
             let access = if prot.contains(Prot::WRITE) { Access::Write } else { Access::Read };
             for page in window.0..window.1 {
@@ -164,18 +175,21 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         inner: &mut Inner<P>,
         window: Window,
         free: bool,
-        region: Region<P>,
+        mut region: Region<P>,
     ) -> Result<(), VmError> {
         let pages = window.1 - window.0;
         if !inner.may_expand(&region, pages, 0) {
-            let replaced = inner.regions.mapped(window);
+            let replaced = inner.regions.mapped(window, |_| true);
             if !inner.may_expand(&region, pages, replaced) {
                 return Err(VmError::Limit);
             }
         }
-        let counted = region.is_private_writable() && !region.flags.contains(MapFlags::NO_RESERVE);
-        if counted && !self.platform().may_commit(pages) {
-            return Err(VmError::OutOfMemory);
+        if region.counts_with(region.prot) {
+            region.flags |= MapFlags::COUNTED;
+            let counted = if free { 0 } else { inner.regions.mapped(window, Region::is_counted) };
+            if !self.charge(inner, pages - counted) {
+                return Err(VmError::OutOfMemory);
+            }
         }
         inner.regions.reserve(&[window])?;
         if !free {
@@ -210,7 +224,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             return Err(VmError::Invalid);
         }
         let window = (number(addr), number(addr) + page_count(len));
-        let mut inner = self.lock();
+        let mut inner = self.change();
         self.unmap_window(&mut inner, window)
     }
 
@@ -251,7 +265,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     /// Moves the end of the heap; returns where it is afterwards: unchanged when it cannot be
     /// moved there.
     pub fn set_brk(&self, end: VirtAddr) -> VirtAddr {
-        let mut guard = self.lock();
+        let mut guard = self.change();
         let inner = &mut *guard;
         let wanted = end.as_u64();
         if self.try_brk(inner, wanted).is_ok() {
@@ -279,15 +293,23 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if inner.regions.len() > inner.limits.regions {
             return Err(VmError::TooManyRegions);
         }
+        let flags = inner.future.flags();
+        if flags.contains(MapFlags::LOCKED) {
+            inner.may_lock(new - old, MapFlags::empty())?;
+        }
         let region = Region {
             prot: Prot::READ | Prot::WRITE,
-            flags: MapFlags::empty(),
+            flags,
             guard: 0,
             anchor: 0,
             object: Object::Anonymous,
             touched: Touched::nothing(),
         };
-        self.install(inner, (old, new), true, region)
+        self.install(inner, (old, new), true, region)?;
+        if flags.contains(MapFlags::LOCKED) {
+            self.populate_locked(inner, (old, new));
+        }
+        Ok(())
     }
 }
 

@@ -102,6 +102,8 @@ fn empty_level() -> Level {
 pub struct SharedObject<P: VmPlatform> {
     platform: P,
     pages: u64,
+    /// Is its size in the machine's books?
+    charged: bool,
     /// Levels below `frames`.
     height: u32,
     frames: Mutex<P::ObjectLock, Level>,
@@ -110,11 +112,17 @@ pub struct SharedObject<P: VmPlatform> {
 impl<P: VmPlatform> SharedObject<P> {
     /// `pages` pages of zeroes, none of which takes memory before it is touched.
     pub fn new(platform: P, pages: u64) -> Result<Arc<Self>, VmError> {
+        Self::charged(platform, pages, false)
+    }
+
+    /// As [`new`](Self::new); its size was `charged` to the machine's books, and will be released.
+    pub(crate) fn charged(platform: P, pages: u64, charged: bool) -> Result<Arc<Self>, VmError> {
         let mut height = 0;
         while height < 8 && pages >> (BITS * (height + 1)) != 0 {
             height += 1;
         }
-        Ok(try_arc(Self { platform, pages, height, frames: Mutex::new(empty_level()) })?)
+        // Where the counted pointer is refused, its contents are dropped, and release the charge.
+        Ok(try_arc(Self { platform, pages, charged, height, frames: Mutex::new(empty_level()) })?)
     }
 
     /// Its size in pages.
@@ -179,5 +187,8 @@ impl<P: VmPlatform> Drop for SharedObject<P> {
     fn drop(&mut self) {
         // Only the object's own references: mappings keep theirs until after their flush.
         Self::release_all(&self.platform, self.frames.get_mut());
+        if let Some(books) = self.platform.commit().filter(|_| self.charged) {
+            books.release(self.pages);
+        }
     }
 }

@@ -5,6 +5,8 @@ use lock_api::RawMutex;
 use pagoda_addr::Frame;
 use pagoda_paging::{OutOfFrames, Platform};
 
+use crate::Commit;
+
 /// Frames with reference counts for the pages of programs, and two more locks.
 ///
 /// A frame comes from [`alloc_page`](Self::alloc_page) with one reference;
@@ -51,11 +53,10 @@ pub unsafe trait VmPlatform: Platform {
         None
     }
 
-    /// May `pages` more pages be promised to a program? A good heuristic refuses only what exceeds
-    /// all of RAM, as Linux does by default.
-    fn may_commit(&self, pages: u64) -> bool {
-        let _ = pages;
-        true
+    /// The books of what is promised to programs, always the same; none: everything may be.
+    #[inline]
+    fn commit(&self) -> Option<&Commit> {
+        None
     }
 }
 
@@ -85,7 +86,7 @@ unsafe impl<P: VmPlatform + ?Sized> VmPlatform for &P {
         (**self).zero_page()
     }
     #[inline]
-    fn may_commit(&self, pages: u64) -> bool {
-        (**self).may_commit(pages)
+    fn commit(&self) -> Option<&Commit> {
+        (**self).commit()
     }
 }

@@ -1,12 +1,12 @@
-//! Changing what is there: `protect`, `advise`, `residency`.
+//! Changing what is there: `protect`, `advise`; `residency`.
 
 use pagoda_addr::VirtAddr;
 use pagoda_paging::{Entry, FlushBatch, Format, PageFlags};
 
 use crate::fault::FaultDone;
 use crate::region::{Object, Region, Window};
-use crate::space::{ANONYMOUS, Inner, is_sole, leaf_flags, number, page_count, pages};
-use crate::tree::{Entry as Interval, PageNumber};
+use crate::space::{ANONYMOUS, Inner, leaf_flags, may_be_written, number, page_count, pages};
+use crate::tree::Entry as Interval;
 use crate::{Access, AddressSpace, Advice, FaultError, MapFlags, Prot, VmError, VmPlatform};
 
 impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
@@ -20,7 +20,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             return Ok(());
         }
         let (window, beyond) = self.clamped(addr, len).ok_or(VmError::NotMapped)?;
-        let mut guard = self.lock();
+        let mut guard = self.change();
         let inner = &mut *guard;
         let end = inner.regions.run(window).ok_or(VmError::NotMapped)?;
         self.protect_run(inner, (window.0, end), prot)?;
@@ -69,11 +69,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         batch.flush_now();
         result?;
         inner.count_out(window);
-        inner.regions.change(window, |region| {
-            let differs = region.prot != prot;
-            region.prot = prot;
-            differs
-        });
+        inner.regions.change(window, |region| region.protect(prot));
         inner.count_in(window);
         if let Some(part) = now_writable {
             self.populate_locked(inner, part);
@@ -81,76 +77,28 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         Ok(())
     }
 
-    /// Locked memory that is new, or may be written from now on, gets its pages at once, as on
-    /// Linux: the first access shall not wait for one. What cannot be had will be when it is touched.
-    #[cold]
-    pub(crate) fn populate_locked(&self, inner: &mut Inner<P>, part: Window) {
-        for page in part.0..part.1 {
-            let Some(entry) = inner.regions.covering(page) else { return };
-            let region = &entry.value;
-            let write = region.prot.contains(Prot::WRITE);
-            let access = if write { Access::Write } else { Access::Read };
-            let locked = region.flags.contains(MapFlags::LOCKED);
-            if locked && self.fault_in(inner, page, access).is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Keeps the range in memory from now on, or not any more. Every present page is kept while
-    /// there is no reclaim, so this makes pages present and counts them. Where the range has a
-    /// hole, the part before the hole is only marked and [`VmError::NotMapped`] returned, as on Linux.
-    pub fn set_locked(&self, addr: VirtAddr, len: u64, locked: bool) -> Result<(), VmError> {
-        let len = len.checked_add(addr.page_offset()).ok_or(VmError::Invalid)?;
-        let (window, beyond) = self.clamped(addr, len).ok_or(VmError::Invalid)?;
-        if len == 0 {
-            return Ok(());
-        }
-        let mut guard = self.lock();
-        let inner = &mut *guard;
-        let end = inner.regions.run(window).ok_or(VmError::NotMapped)?;
-        let run = (window.0, end);
-        self.mark(inner, run, MapFlags::LOCKED, locked)?;
-        if end < window.1 || beyond {
-            return Err(VmError::NotMapped);
-        }
-        if locked {
-            for page in run.0..run.1 {
-                let prot = inner.regions.covering(page).map(|entry| entry.value.prot);
-                let prot = prot.unwrap_or_default();
-                // What cannot be had counts as not mapped.
-                let access = if prot.contains(Prot::WRITE) { Access::Write } else { Access::Read };
-                match self.fault_in(inner, page, access) {
-                    Ok(_) => {}
-                    Err(FaultError::OutOfMemory) => return Err(VmError::OutOfMemory),
-                    Err(_) => return Err(VmError::NotMapped),
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Limits and commit for private memory that becomes writable.
-    fn may_become(&self, inner: &Inner<P>, window: Window, prot: Prot) -> Result<(), VmError> {
-        let mut more = 0;
+    fn may_become(&self, inner: &mut Inner<P>, window: Window, prot: Prot) -> Result<(), VmError> {
+        let (mut data, mut counted) = (0, 0);
         for entry in inner.regions.within(window) {
             let part = entry.end.min(window.1) - entry.start.max(window.0);
-            if entry.value.is_data_with(prot) && !entry.value.is_data() {
-                more += part;
+            let region = &entry.value;
+            if region.is_data_with(prot) && !region.is_data() {
+                data += part;
+            }
+            if region.counts_with(prot) && !region.is_counted() {
+                counted += part;
             }
         }
-        if more == 0 {
-            return Ok(());
-        }
-        if inner.stats.data.saturating_add(more) > inner.limits.data >> 12 {
+        if data != 0 && inner.stats.data.saturating_add(data) > inner.limits.data >> 12 {
             return Err(VmError::Limit);
         }
-        if self.platform().may_commit(more) { Ok(()) } else { Err(VmError::OutOfMemory) }
+        if self.charge(inner, counted) { Ok(()) } else { Err(VmError::OutOfMemory) }
     }
 
     /// Gives the leaves the rights that `prot` allows now: writing to a private page only if it is
-    /// the program's own and nobody else's for certain (*copy-on-write*; others get it at the next
-    /// fault).
+    /// the program's own and nobody else's for certain, and wanted (*copy-on-write*, *lazy*; others
+    /// get it at the next fault).
     fn protect_leaves(
         &self,
         region: &Region<P>,
@@ -166,7 +114,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         let (rights, writable) = (leaf_flags(prot), prot.contains(Prot::WRITE));
         let decide = |old: PageFlags| {
             let mut flags = rights | (old & PageFlags::KEPT);
-            if writable && (region.is_shared() || is_sole(old)) {
+            if writable && (region.is_shared() || may_be_written(old)) {
                 flags |= PageFlags::WRITE;
             }
             flags
@@ -185,7 +133,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         }
         // Wrapping is the caller's mistake; what lies above the program's half is a hole.
         let (window, beyond) = self.clamped(addr, len).ok_or(VmError::Invalid)?;
-        let mut guard = self.lock();
+        let mut guard = self.change();
         let inner = &mut *guard;
         let mut hole = beyond;
         let mut at = window.0;
@@ -217,23 +165,44 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         let locked = region.flags.contains(MapFlags::LOCKED);
         match advice {
             Advice::Hint | Advice::WillNeed => Ok(()),
-            Advice::DontNeed if locked => Err(VmError::Invalid),
-            Advice::Free if locked || !anonymous => Err(VmError::Invalid),
-            Advice::GuardInstall if locked => Err(VmError::Invalid),
+            Advice::DontNeed
+            | Advice::Free
+            | Advice::Cold
+            | Advice::PageOut
+            | Advice::GuardInstall
+                if locked =>
+            {
+                Err(VmError::Invalid)
+            }
+            Advice::Free if !anonymous => Err(VmError::Invalid),
+            Advice::Free => self.free_lazily(inner, part),
+            Advice::Cold => self.cool(inner, part),
+            Advice::PageOut => self.page_out(inner, part),
             Advice::GuardInstall => self.install_guards(inner, part),
             Advice::GuardRemove if !region.touched.has_guards() => Ok(()),
             Advice::GuardRemove => self.remove_guards(part),
-            Advice::DontNeed | Advice::Free if region.touched.has_guards() => {
+            Advice::DontNeed | Advice::DontNeedLocked if region.touched.has_guards() => {
                 self.drop_between_guards(inner, part)
             }
-            Advice::DontNeed | Advice::Free => self.drop_pages(inner, part),
+            Advice::DontNeed | Advice::DontNeedLocked => self.drop_pages(inner, part),
             Advice::PopulateRead => self.populate(inner, part, Access::Read),
             Advice::PopulateWrite => self.populate(inner, part, Access::Write),
-            Advice::Fork { inherit } => self.mark(inner, part, MapFlags::DONT_FORK, !inherit),
+            Advice::Fork { inherit } => self.set(inner, part, MapFlags::DONT_FORK, !inherit),
             Advice::WipeOnFork { wipe: true } if !anonymous => Err(VmError::Invalid),
-            Advice::WipeOnFork { wipe } => self.mark(inner, part, MapFlags::WIPE_ON_FORK, wipe),
-            Advice::Dump { include } => self.mark(inner, part, MapFlags::DONT_DUMP, !include),
+            Advice::WipeOnFork { wipe } => self.set(inner, part, MapFlags::WIPE_ON_FORK, wipe),
+            Advice::Dump { include } => self.set(inner, part, MapFlags::DONT_DUMP, !include),
         }
+    }
+
+    fn set(
+        &self,
+        inner: &mut Inner<P>,
+        part: Window,
+        flag: MapFlags,
+        on: bool,
+    ) -> Result<(), VmError> {
+        let to = if on { flag } else { MapFlags::empty() };
+        self.mark(inner, part, flag, to)
     }
 
     fn populate(&self, inner: &mut Inner<P>, part: Window, access: Access) -> Result<(), VmError> {
@@ -244,28 +213,6 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
-    }
-
-    fn mark(
-        &self,
-        inner: &mut Inner<P>,
-        part: Window,
-        flag: MapFlags,
-        on: bool,
-    ) -> Result<(), VmError> {
-        let adds = inner.regions.change_adds(part, |region| region.flags.contains(flag) != on);
-        if adds != 0 && inner.regions.len() + adds > inner.limits.regions {
-            return Err(VmError::TooManyRegions);
-        }
-        inner.regions.reserve(&[part])?;
-        inner.count_out(part);
-        inner.regions.change(part, |region| {
-            let differs = region.flags.contains(flag) != on;
-            region.flags.set(flag, on);
-            differs
-        });
-        inner.count_in(part);
         Ok(())
     }
 
@@ -301,26 +248,13 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
                 continue;
             }
             let mut next = part.0;
-            while let Some(page) = self.next_of_file((next, part.1)) {
+            let of_file = |flags: PageFlags| !flags.contains(ANONYMOUS);
+            while let Some(page) = self.next_leaf((next, part.1), of_file) {
                 let dropped = self.drop_run(&mut inner.stats, (page, page + 1), false);
                 debug_assert!(dropped.is_ok(), "nothing to split");
                 next = page + 1;
             }
         }
-    }
-
-    /// The first page of `part` behind which a frame of a file stands.
-    fn next_of_file(&self, part: Window) -> Option<PageNumber> {
-        let range = pages(part)?;
-        let mut cursor = self.table.cursor(range).ok()?;
-        let mut next = Some(range.start());
-        while let Some((page, entry)) = next.and_then(|from| cursor.next_used(from)) {
-            if matches!(entry, Entry::Mapped { flags, .. } if !flags.contains(ANONYMOUS)) {
-                return Some(page.number());
-            }
-            next = page.checked_add(1).filter(|&page| range.contains(page));
-        }
-        None
     }
 
     /// Tells `each`, page by page from the first, whether the page is present. All of the range has
@@ -352,7 +286,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
 
     /// The pages of `len` bytes at `addr`, as far as they lie in the program's half, and whether
     /// there are others; none if they wrap.
-    fn clamped(&self, addr: VirtAddr, len: u64) -> Option<(Window, bool)> {
+    pub(crate) fn clamped(&self, addr: VirtAddr, len: u64) -> Option<(Window, bool)> {
         let rounded = len.checked_next_multiple_of(4096)?;
         let limit = number(self.layout.limit);
         let end = number(addr.align_down(4096).checked_add(rounded)?);

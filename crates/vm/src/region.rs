@@ -77,12 +77,15 @@ pub(crate) struct Touched {
     window: Cell<Window>,
     /// Some pages may be guard pages.
     guards: Cell<bool>,
+    /// Some pages are, or were, memory of the program alone.
+    own: Cell<bool>,
 }
 
 impl Touched {
     /// No page.
     pub(crate) const fn nothing() -> Self {
-        Self { window: Cell::new((PageNumber::MAX, 0)), guards: Cell::new(false) }
+        let window = Cell::new((PageNumber::MAX, 0));
+        Self { window, guards: Cell::new(false), own: Cell::new(false) }
     }
 
     /// The pages of `window` are, or may be, present.
@@ -98,6 +101,18 @@ impl Touched {
     fn join(&self, other: &Self) {
         self.add(other.window.get());
         self.guards.set(self.guards.get() || other.guards.get());
+        self.own.set(self.own.get() || other.own.get());
+    }
+
+    /// There is memory of the program alone.
+    #[inline]
+    pub(crate) fn note_own(&self) {
+        self.own.set(true);
+    }
+
+    /// Was there ever memory of the program alone?
+    pub(crate) fn has_own(&self) -> bool {
+        self.own.get()
     }
 
     /// There are guard pages.
@@ -135,11 +150,9 @@ impl Touched {
     /// After a move from page `from` to page `to`.
     fn moved(&self, from: PageNumber, to: PageNumber) -> Self {
         let (low, high) = self.window.get();
-        if low >= high {
-            return Self::nothing();
-        }
         let shift = |page: PageNumber| page.saturating_sub(from).saturating_add(to);
-        Self { window: Cell::new((shift(low), shift(high))), guards: self.guards.clone() }
+        let window = if low < high { (shift(low), shift(high)) } else { (PageNumber::MAX, 0) };
+        Self { window: Cell::new(window), ..self.clone() }
     }
 }
 
@@ -155,6 +168,7 @@ impl<P: VmPlatform> Region<P> {
     pub(crate) const KEPT: MapFlags = MapFlags::GROWS_DOWN
         .union(MapFlags::NO_RESERVE)
         .union(MapFlags::LOCKED)
+        .union(MapFlags::LOCK_ON_FAULT)
         .union(MapFlags::DONT_FORK)
         .union(MapFlags::WIPE_ON_FORK)
         .union(MapFlags::DONT_DUMP)
@@ -178,14 +192,31 @@ impl<P: VmPlatform> Region<P> {
         matches!(self.object, Object::Shared(_) | Object::SharedFile(_))
     }
 
-    /// Private and writable: promised memory that may have to be found.
-    pub(crate) fn is_private_writable(&self) -> bool {
-        !self.is_shared() && self.prot.contains(Prot::WRITE)
+    /// Is it in the machine's books?
+    pub(crate) fn is_counted(&self) -> bool {
+        self.flags.contains(MapFlags::COUNTED)
     }
 
-    /// Asks the commit policy.
-    pub(crate) fn is_counted(&self) -> bool {
-        self.is_private_writable() && !self.flags.contains(MapFlags::NO_RESERVE)
+    /// Would it have to be, with this protection?
+    pub(crate) fn counts_with(&self, prot: Prot) -> bool {
+        !self.is_shared()
+            && prot.contains(Prot::WRITE)
+            && !self.flags.contains(MapFlags::NO_RESERVE)
+    }
+
+    /// Gives it another protection; says whether it had another. What becomes writable is counted
+    /// (charged before); what nobody ever wrote to is not any more when it cannot be written.
+    pub(crate) fn protect(&mut self, prot: Prot) -> bool {
+        let differs = self.prot != prot;
+        if differs {
+            self.prot = prot;
+            if self.counts_with(prot) {
+                self.flags |= MapFlags::COUNTED;
+            } else if self.is_anonymous() && !self.touched.has_own() {
+                self.flags -= MapFlags::COUNTED;
+            }
+        }
+        differs
     }
 
     /// Counted by the data limit.
@@ -286,9 +317,10 @@ impl<P: VmPlatform> Regions<P> {
             .is_none_or(|entry| entry.start.saturating_sub(entry.value.guard()) >= window.1)
     }
 
-    /// Pages of `window` that are mapped.
-    pub(crate) fn mapped(&self, window: Window) -> u64 {
-        self.within(window).map(|e| e.end.min(window.1) - e.start.max(window.0)).sum()
+    /// Pages of `window` that are mapped in regions of this kind.
+    pub(crate) fn mapped(&self, window: Window, kind: impl Fn(&Region<P>) -> bool) -> u64 {
+        let part = |e: &Entry<Region<P>>| e.end.min(window.1) - e.start.max(window.0);
+        self.within(window).filter(|e| kind(&e.value)).map(part).sum()
     }
 
     /// One past the last page of the unbroken run of regions from `window.0`; none if that page is

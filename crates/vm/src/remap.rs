@@ -13,7 +13,9 @@ use crate::map::address;
 use crate::region::{Region, Touched, Window};
 use crate::space::{Inner, number, page_count_wrapping, pages};
 use crate::tree::PageNumber;
-use crate::{AddressSpace, MapFlags, Place, RemapPlace, RemapRequest, VmError, VmPlatform};
+use crate::{
+    AddressSpace, Locking, MapFlags, Place, RemapPlace, RemapRequest, VmError, VmPlatform,
+};
 
 impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     /// Resizes or moves a mapping; returns where it is. Checks in the order of
@@ -35,7 +37,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             RemapPlace::Fixed(to) => Some(self.target(to, new_len, (start, old_len))?),
             _ => None,
         };
-        let mut guard = self.lock();
+        let mut guard = self.change();
         let inner = &mut *guard;
         if inner.regions.covering(start).is_none() {
             return Err(VmError::Fault);
@@ -111,14 +113,14 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     /// The region that covers all of the old range, if it may be resized.
     fn resizable(
         &self,
-        inner: &Inner<P>,
+        inner: &mut Inner<P>,
         start: PageNumber,
         old_len: u64,
         new_len: u64,
         keep_old: bool,
     ) -> Result<Region<P>, VmError> {
         let entry = inner.regions.covering(start).ok_or(VmError::Fault)?;
-        let region = &entry.value;
+        let region = entry.value.clone();
         if old_len == 0 && !region.is_shared() {
             return Err(VmError::Invalid);
         }
@@ -128,14 +130,17 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if new_len > old_len || keep_old {
             let more = if keep_old { new_len } else { new_len - old_len };
             region.index(start).checked_add(new_len).ok_or(VmError::Invalid)?;
-            if !inner.may_expand(region, more, 0) {
+            if region.flags.contains(MapFlags::LOCKED) {
+                inner.may_lock(more, MapFlags::empty())?;
+            }
+            if !inner.may_expand(&region, more, 0) {
                 return Err(VmError::Limit);
             }
-            if region.is_private_writable() && !self.platform().may_commit(more) {
+            if region.is_counted() && !self.charge(inner, more) {
                 return Err(VmError::OutOfMemory);
             }
         }
-        Ok(region.clone())
+        Ok(region)
     }
 
     /// Grows at the end, if the old range ends its region and there is room.
@@ -206,7 +211,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         let all = (entry.start, entry.end);
         inner.count_out(all);
         inner.regions.change(all, |region| {
-            region.flags.remove(MapFlags::LOCKED);
+            region.flags.remove(Locking::FLAGS);
             true
         });
         inner.count_in(all);

@@ -42,6 +42,10 @@ bitflags::bitflags! {
         const LOW = 256;
         /// May never be written: a shared mapping of a file that was opened for reading alone.
         const NEVER_WRITE = 512;
+        /// Counted in the machine's books ([`Commit`](crate::Commit)); not for callers to ask for.
+        const COUNTED = 1024;
+        /// With [`LOCKED`](Self::LOCKED): pages stay once they were touched, none is fetched.
+        const LOCK_ON_FAULT = 2048;
     }
 }
 
@@ -148,13 +152,21 @@ pub enum Access {
 /// What a program says about how it will use a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Advice {
-    /// Nothing to act on: NORMAL, RANDOM, SEQUENTIAL, COLD, PAGEOUT, HUGEPAGE, NOHUGEPAGE.
+    /// Nothing to act on: NORMAL, RANDOM, SEQUENTIAL, HUGEPAGE, NOHUGEPAGE.
     Hint,
+    /// Not used for some time: forgets that the pages were accessed.
+    Cold,
+    /// As [`Cold`](Self::Cold), and lets go of what can be had again without swap: memory that was
+    /// freed lazily, unchanged pages of private file mappings.
+    PageOut,
     /// Will be used soon.
     WillNeed,
     /// Contents are not needed: reads as zero (or as the file) from now on.
     DontNeed,
-    /// Contents may be dropped at any time until written again.
+    /// As [`DontNeed`](Self::DontNeed), of locked memory too.
+    DontNeedLocked,
+    /// Contents may be dropped at any time until written again: when frames are short
+    /// ([`AddressSpace::let_go`](crate::AddressSpace::let_go)).
     Free,
     /// Make present for reading.
     PopulateRead,
@@ -181,6 +193,30 @@ pub enum Advice {
     },
 }
 
+/// How memory is kept from being reclaimed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Locking {
+    /// Not at all.
+    #[default]
+    Off,
+    /// All of it, fetched at once.
+    Now,
+    /// What has been touched, from then on.
+    OnFault,
+}
+
+impl Locking {
+    pub(crate) const FLAGS: MapFlags = MapFlags::LOCKED.union(MapFlags::LOCK_ON_FAULT);
+
+    pub(crate) fn flags(self) -> MapFlags {
+        match self {
+            Self::Off => MapFlags::empty(),
+            Self::Now => MapFlags::LOCKED,
+            Self::OnFault => Self::FLAGS,
+        }
+    }
+}
+
 /// Limits of one process, in bytes. `u64::MAX` is no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
@@ -190,14 +226,25 @@ pub struct Limits {
     pub data: u64,
     /// One stack (`RLIMIT_STACK`).
     pub stack: u64,
+    /// Locked memory (`RLIMIT_MEMLOCK`); 0 forbids to ask for it.
+    pub locked: u64,
     /// The number of regions.
     pub regions: usize,
+    /// May have what [`Commit`](crate::Commit) keeps for the administrator.
+    pub privileged: bool,
 }
 
 impl Default for Limits {
-    /// Linux's: no limits but 8 MiB of stack and 65,530 regions.
+    /// Linux's for the administrator: no limits but 8 MiB of stack and 65,530 regions.
     fn default() -> Self {
-        Self { address_space: u64::MAX, data: u64::MAX, stack: 8 << 20, regions: 65_530 }
+        Self {
+            address_space: u64::MAX,
+            data: u64::MAX,
+            stack: 8 << 20,
+            locked: u64::MAX,
+            regions: 65_530,
+            privileged: true,
+        }
     }
 }
 

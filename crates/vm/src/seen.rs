@@ -4,7 +4,7 @@ use pagoda_addr::{Frame, Page, VirtAddr};
 use pagoda_paging::{Entry, Format, PageFlags};
 
 use crate::guard::is_guard;
-use crate::space::{ANONYMOUS, number, pages};
+use crate::space::{ANONYMOUS, is_lazy, number, pages};
 use crate::{AddressSpace, VmPlatform};
 
 /// What stands behind a page.
@@ -38,6 +38,10 @@ pub struct Residency {
     pub sole_dirty: u64,
     /// Of these, memory of the program alone (not a file's, not shared).
     pub anonymous: u64,
+    /// Of these, accessed since that was last forgotten.
+    pub accessed: u64,
+    /// Of these, freed lazily: they go when frames are short.
+    pub lazy: u64,
     /// Sum over the present pages of 4096 divided by the number of references: bytes.
     pub proportional: u64,
 }
@@ -99,6 +103,8 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             sum.dirty += u64::from(flags.contains(PageFlags::DIRTY));
             sum.sole_dirty += u64::from(users == 1 && flags.contains(PageFlags::DIRTY));
             sum.anonymous += u64::from(flags.contains(ANONYMOUS));
+            sum.accessed += u64::from(flags.contains(PageFlags::ACCESSED));
+            sum.lazy += u64::from(is_lazy(flags));
             sum.proportional += 4096 / users;
         }
         sum

@@ -18,6 +18,13 @@
 //! three; the page of zeroes is not counted, as on Linux. A leaf with both marks ([`FORKED`]) counts
 //! as the first: a fork has shared it, and nobody has written here since.
 //!
+//! *lazy*: a leaf marked [`ANONYMOUS`] that is not dirty holds what the program has said it does
+//! not need. It does not allow writing, so nobody writes without the mark going; and with the lock
+//! held it may be let go of at any time.
+//!
+//! *books*: what this space has promised is what it has told the machine's [`Commit`](crate::Commit);
+//! in between a call may have charged more, which is settled when it gives up its [`Change`].
+//!
 //! *touched*: every leaf of a region lies in the window that the region remembers as touched.
 //!
 //! *flushed-before-return*: a call that takes rights away finishes its
@@ -31,9 +38,11 @@
 //!
 //! Lock order: the lock of the regions, then an object's, then the page table's.
 //!
-//! Left out: large pages, reclaim, `MADV_FREE` that waits for pressure (it frees at once). Anonymous regions that are
-//! alike always merge; Linux keeps some apart (after moves and forks), where a later `mremap` over
-//! the border then fails with `EFAULT` and here succeeds.
+//! Left out: large pages, swap, and reclaim of anything but memory that was freed lazily. Anonymous
+//! regions that are alike always merge; Linux keeps some apart (after moves and forks), where a later
+//! `mremap` over the border then fails with `EFAULT` and here succeeds.
+
+use core::ops::{Deref, DerefMut};
 
 use lock_api::{Mutex, MutexGuard};
 use pagoda_addr::{Frame, Page, PageRange, UserRange, UserRangeError, VirtAddr, VirtRange};
@@ -42,7 +51,9 @@ use pagoda_paging::{Format, PageFlags, PageTable};
 use crate::ahead::Streams;
 use crate::region::{Object, Region, Regions, Window};
 use crate::tree::{Entry as Interval, PageNumber};
-use crate::{FileObject, Layout, Limits, MapFlags, Policy, Prot, VmError, VmPlatform};
+use crate::{
+    Charge, FileObject, Layout, Limits, Locking, MapFlags, Policy, Prot, VmError, VmPlatform,
+};
 
 /// Mark of a leaf with memory of this program alone.
 pub(crate) const ANONYMOUS: PageFlags = PageFlags::SOFT1;
@@ -52,9 +63,16 @@ pub(crate) const SHARED: PageFlags = PageFlags::SOFT2;
 /// references. Without the second mark the only reference is ours, and nobody has to be asked.
 pub(crate) const FORKED: PageFlags = PageFlags::SOFT1.union(PageFlags::SOFT2);
 
-/// Is a leaf of a private region with these marks ours alone, for certain?
-pub(crate) fn is_sole(flags: PageFlags) -> bool {
-    flags & FORKED == ANONYMOUS
+/// May a leaf of a private region with these flags allow writing: is it ours alone, for certain, and
+/// not *lazy*?
+pub(crate) fn may_be_written(flags: PageFlags) -> bool {
+    const WHOLE: PageFlags = ANONYMOUS.union(PageFlags::DIRTY);
+    flags & FORKED.union(PageFlags::DIRTY) == WHOLE
+}
+
+/// Was it freed lazily?
+pub(crate) fn is_lazy(flags: PageFlags) -> bool {
+    flags & ANONYMOUS.union(PageFlags::DIRTY) == ANONYMOUS
 }
 
 /// A private address space.
@@ -76,6 +94,38 @@ pub(crate) struct Inner<P: VmPlatform> {
     pub(crate) streams: Streams,
     /// A byte of the main stack.
     pub(crate) stack: u64,
+    /// How what is mapped from now on is locked.
+    pub(crate) future: Locking,
+    /// Some pages may be *lazy*.
+    pub(crate) lazy: bool,
+    /// Pages charged to the machine's books (*books*).
+    pub(crate) charged: u64,
+}
+
+/// The lock of the regions, for a call that changes what is promised (*books*).
+pub(crate) struct Change<'s, F: Format, P: VmPlatform> {
+    space: &'s AddressSpace<F, P>,
+    inner: MutexGuard<'s, P::RegionLock, Inner<P>>,
+}
+
+impl<F: Format, P: VmPlatform> Deref for Change<'_, F, P> {
+    type Target = Inner<P>;
+    fn deref(&self) -> &Inner<P> {
+        &self.inner
+    }
+}
+
+impl<F: Format, P: VmPlatform> DerefMut for Change<'_, F, P> {
+    fn deref_mut(&mut self) -> &mut Inner<P> {
+        &mut self.inner
+    }
+}
+
+impl<F: Format, P: VmPlatform> Drop for Change<'_, F, P> {
+    #[inline]
+    fn drop(&mut self) {
+        self.space.settle(&mut self.inner);
+    }
 }
 
 /// Pages of an address space by kind. `rss` counts what is present, the others what is promised.
@@ -93,6 +143,8 @@ pub struct SpaceStats {
     pub exec: u64,
     /// Locked in memory.
     pub locked: u64,
+    /// Counted in the machine's books; shared objects are counted by themselves.
+    pub committed: u64,
     /// Present: the program's own memory.
     pub rss_anonymous: u64,
     /// Present: unchanged copies of files.
@@ -153,6 +205,9 @@ impl SpaceStats {
         if region.flags.contains(MapFlags::LOCKED) {
             add(&mut self.locked);
         }
+        if region.is_counted() {
+            add(&mut self.committed);
+        }
         if region.flags.contains(MapFlags::GROWS_DOWN) {
             add(&mut self.stack);
         } else if region.is_data() {
@@ -194,12 +249,44 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             brk: (0, 0),
             streams: Streams::new(Policy::LINUX),
             stack: 0,
+            future: Locking::Off,
+            lazy: false,
+            charged: 0,
         };
         Self { table, layout, inner: Mutex::new(inner) }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, P::RegionLock, Inner<P>> {
         self.inner.lock()
+    }
+
+    /// As [`lock`](Self::lock), to change what is promised.
+    #[inline]
+    pub(crate) fn change(&self) -> Change<'_, F, P> {
+        Change { space: self, inner: self.inner.lock() }
+    }
+
+    /// Charges `pages` more to the machine's books, or is refused.
+    #[inline]
+    pub(crate) fn charge(&self, inner: &mut Inner<P>, pages: u64) -> bool {
+        let granted = inner.may_charge(self.platform(), pages);
+        if granted {
+            inner.charged += pages;
+        }
+        granted
+    }
+
+    /// Makes *books* true again: what was charged and is not promised goes back.
+    #[inline]
+    pub(crate) fn settle(&self, inner: &mut Inner<P>) {
+        let promised = inner.stats.committed;
+        if inner.charged != promised {
+            debug_assert!(inner.charged > promised, "books");
+            if let Some(books) = self.platform().commit() {
+                books.release(inner.charged.saturating_sub(promised));
+            }
+            inner.charged = promised;
+        }
     }
 
     pub(crate) fn platform(&self) -> &P {
@@ -312,7 +399,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
 
     /// Unmaps everything and returns every frame. The heap's bounds and the limits stay.
     pub fn clear(&self) {
-        let mut inner = self.lock();
+        let mut inner = self.change();
         let inner = &mut *inner;
         // Leaves are 4 KiB, so nothing has to be split, and taking them out cannot fail.
         // What a panic left half done is not looked at too closely.
@@ -342,6 +429,7 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
             rss_peak: inner.stats.rss_peak,
             ..SpaceStats::default()
         };
+        inner.lazy = false;
     }
 }
 
@@ -369,6 +457,14 @@ impl<P: VmPlatform> Inner<P> {
                 && range.end().as_u64() > heap_start,
             stack: range.contains(VirtAddr::new(self.stack)),
         }
+    }
+
+    /// Asks the machine's books for `pages` more; what is granted is to be released.
+    #[inline]
+    pub(crate) fn may_charge(&self, platform: &P, pages: u64) -> bool {
+        let Limits { privileged, .. } = self.limits;
+        let charge = Charge { pages, mapped: self.stats.mapped, privileged };
+        platform.commit().is_none_or(|books| books.charge(charge))
     }
 
     /// May `pages` more be mapped with the kind of `region`, `replaced` of them going away?

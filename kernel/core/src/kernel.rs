@@ -1,7 +1,7 @@
 //! The kernel as one value.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use pagoda_kernel_fs::Vfs;
 use pagoda_kernel_fs::tty::{Signals, Terminal};
@@ -53,6 +53,8 @@ pub(crate) struct Kernel<M: Machine> {
     pub(crate) load: SpinMutex<LoadAverage>,
     /// System V shared memory.
     pub(crate) segments: SpinMutex<Segments>,
+    /// Some process may have memory that it freed lazily.
+    pub(crate) lazy: AtomicBool,
 }
 
 impl<M: Machine> Kernel<M> {
@@ -79,6 +81,7 @@ impl<M: Machine> Kernel<M> {
             missing: [const { AtomicU64::new(0) }; 8],
             load: SpinMutex::new(LoadAverage::default()),
             segments: SpinMutex::new(Segments::new()),
+            lazy: AtomicBool::new(false),
         }
     }
 
@@ -97,6 +100,7 @@ impl<M: Machine> Kernel<M> {
                 });
             }
         }
+        self.let_go_in_time();
         let now = self.machine.monotonic_ns();
         self.sched.expire(now);
         if now >= self.next_alarm.load(Ordering::SeqCst) {

@@ -173,12 +173,73 @@ fn more_memory_than_there_is_ends_the_process_and_not_the_kernel() {
     asm.sys(WAIT4, [(-1).into(), BSS.into(), 0.into(), 0.into()]);
     asm.movi(Rbx, BSS).ldb(Rcx, Rbx, 0).expect(Rcx, 9, 2).print("lives", 5).exit(0);
     asm.label("child");
-    // mmap 64 MiB and touch all of it, with 2 MiB of frames
-    asm.sys(9, [0.into(), 0x400_0000.into(), 3.into(), 0x22.into(), (-1).into(), 0.into()]);
+    // mmap 64 MiB that nobody has to promise, and touch all of it, with 2 MiB of frames
+    asm.sys(9, [0.into(), 0x400_0000.into(), 3.into(), 0x4022.into(), (-1).into(), 0.into()]);
     asm.mov(Rbx, Rax);
     asm.label("touch").st(Rbx, 0, Rbx).addi(Rbx, 4096).jmp("touch");
     let program = asm.data("lives", "lives").elf();
     assert_eq!(run_with(program, &[], 512), (ExitStatus(0), "lives".into()));
+}
+
+#[test]
+fn the_superuser_says_how_much_memory_is_promised() {
+    const MMAP: u32 = 9;
+    const PWRITE: u32 = 18;
+    let everything = |asm: &mut Asm| {
+        asm.sys(
+            MMAP,
+            [0.into(), 0x100_0000.into(), 3.into(), 0x4022.into(), (-1).into(), 0.into()],
+        );
+    };
+    let mode = |asm: &mut Asm, digit: &'static str, result: i32, status: u64| {
+        asm.sys(PWRITE, [3.into(), digit.into(), 1.into(), 0.into()]).expect(Rax, result, status);
+    };
+    let mut asm = Asm::new();
+    asm.sys(2, ["path".into(), 2.into(), 0.into()]).expect(Rax, 3, 1);
+    // 16 MiB, which is all there is, and not even reserved: half of it may be promised.
+    mode(&mut asm, "2", 1, 2);
+    everything(&mut asm);
+    asm.expect(Rax, -12, 3);
+    mode(&mut asm, "3", -22, 4);
+    mode(&mut asm, "0", 1, 5);
+    everything(&mut asm);
+    asm.js(Rax, "refused");
+    mode(&mut asm, "1", 1, 6);
+    asm.sys(MMAP, [0.into(), (1_u64 << 44).into(), 3.into(), 0x22.into(), (-1).into(), 0.into()]);
+    asm.js(Rax, "refused").exit(0).label("refused").exit(7);
+    for digit in ["0", "1", "2", "3"] {
+        asm.data(digit, digit);
+    }
+    asm.data("path", "/proc/sys/vm/overcommit_memory\0");
+    assert_eq!(run(asm.elf()).0, ExitStatus(0));
+}
+
+#[test]
+fn what_was_freed_lazily_goes_before_a_process_does() {
+    const SHARED: u64 = 0x10_0000_0000;
+    const MINE: u64 = 0x20_0000_0000;
+    let touch = |asm: &mut Asm, pages: u64, label: &'static str| {
+        let arguments = [MINE.into(), (pages * 4096).into(), 3.into(), 0x32.into()];
+        let [addr, len, prot, flags] = arguments;
+        asm.sys(9, [addr, len, prot, flags, (-1).into(), 0.into()]);
+        asm.movi(Rbx, MINE).movi(Rcx, pages).label(label).st(Rbx, 0, Rcx);
+        asm.addi(Rbx, 4096).addi(Rcx, -1).jnz(Rcx, label);
+    };
+    let mut asm = Asm::new();
+    asm.sys(9, [SHARED.into(), 4096.into(), 3.into(), 0x31.into(), (-1).into(), 0.into()]);
+    asm.sys(FORK, []).jz(Rax, "child");
+    asm.label("wait").movi(Rbx, SHARED).tick().ld(Rcx, Rbx, 0).jz(Rcx, "wait");
+    touch(&mut asm, 300, "parent touches");
+    asm.movi(Rbx, SHARED).movi(Rcx, 2).st(Rbx, 0, Rcx);
+    asm.sys(WAIT4, [(-1).into(), BSS.into(), 0.into(), 0.into()]);
+    asm.movi(Rbx, BSS).ldb(Rcx, Rbx, 0).expect(Rcx, 0, 2).ldb(Rcx, Rbx, 1).expect(Rcx, 9, 3);
+    asm.exit(0);
+    asm.label("child");
+    touch(&mut asm, 250, "child touches");
+    asm.sys(28, [MINE.into(), (250 * 4096).into(), 8.into()]).expect(Rax, 0, 4);
+    asm.movi(Rbx, SHARED).movi(Rcx, 1).st(Rbx, 0, Rcx);
+    asm.label("again").tick().ld(Rcx, Rbx, 0).addi(Rcx, -2).jnz(Rcx, "again").exit(9);
+    assert_eq!(run_with(asm.elf(), &[], 512).0, ExitStatus(0));
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Memory that several see: files mapped shared and private, truncated under a mapping, sealed;
-//! System V segments; guard pages; the memory of another process. Prints what it sees, which is the
+//! System V segments; guard pages; the memory of another process; and ([`wishes`]) what a program says
+//! about its memory: locked, freed lazily, promised. Prints what it sees, which is the
 //! same on every kernel that does what Linux does. Exit status 0.
 #![allow(unsafe_code)] // makes system calls and touches what they map
+
+mod wishes;
 
 use std::ffi::CStr;
 use std::io::Error;
@@ -326,4 +329,8 @@ fn main() {
     guards();
     others();
     locked();
+    wishes::lazily();
+    wishes::promised();
+    wishes::future();
+    wishes::listed();
 }

@@ -1,5 +1,7 @@
 //! Calls, drawn at random: mostly sensible, some wrong.
 
+use pagoda_vm::Locking;
+
 use super::{BASE, PAGE, PAGES};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,7 +41,11 @@ pub enum Call {
     Lock {
         addr: u64,
         len: u64,
-        on: bool,
+        how: Locking,
+    },
+    /// With 0, `munlockall`.
+    LockAll {
+        flags: u64,
     },
     Write {
         addr: u64,
@@ -146,17 +152,26 @@ fn any(random: &mut Random) -> Call {
             Call::Remap { addr, old: len, new, flags, to: self::addr(random) }
         }
         23..28 => {
-            let advice = [4, 4, 4, 4, 0, 3, 8, 10, 11, 16, 17, 18, 19, 22, 23, 99, 102, 102, 103];
+            let advice = [
+                4, 4, 4, 4, 0, 3, 8, 8, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 24, 99, 102, 102,
+                103,
+            ];
             Call::Advise { addr, len, advice: random.pick(&advice) }
         }
         28..30 => Call::Mincore { addr, len: random.below(20) * PAGE },
-        30..31 => Call::Lock { addr, len: random.below(9) * PAGE, on: random.below(2) == 1 },
+        30 => {
+            let how = [Locking::Off, Locking::Now, Locking::OnFault][random.below(3) as usize];
+            Call::Lock { addr, len: random.below(9) * PAGE, how }
+        }
         31..43 => Call::Write { addr: page, byte: random.next() as u8 },
         43..54 => Call::Read { addr: page },
         54 => Call::Truncate { len: random.below(10) * PAGE + random.pick(&[0, 0, 100]) },
         55..57 => {
             let at = random.below(8) * PAGE + random.pick(&[0, 99, 4095]);
             Call::FileWrite { at, byte: random.next() as u8 }
+        }
+        57 if random.below(3) == 0 => {
+            Call::LockAll { flags: random.pick(&[0, 0, 0, 2, 2, 4, 6, 8]) }
         }
         _ => Call::FileRead { at: random.below(9) * PAGE + random.pick(&[0, 99, 100, 4095]) },
     }
@@ -188,7 +203,8 @@ fn fits(call: Call) -> bool {
             let grows_far = new > 64 * PAGE && new < TOP;
             here(addr) && !anywhere && !half_done && !grows_far && !long(addr, old)
         }
-        Call::Write { .. }
+        Call::LockAll { .. }
+        | Call::Write { .. }
         | Call::Read { .. }
         | Call::Truncate { .. }
         | Call::FileWrite { .. }

@@ -22,8 +22,9 @@
 //!   Linux has emptied the place by then. Not generated.
 //! - *wrong-twice*: with no type of sharing and an occupied place for `MAP_FIXED_NOREPLACE`, Linux
 //!   says `EEXIST` and we say `EINVAL`. Not generated.
-//! - *free-waits*: Linux frees after `MADV_FREE` when memory is short, we at once. Both are made
-//!   alike by `MADV_DONTNEED` on the same range.
+//! - *out-if-it-can*: what `MADV_PAGEOUT` finds depends on where Linux keeps a page at the moment.
+//!   Both are made alike by `MADV_DONTNEED` on the same range.
+//! - *now-all*: `mlockall` for what is mapped already would lock the child itself. Not generated.
 //! - *mincore-asks-files*: for private file mappings `mincore` tells what the page cache holds, and
 //!   Linux maps pages of files around a fault; so residency is compared in anonymous memory alone.
 //! - *anywhere*: where a kernel puts what it may put anywhere is not compared; such calls are not
@@ -84,6 +85,7 @@ enum End {
 fn run(real: &mut Real, ours: &mut Ours, sequence: &[Call]) -> End {
     let reset = Call::Unmap { addr: REACH.start, len: REACH.end - REACH.start };
     let _ = (real.call(reset), ours.call(reset));
+    let _ = (real.call(Call::LockAll { flags: 0 }), ours.call(Call::LockAll { flags: 0 }));
     real.reset_file();
     ours.reset_file();
     for (index, &call) in sequence.iter().enumerate() {
@@ -94,8 +96,8 @@ fn run(real: &mut Real, ours: &mut Ours, sequence: &[Call]) -> End {
         if theirs != mine {
             return End::Differ(index, format!("result: Linux {theirs:#x}, ours {mine:#x}"));
         }
-        if let Call::Advise { addr, len, advice: 8 } = call {
-            // *free-waits*
+        if let Call::Advise { addr, len, advice: 21 } = call {
+            // *out-if-it-can*
             let again = Call::Advise { addr, len, advice: 4 };
             let _ = (real.call(again), ours.call(again));
         }

@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use pagoda_addr::VirtAddr;
-use pagoda_linux::{Errno, Mmap, Sharing, advice, mprotect, mremap};
+use pagoda_linux::{Errno, Mmap, Sharing, advice, mlockall, mprotect, mremap};
 use pagoda_paging::{PageTable, X86_64};
 use pagoda_vm::{
-    AddressSpace, Backing, FileObject, FilePage, Frames, Layout, PageStore, Prot, ReadError,
+    AddressSpace, Backing, FileObject, FilePage, Frames, Layout, Locking, PageStore, Prot,
+    ReadError,
 };
 
 use super::calls::Call;
@@ -113,7 +114,8 @@ impl FileObject for Content {
 }
 
 pub fn host() -> Host {
-    Host(Machine::new(pagoda_emu::Config { frames: 4096, ..Default::default() }), false)
+    let machine = Machine::new(pagoda_emu::Config { frames: 4096, ..Default::default() });
+    Host(machine, true, Commit::new(1 << 26))
 }
 
 pub struct Ours<'h> {
@@ -170,7 +172,12 @@ impl<'h> Ours<'h> {
             }
             Call::FileRead { at } => return Ok(self.file.read(at)),
             Call::Mincore { addr, len } => space.residency(VirtAddr::new(addr), len, |_| ())?,
-            Call::Lock { addr, len, on } => space.set_locked(VirtAddr::new(addr), len, on)?,
+            Call::Lock { addr, len, how } => space.set_locked(VirtAddr::new(addr), len, how)?,
+            Call::LockAll { flags: 0 } => space.set_all_locked(Some(Locking::Off), Locking::Off)?,
+            Call::LockAll { flags } => {
+                let (now, future) = mlockall(flags)?;
+                space.set_all_locked(now, future)?;
+            }
             Call::Write { addr, byte } => {
                 let range = space.user_range(addr, 1).map_err(|_| Errno::EFAULT)?;
                 space.copy_out(&[byte], range).map_err(|_| Errno::EFAULT)?;

@@ -8,6 +8,8 @@ use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::fs::FileExt;
 
+use pagoda_vm::Locking;
+
 use super::calls::Call;
 use super::{Maps, PAGE, REACH, Side, ours, push};
 
@@ -187,8 +189,15 @@ impl Side for Real {
                 [libc::SYS_madvise as u64, addr, len, advice, 0, 0]
             }
             Call::Mincore { addr, len } => [libc::SYS_mincore as u64, addr, len, 0, 0, 0],
-            Call::Lock { addr, len, on: true } => [libc::SYS_mlock as u64, addr, len, 0, 0, 0],
-            Call::Lock { addr, len, on: false } => [libc::SYS_munlock as u64, addr, len, 0, 0, 0],
+            Call::Lock { addr, len, how: Locking::Now } => {
+                [libc::SYS_mlock as u64, addr, len, 0, 0, 0]
+            }
+            Call::Lock { addr, len, how: Locking::OnFault } => {
+                [libc::SYS_mlock2 as u64, addr, len, 1, 0, 0]
+            }
+            Call::Lock { addr, len, .. } => [libc::SYS_munlock as u64, addr, len, 0, 0, 0],
+            Call::LockAll { flags: 0 } => [libc::SYS_munlockall as u64, 0, 0, 0, 0, 0],
+            Call::LockAll { flags } => [libc::SYS_mlockall as u64, flags, 0, 0, 0, 0],
             Call::Write { addr, byte } => [WRITE, addr, byte.into(), 0, 0, 0],
             Call::Read { addr } => [READ, addr, 0, 0, 0, 0],
         };

@@ -7,8 +7,8 @@ use pagoda_addr::VirtAddr;
 
 use super::host::{Host, TestFile};
 use crate::{
-    Access, Advice, Backing, CStrError, FaultError, Layout, Limits, MapFlags, MapRequest, Place,
-    Prot, RemapPlace, RemapRequest, VmError,
+    Access, Advice, Backing, CStrError, FaultError, Layout, Limits, Locking, MapFlags, MapRequest,
+    Place, Prot, RemapPlace, RemapRequest, VmError,
 };
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -287,12 +287,12 @@ fn locked_memory_is_present_and_counted() {
     let host = Host::new(64);
     let space = host.linux();
     space.map(fixed(BASE, 0x4000, RW)).unwrap();
-    space.set_locked(at(BASE + 0x1800), 0x1000, true).unwrap();
+    space.set_locked(at(BASE + 0x1800), 0x1000, Locking::Now).unwrap();
     let stats = space.stats();
     assert_eq!((stats.locked, stats.rss(), stats.regions), (2, 2, 3));
     assert_eq!(space.advise(at(BASE), 0x4000, Advice::DontNeed), Err(VmError::Invalid));
     assert_eq!(space.fork(host.table()).unwrap().stats().locked, 0);
-    assert_eq!(space.set_locked(at(BASE), 0x5000, false), Err(VmError::NotMapped));
+    assert_eq!(space.set_locked(at(BASE), 0x5000, Locking::Off), Err(VmError::NotMapped));
     let stats = space.stats();
     assert_eq!((stats.locked, stats.regions, stats.data), (0, 1, 4));
 }

@@ -19,12 +19,18 @@ pub(super) type Space<'h> = AddressSpace<X86_64, &'h Host>;
 
 impl Host {
     pub(crate) fn new(frames: u64) -> Self {
-        Self(Machine::new(Config { frames, ..Config::default() }), false)
+        Self::with(frames, false)
     }
 
     /// A host with a page of zeroes, whose spaces bring more than was asked for.
     pub(super) fn adaptive(frames: u64) -> Self {
-        Self(Machine::new(Config { frames, ..Config::default() }), true)
+        Self::with(frames, true)
+    }
+
+    /// Its books know of 256 GiB.
+    fn with(frames: u64, zeroes: bool) -> Self {
+        let machine = Machine::new(Config { frames, ..Config::default() });
+        Self(machine, zeroes, Commit::new(1 << 26))
     }
 
     /// What its spaces do beyond what was asked.

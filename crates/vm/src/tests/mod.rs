@@ -6,12 +6,12 @@ pub(crate) fn config(cases: u32) -> proptest::prelude::ProptestConfig {
     if !cfg!(miri) {
         return all;
     }
-    proptest::prelude::ProptestConfig { cases: 3, failure_persistence: None, ..all }
+    proptest::prelude::ProptestConfig { cases: 2, failure_persistence: None, ..all }
 }
 
 /// The most steps in one of them.
 pub(crate) const fn longest(steps: usize) -> usize {
-    if cfg!(miri) { steps / 10 } else { steps }
+    if cfg!(miri) { steps / 14 } else { steps }
 }
 
 mod cases;
@@ -21,6 +21,8 @@ mod host;
 pub(crate) use host::Host;
 mod mistakes;
 mod model;
+mod pitfalls;
+mod promises;
 mod random;
 mod sharing;
 mod steps;

@@ -71,6 +71,8 @@ pub(super) struct ModelPage {
     pub(super) back: Back,
     /// A guard page.
     pub(super) guard: bool,
+    /// Freed lazily: may be zeroes from the next shortage on.
+    pub(super) lazy: bool,
 }
 
 #[derive(Clone)]
@@ -167,8 +169,8 @@ impl Model {
         back: impl Fn(u64) -> Back,
     ) {
         for page in 0..len {
-            self.pages
-                .insert(start + page, ModelPage { prot, flags, back: back(page), guard: false });
+            let (back, guard, lazy) = (back(page), false, false);
+            self.pages.insert(start + page, ModelPage { prot, flags, back, guard, lazy });
         }
     }
 
@@ -222,16 +224,32 @@ impl Model {
         self.advise(addr, len, |page| {
             page.guard = install;
             if install {
-                page.back.reset();
+                (page.lazy, _) = (false, page.back.reset());
             }
+            Ok(())
         })
     }
 
     pub(super) fn dont_need(&mut self, addr: u64, len: u64) -> Result<(), VmError> {
-        self.advise(addr, len, |page| page.back.reset())
+        self.advise(addr, len, |page| {
+            (page.lazy, _) = (false, page.back.reset());
+            Ok(())
+        })
     }
 
-    fn advise(&mut self, addr: u64, len: u64, act: impl Fn(&mut ModelPage)) -> Result<(), VmError> {
+    pub(super) fn free_lazily(&mut self, addr: u64, len: u64) -> Result<(), VmError> {
+        self.advise(addr, len, |page| {
+            page.lazy = true;
+            if matches!(page.back, Back::Anonymous(_)) { Ok(()) } else { Err(VmError::Invalid) }
+        })
+    }
+
+    pub(super) fn advise(
+        &mut self,
+        addr: u64,
+        len: u64,
+        act: impl Fn(&mut ModelPage) -> Result<(), VmError>,
+    ) -> Result<(), VmError> {
         if addr % 4096 != 0 {
             return Err(VmError::Invalid);
         }
@@ -243,7 +261,7 @@ impl Model {
         let mut result = if end > self.limit() { Err(VmError::NotMapped) } else { Ok(()) };
         for page in addr >> 12..end.min(self.limit()) {
             match self.pages.get_mut(&page) {
-                Some(page) => act(page),
+                Some(page) => act(page)?,
                 None => result = Err(VmError::NotMapped),
             }
         }
@@ -449,6 +467,7 @@ impl Model {
 
     pub(super) fn write(&mut self, page: u64, last: bool, byte: u8) -> Result<(), FaultError> {
         let found = self.access(page, Access::Write)?;
+        found.lazy = false;
         let at = usize::from(last);
         match &mut found.back {
             Back::Anonymous(bytes) | Back::File(_, _, _, bytes) => bytes[at] = byte,

@@ -4,10 +4,10 @@ use pagoda_addr::{Frame, PhysAddr, PhysMap};
 use pagoda_emu::Machine;
 use pagoda_paging::{FlushRange, OutOfFrames, Platform, Released, SpaceTlb};
 use pagoda_sync::RawSpin;
-use pagoda_vm::VmPlatform;
+use pagoda_vm::{Commit, VmPlatform};
 
-/// The machine; has it a page of zeroes?
-pub(crate) struct Host(pub(crate) Machine, pub(crate) bool);
+/// The machine; has it a page of zeroes? The books of what it has promised.
+pub(crate) struct Host(pub(crate) Machine, pub(crate) bool, pub(crate) Commit);
 
 // SAFETY: forwards to the machine.
 unsafe impl PhysMap for Host {
@@ -51,7 +51,7 @@ unsafe impl VmPlatform for Host {
     fn zero_page(&self) -> Option<Frame> {
         self.1.then(|| self.0.arena().zero_page())
     }
-    fn may_commit(&self, pages: u64) -> bool {
-        pages <= 1 << 26
+    fn commit(&self) -> Option<&Commit> {
+        Some(&self.2)
     }
 }

@@ -170,7 +170,7 @@ fn advice_about_forks_is_followed() {
     space.advise(at(BASE), 0x1000, Advice::Fork { inherit: true }).unwrap();
     space.advise(at(BASE), 0x2000, Advice::WipeOnFork { wipe: false }).unwrap();
     assert_eq!(space.stats().regions, 1);
-    assert_eq!(space.advise(at(BASE), 0x4000, Advice::Free), Err(VmError::NotMapped));
+    assert_eq!(space.advise(at(BASE), 0x4000, Advice::DontNeed), Err(VmError::NotMapped));
     assert_eq!(host.load(0, &space, BASE + 0x2000), Ok(0));
     host.leave(0, &space);
     host.leave(1, &child);

@@ -49,6 +49,18 @@ pub(super) enum Step {
         addr: u64,
         len: u64,
     },
+    /// Lazily.
+    Free {
+        addr: u64,
+        len: u64,
+    },
+    Cool {
+        addr: u64,
+        len: u64,
+        out: bool,
+    },
+    /// Frames are short.
+    LetGo,
     Guard {
         addr: u64,
         len: u64,
@@ -131,6 +143,9 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => (addr(), len(), len(), addr())
             .prop_map(|(addr, old, new, to)| Step::MoveTo { addr, old, new, to }),
         3 => (addr(), len()).prop_map(|(addr, len)| Step::DontNeed { addr, len }),
+        2 => (addr(), len()).prop_map(|(addr, len)| Step::Free { addr, len }),
+        1 => (addr(), len(), any::<bool>()).prop_map(|(addr, len, out)| Step::Cool { addr, len, out }),
+        1 => Just(Step::LetGo),
         2 => (addr(), len(), prop::bool::weighted(0.7))
             .prop_map(|(addr, len, install)| Step::Guard { addr, len, install }),
         1 => (0u64..0x60000).prop_map(|to| Step::Brk { to: to + 0x40000 }),

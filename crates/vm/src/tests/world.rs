@@ -123,6 +123,24 @@ impl<'h> World<'h> {
                 let got = space.advise(VirtAddr::new(addr), len, Advice::DontNeed);
                 assert_eq!(got, model.dont_need(addr, len), "{step:?}");
             }
+            Step::Free { addr, len } => {
+                let (space, model) = &mut self.spaces[at];
+                let got = space.advise(VirtAddr::new(addr), len, Advice::Free);
+                assert_eq!(got, model.free_lazily(addr, len), "{step:?}");
+            }
+            Step::Cool { addr, len, out } => {
+                let (space, model) = &mut self.spaces[at];
+                let advice = if out { Advice::PageOut } else { Advice::Cold };
+                let got = space.advise(VirtAddr::new(addr), len, advice);
+                assert_eq!(got, model.advise(addr, len, |_| Ok(())), "{step:?}");
+                self.look_at_lazy();
+            }
+            Step::LetGo => {
+                for (space, _) in &self.spaces {
+                    space.let_go();
+                }
+                self.look_at_lazy();
+            }
             Step::Guard { addr, len, install } => {
                 let (space, model) = &mut self.spaces[at];
                 let advice = if install { Advice::GuardInstall } else { Advice::GuardRemove };
@@ -212,6 +230,60 @@ impl<'h> World<'h> {
         }
     }
 
+    /// Of what was freed lazily each page is as it was, or gone; the oracle takes over which.
+    fn look_at_lazy(&mut self) {
+        for (space, model) in &mut self.spaces {
+            for (&number, page) in model.pages.iter_mut().filter(|(_, page)| page.lazy) {
+                let Back::Anonymous(bytes) = &mut page.back else { continue };
+                let place = VirtAddr::new(number * 4096).block();
+                let entry = space.table().cursor(PageRange::single(place)).unwrap().query(place);
+                if let Entry::Mapped { frame, .. } = entry {
+                    let mut seen = [0; 2];
+                    crate::memory::read(self.host, frame, 0, &mut seen[..1]);
+                    crate::memory::read(self.host, frame, 4095, &mut seen[1..]);
+                    assert_eq!(seen, *bytes, "page {number:#x} was freed lazily");
+                } else {
+                    *bytes = [0; 2];
+                }
+            }
+        }
+    }
+
+    /// *books*: the oracle takes over which pages are counted, if those that have to be are and
+    /// those that may not be are not; the sum is what the machine knows.
+    fn check_books(&mut self) {
+        let (mut sum, mut objects) = (0, Vec::new());
+        for (space, model) in &mut self.spaces {
+            sum += space.stats().committed;
+            let mut from = VirtAddr::ZERO;
+            while let Some(info) = space.next_region(from) {
+                let counted = info.flags.contains(MapFlags::COUNTED);
+                let (start, end) =
+                    (info.range.start().as_u64() >> 12, info.range.end().as_u64() >> 12);
+                for (number, page) in model.pages.range_mut(start..end) {
+                    page.flags.set(MapFlags::COUNTED, counted);
+                    let private = match &page.back {
+                        Back::Anonymous(bytes) => counted || *bytes == [0; 2],
+                        Back::Shared(object, _) => {
+                            if !Rc::ptr_eq(object, &self.contents)
+                                && !objects.iter().any(|other| Rc::ptr_eq(object, other))
+                            {
+                                objects.push(object.clone());
+                            }
+                            !counted
+                        }
+                        _ => true,
+                    };
+                    let writable = page.prot.contains(Prot::WRITE) && !info.shared;
+                    assert!(private && (counted || !writable), "page {number:#x}, {counted}");
+                }
+                from = info.range.end();
+            }
+        }
+        sum += objects.iter().map(|object| object.borrow().len() as u64).sum::<u64>();
+        assert_eq!(self.host.2.promised(), sum, "books");
+    }
+
     fn leave_cpu23(&self) {
         (2..4).for_each(|cpu| self.host.leave(cpu, self.on(cpu)));
     }
@@ -282,8 +354,9 @@ impl<'h> World<'h> {
     }
 
     /// The regions, the sizes and the TLBs are what they have to be.
-    pub(super) fn check(&self) {
+    pub(super) fn check(&mut self) {
         self.host.0.audit();
+        self.check_books();
         for (space, model) in &self.spaces {
             let mut from = VirtAddr::ZERO;
             let mut runs = Vec::new();

@@ -7,12 +7,15 @@
 //! [`system`]: files about the machine. [`process`] and [`status`]: files about
 //! one process.
 //!
-//! Left out: writing (limits, `oom_score_adj` and the like accept and forget), per-thread memory
+//! [`settings`]: numbers that can be changed.
+//!
+//! Left out: writing elsewhere (limits, `oom_score_adj` and the like accept and forget), per-thread memory
 //! maps apart from the process's, network files.
 
 mod failures;
 mod pages;
 mod process;
+mod settings;
 mod status;
 mod system;
 
@@ -41,6 +44,8 @@ enum Item<M: Machine> {
     Text(SystemText<M>),
     Directory(fn() -> &'static [&'static str], fn(&str) -> Option<Item<M>>),
     Link(fn(&Kernel<M>) -> Option<u32>, &'static str),
+    /// A number that the superuser may change.
+    Setting(&'static settings::Setting),
     /// Words about frames: flags, or else counts.
     Frames {
         flags: bool,
@@ -164,6 +169,10 @@ impl<M: Machine> DirSource for Fixed<M> {
                 let source = Fixed { kernel, names, item, top: false };
                 let source = try_arc(source).map_err(no_memory)?;
                 found(seed, name, 0o555, Generated::Directory(source))
+            }
+            Item::Setting(setting) => {
+                let source = try_arc(settings::Source { kernel, setting }).map_err(no_memory)?;
+                found(seed, name, 0o644, Generated::Text(source))
             }
             Item::Frames { flags } => {
                 let source = pages::FrameWords { kernel, flags };

@@ -385,6 +385,8 @@ fn smaps_rollup<M: Machine>(
         sum.dirty += pages.dirty;
         sum.sole_dirty += pages.sole_dirty;
         sum.anonymous += pages.anonymous;
+        sum.accessed += pages.accessed;
+        sum.lazy += pages.lazy;
         sum.proportional += pages.proportional;
         let (start, end) = (region.range.start().as_u64(), region.range.end().as_u64());
         ends = Some((ends.map_or(start, |(first, _)| first), end));

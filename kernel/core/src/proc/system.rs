@@ -38,6 +38,7 @@ pub(super) fn top_names() -> &'static [&'static str] {
         "stat",
         "swaps",
         "sys",
+        "sysvipc",
         "uptime",
         "version",
         "vmallocinfo",
@@ -69,6 +70,7 @@ pub(super) fn top_item<M: Machine>(name: &str) -> Option<Item<M>> {
         "swaps" => {
             Item::Text(|_, out| out.write_str("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"))
         }
+        "sysvipc" => Item::Directory(|| &["shm"], sysvipc_item::<M>),
         "sys" => Item::Directory(|| &["kernel", "vm", "fs"], sys_item::<M>),
         "uptime" => Item::Text(uptime),
         "version" => Item::Text(|_, out| writeln!(out, "Linux version {RELEASE} {VERSION}")),
@@ -98,7 +100,18 @@ fn sys_item<M: Machine>(name: &str) -> Option<Item<M>> {
             sys_kernel_item::<M>,
         ),
         "vm" => Item::Directory(
-            || &["max_map_count", "mmap_min_addr", "overcommit_memory", "swappiness"],
+            || {
+                &[
+                    "admin_reserve_kbytes",
+                    "max_map_count",
+                    "mmap_min_addr",
+                    "overcommit_kbytes",
+                    "overcommit_memory",
+                    "overcommit_ratio",
+                    "swappiness",
+                    "user_reserve_kbytes",
+                ]
+            },
             sys_vm_item::<M>,
         ),
         "fs" => Item::Directory(|| &["file-max", "nr_open", "pipe-max-size"], sys_fs_item::<M>),
@@ -125,10 +138,13 @@ fn sys_vm_item<M: Machine>(name: &str) -> Option<Item<M>> {
     Some(match name {
         "max_map_count" => Item::Text(|_, out| out.write_str("65530\n")),
         "mmap_min_addr" => Item::Text(|_, out| out.write_str("65536\n")),
-        "overcommit_memory" => Item::Text(|_, out| out.write_str("0\n")),
         "swappiness" => Item::Text(|_, out| out.write_str("0\n")),
-        _ => return None,
+        _ => Item::Setting(super::settings::of_memory(name)?),
     })
+}
+
+fn sysvipc_item<M: Machine>(name: &str) -> Option<Item<M>> {
+    (name == "shm").then_some(Item::Text(|kernel, out| kernel.list_segments(out)))
 }
 
 fn sys_fs_item<M: Machine>(name: &str) -> Option<Item<M>> {
@@ -185,14 +201,15 @@ fn memory<M: Machine>(kernel: &Kernel<M>, out: &mut dyn Write) -> fmt::Result {
     let totals = kernel.machine.memory();
     let free = totals.free + totals.cached;
     let (_, resident) = total_usage(kernel);
-    let (mut committed, mut mapped) = (0, 0);
+    let (mut locked, mut mapped) = (0, 0);
     let mut next = 0;
     while let Some(process) = kernel.next_process(next) {
         next = process.pid + 1;
         let stats = process.space().map(|space| space.stats()).unwrap_or_default();
-        committed += stats.data + stats.stack;
+        locked += stats.locked;
         mapped += stats.rss_file + stats.rss_shared;
     }
+    let books = kernel.machine.commit();
     meminfo(
         out,
         &MemInfo {
@@ -207,7 +224,9 @@ fn memory<M: Machine>(kernel: &Kernel<M>, out: &mut dyn Write) -> fmt::Result {
             slab_reclaimable: 0,
             kernel_stacks: totals.stacks,
             page_tables: totals.page_tables,
-            committed: committed * 4096,
+            locked: locked * 4096,
+            commit_limit: books.map_or(totals.total, |books| books.limit() * 4096),
+            committed: books.map_or(0, |books| books.promised() * 4096),
         },
     )
 }

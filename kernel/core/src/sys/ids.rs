@@ -129,6 +129,8 @@ impl<M: Machine> Cx<'_, M> {
         } else {
             ids.uid = new;
         }
+        drop(ids);
+        self.process.bind(&self.space);
         Ok(0)
     }
 

@@ -11,9 +11,7 @@ pub(crate) const RELEASE: &str = "6.1.0-pagoda";
 /// Says who it really is.
 pub(crate) const VERSION: &str = "#1 Pagoda, a kernel in Rust that speaks Linux 6.1";
 const RLIMIT_CPU: usize = 0;
-const RLIMIT_DATA: usize = 2;
 const RLIMIT_STACK: usize = 3;
-const RLIMIT_AS: usize = 9;
 const INFINITY: u64 = u64::MAX;
 
 /// The limits of the first process.
@@ -128,15 +126,8 @@ impl<M: Machine> Cx<'_, M> {
         if resource == RLIMIT_CPU {
             target.note_cpu_timers();
         }
-        if let (Some([soft, _]), Some(space)) = (new, target.space()) {
-            let mut limits = space.limits();
-            match resource {
-                RLIMIT_DATA => limits.data = soft,
-                RLIMIT_STACK => limits.stack = soft,
-                RLIMIT_AS => limits.address_space = soft,
-                _ => {}
-            }
-            space.set_limits(limits);
+        if let (Some(_), Some(space)) = (new, target.space()) {
+            target.bind(&space);
         }
         if old_at != 0 {
             self.write_words(old_at, &[old.0, old.1])?;

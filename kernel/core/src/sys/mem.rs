@@ -6,7 +6,7 @@ use pagoda_addr::{PAGE_SIZE, VirtAddr};
 use pagoda_kernel_fs::OpenFile;
 use pagoda_linux::{Errno, Mmap, Sharing};
 use pagoda_vm::fallible::try_extend;
-use pagoda_vm::{Backing, MapFlags, VmError};
+use pagoda_vm::{Advice, Backing, Locking, MapFlags, VmError};
 
 use crate::Result;
 use crate::machine::Machine;
@@ -96,6 +96,9 @@ impl<M: Machine> Cx<'_, M> {
     pub(crate) fn sys_madvise(&mut self, a: [u64; 6]) -> Result<u64> {
         let advice = pagoda_linux::advice(a[2])?;
         let len = a[1].checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::EINVAL)?;
+        if advice == Advice::Free {
+            self.kernel.note_lazy();
+        }
         self.space.advise(VirtAddr::new(a[0]), len, advice)?;
         Ok(0)
     }
@@ -141,72 +144,31 @@ impl<M: Machine> Cx<'_, M> {
         self.all_mapped(addr, len)
     }
 
-    /// Every present page stays in memory anyway: locking makes pages present, and counts them.
-    pub(crate) fn sys_mlock(&mut self, a: [u64; 6], locked: bool) -> Result<u64> {
+    pub(crate) fn sys_mlock(&mut self, a: [u64; 6], locking: Locking) -> Result<u64> {
         let start = a[0] & !(PAGE_SIZE - 1);
         let end = a[0].checked_add(a[1]).and_then(|end| end.checked_next_multiple_of(PAGE_SIZE));
         let len = end.and_then(|end| end.checked_sub(start)).ok_or(Errno::EINVAL)?;
-        if locked {
-            self.may_lock(len)?;
-        }
-        self.space.set_locked(VirtAddr::new(start), len, locked)?;
+        self.space.set_locked(VirtAddr::new(start), len, locking)?;
         Ok(0)
-    }
-
-    /// `RLIMIT_MEMLOCK`, which does not bind the superuser.
-    fn may_lock(&self, len: u64) -> Result<()> {
-        const MEMLOCK: usize = 8;
-        if self.process.ids.lock().uid[1] == 0 {
-            return Ok(());
-        }
-        let limit = self.process.limit(MEMLOCK);
-        let locked = self.space.stats().locked * PAGE_SIZE;
-        match limit {
-            0 => Err(Errno::EPERM),
-            limit if locked.saturating_add(len) > limit => Err(Errno::ENOMEM),
-            _ => Ok(()),
-        }
     }
 
     pub(crate) fn sys_mlock2(&mut self, a: [u64; 6]) -> Result<u64> {
         const ONFAULT: u64 = 1;
         match a[2] {
-            0 => self.sys_mlock(a, true),
-            // Pages that come stay: there is nothing to do for those to come.
-            ONFAULT => self.may_lock(a[1]).and_then(|()| self.all_mapped_around(a[0], a[1])),
+            0 => self.sys_mlock(a, Locking::Now),
+            ONFAULT => self.sys_mlock(a, Locking::OnFault),
             _ => Err(Errno::EINVAL),
         }
     }
 
-    fn all_mapped_around(&self, addr: u64, len: u64) -> Result<u64> {
-        let start = addr & !(PAGE_SIZE - 1);
-        let end = addr.checked_add(len).and_then(|end| end.checked_next_multiple_of(PAGE_SIZE));
-        let end = end.ok_or(Errno::EINVAL)?;
-        self.all_mapped(start, end - start)
-    }
-
-    /// What is there now; what comes later stays in memory as everything does.
     pub(crate) fn sys_mlockall(&mut self, a: [u64; 6]) -> Result<u64> {
-        const CURRENT: u64 = 1;
-        const FUTURE: u64 = 2;
-        const ONFAULT: u64 = 4;
-        if a[0] == 0 || a[0] & !(CURRENT | FUTURE | ONFAULT) != 0 || a[0] == ONFAULT {
-            return Err(Errno::EINVAL);
-        }
-        self.may_lock(self.space.stats().mapped * PAGE_SIZE)?;
-        if a[0] & CURRENT != 0 && a[0] & ONFAULT == 0 {
-            return self.lock_everything(true);
-        }
+        let (now, future) = pagoda_linux::mlockall(a[0])?;
+        self.space.set_all_locked(now, future)?;
         Ok(0)
     }
 
-    /// As far as it goes: memory that nobody may touch is passed over, as on Linux.
-    pub(crate) fn lock_everything(&self, locked: bool) -> Result<u64> {
-        let mut from = VirtAddr::ZERO;
-        while let Some(region) = self.space.next_region(from) {
-            from = region.range.end();
-            let _ = self.space.set_locked(region.range.start(), region.range.len(), locked);
-        }
+    pub(crate) fn sys_munlockall(&mut self) -> Result<u64> {
+        self.space.set_all_locked(Some(Locking::Off), Locking::Off)?;
         Ok(0)
     }
 

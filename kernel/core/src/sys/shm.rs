@@ -5,20 +5,25 @@
 //! segment that was removed stays until nobody has it attached any more; that is noticed at the next
 //! call.
 //!
-//! Left out: huge pages, `/proc/sysvipc`, limits on the number of segments besides memory.
+//! A segment's size is promised (`Commit`) while it exists, unless it was made with `SHM_NORESERVE`.
+//!
+//! Left out: huge pages, limits on the number of segments besides memory.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt::Write;
+use core::fmt::{self, Write};
 
 use pagoda_addr::VirtAddr;
 use pagoda_kernel_fs::{Inode, OpenFlags, TextBuffer};
 use pagoda_linux::Errno;
 use pagoda_vm::fallible::try_push;
-use pagoda_vm::{Backing, MapFlags, MapRequest, Place, Prot, RegionInfo, VmError};
+use pagoda_vm::{
+    Backing, Charge, Commit, MapFlags, MapRequest, Overcommit, Place, Prot, RegionInfo, VmError,
+};
 
 use crate::Result;
 use crate::host::file_key;
+use crate::kernel::Kernel;
 use crate::machine::Machine;
 use crate::run::Cx;
 use crate::task::exec::NodeObject;
@@ -27,6 +32,7 @@ const IPC_PRIVATE: i32 = 0;
 const IPC_CREAT: u64 = 0o1000;
 const IPC_EXCL: u64 = 0o2000;
 const SHM_HUGETLB: u64 = 0o4000;
+const SHM_NORESERVE: u64 = 0o10000;
 const SHM_RDONLY: u64 = 0o10000;
 const SHM_RND: u64 = 0o20000;
 const SHM_REMAP: u64 = 0o40000;
@@ -50,6 +56,8 @@ struct Segment {
     creator_pid: u32,
     last_pid: u32,
     removed: bool,
+    /// Pages in the machine's books.
+    charged: u64,
 }
 
 /// All segments.
@@ -65,12 +73,18 @@ impl Segments {
     }
 
     /// Forgets what was removed and is attached nowhere.
-    fn tidy(&mut self) {
-        self.list.retain(|segment| !segment.removed || segment.node.is_mapped());
+    fn tidy(&mut self, books: Option<&Commit>) {
+        self.list.retain(|segment| {
+            let stays = !segment.removed || segment.node.is_mapped();
+            if let Some(books) = books.filter(|_| !stays) {
+                books.release(segment.charged);
+            }
+            stays
+        });
     }
 
-    fn get(&mut self, id: i32) -> Result<&mut Segment> {
-        self.tidy();
+    fn get(&mut self, id: i32, books: Option<&Commit>) -> Result<&mut Segment> {
+        self.tidy(books);
         self.list.iter_mut().find(|segment| segment.id == id).ok_or(Errno::EINVAL)
     }
 
@@ -121,7 +135,7 @@ impl<M: Machine> Cx<'_, M> {
         let identity = self.identity();
         {
             let mut segments = self.kernel.segments.lock();
-            segments.tidy();
+            segments.tidy(self.books());
             let found = segments.list.iter().find(|s| s.key == key && !s.removed);
             if let Some(segment) = found.filter(|_| key != IPC_PRIVATE) {
                 if flags & IPC_CREAT != 0 && flags & IPC_EXCL != 0 {
@@ -147,6 +161,34 @@ impl<M: Machine> Cx<'_, M> {
         if flags & SHM_HUGETLB != 0 {
             return Err(Errno::ENOMEM);
         }
+        let charged = self.charge_segment(size, flags)?;
+        let made = self.new_segment(key, size, flags, charged);
+        if let Some(books) = self.books().filter(|_| made.is_err()) {
+            books.release(charged);
+        }
+        made
+    }
+
+    fn books(&self) -> Option<&'static Commit> {
+        self.kernel.machine.commit()
+    }
+
+    /// Promises a segment of `size` bytes, if that is to be.
+    fn charge_segment(&self, size: u64, flags: u64) -> Result<u64> {
+        let Some(books) = self.books() else { return Ok(0) };
+        if flags & SHM_NORESERVE != 0 && books.mode() != Overcommit::Never {
+            return Ok(0);
+        }
+        let pages = size.div_ceil(4096);
+        let (mapped, privileged) = (self.space.stats().mapped, self.identity().0 == 0);
+        if !books.charge(Charge { pages, mapped, privileged }) {
+            return Err(Errno::ENOMEM);
+        }
+        Ok(pages)
+    }
+
+    fn new_segment(&self, key: i32, size: u64, flags: u64, charged: u64) -> Result<u64> {
+        let identity = self.identity();
         let file = self.kernel.vfs.memory_file(OpenFlags::RDWR)?;
         file.truncate(size).map_err(|_| Errno::EINVAL)?;
         let node = Arc::clone(file.node());
@@ -165,6 +207,7 @@ impl<M: Machine> Cx<'_, M> {
             creator_pid: self.process.pid,
             last_pid: 0,
             removed: false,
+            charged,
         };
         try_push(&mut segments.list, segment).map_err(|_| Errno::ENOMEM)?;
         segments.next = (id + 1) & i32::MAX;
@@ -199,7 +242,7 @@ impl<M: Machine> Cx<'_, M> {
         let wanted = if read_only { 4 } else { 6 };
         let (node, size, key) = {
             let mut segments = self.kernel.segments.lock();
-            let segment = segments.get(id)?;
+            let segment = segments.get(id, self.books())?;
             segment.permits(self.identity(), wanted)?;
             (Arc::clone(&segment.node), segment.size, segment.key)
         };
@@ -215,7 +258,7 @@ impl<M: Machine> Cx<'_, M> {
             other => other.into(),
         })?;
         let now = self.seconds();
-        if let Ok(segment) = self.kernel.segments.lock().get(id) {
+        if let Ok(segment) = self.kernel.segments.lock().get(id, self.books()) {
             (segment.times[0], segment.last_pid) = (now, self.process.pid);
         }
         Ok(at.as_u64())
@@ -251,23 +294,8 @@ impl<M: Machine> Cx<'_, M> {
         if let Some(segment) = segments.list.iter_mut().find(|s| file_key(&s.node) == key) {
             (segment.times[1], segment.last_pid) = (now, pid);
         }
-        segments.tidy();
+        segments.tidy(self.books());
         Ok(0)
-    }
-
-    /// Regions of all processes that show the segment with this file.
-    fn attached(&self, key: usize) -> u64 {
-        let (mut count, mut next) = (0, 0);
-        while let Some(process) = self.kernel.next_process(next) {
-            next = process.pid + 1;
-            let Some(space) = process.space() else { continue };
-            let mut from = VirtAddr::ZERO;
-            while let Some(region) = space.next_region(from) {
-                count += u64::from(key_of(&region) == Some(key));
-                from = region.range.end();
-            }
-        }
-        count
     }
 
     pub(crate) fn sys_shmctl(&mut self, a: [u64; 6]) -> Result<u64> {
@@ -282,11 +310,11 @@ impl<M: Machine> Cx<'_, M> {
         match command {
             RMID => {
                 let mut segments = self.kernel.segments.lock();
-                let segment = segments.get(id)?;
+                let segment = segments.get(id, self.books())?;
                 segment.owned_by(identity.0)?;
                 // From now on nobody finds it by its key.
                 (segment.removed, segment.key) = (true, IPC_PRIVATE);
-                segments.tidy();
+                segments.tidy(self.books());
                 Ok(0)
             }
             SET => {
@@ -298,7 +326,7 @@ impl<M: Machine> Cx<'_, M> {
                 };
                 let now = self.seconds();
                 let mut segments = self.kernel.segments.lock();
-                let segment = segments.get(id)?;
+                let segment = segments.get(id, self.books())?;
                 segment.owned_by(identity.0)?;
                 segment.owner = (word(4), word(8));
                 segment.mode = word(20) & 0o777;
@@ -306,10 +334,10 @@ impl<M: Machine> Cx<'_, M> {
                 Ok(0)
             }
             STAT => {
-                let key = file_key(&self.kernel.segments.lock().get(id)?.node);
-                let attached = self.attached(key);
+                let key = file_key(&self.kernel.segments.lock().get(id, self.books())?.node);
+                let attached = self.kernel.attached(key);
                 let mut segments = self.kernel.segments.lock();
-                let segment = segments.get(id)?;
+                let segment = segments.get(id, self.books())?;
                 segment.permits(identity, 4)?;
                 let record = record(segment, attached);
                 drop(segments);
@@ -325,18 +353,98 @@ impl<M: Machine> Cx<'_, M> {
             // All of memory stays in memory.
             LOCK | UNLOCK => {
                 let mut segments = self.kernel.segments.lock();
-                segments.get(id)?.owned_by(identity.0).map(|()| 0)
+                segments.get(id, self.books())?.owned_by(identity.0).map(|()| 0)
             }
             _ => Err(Errno::EINVAL),
         }
     }
 }
 
+impl<M: Machine> Kernel<M> {
+    /// Regions of all processes that show the segment with this file.
+    fn attached(&self, key: usize) -> u64 {
+        let (mut count, mut next) = (0, 0);
+        while let Some(process) = self.next_process(next) {
+            next = process.pid + 1;
+            let Some(space) = process.space() else { continue };
+            let mut from = VirtAddr::ZERO;
+            while let Some(region) = space.next_region(from) {
+                count += u64::from(key_of(&region) == Some(key));
+                from = region.range.end();
+            }
+        }
+        count
+    }
+
+    /// `/proc/sysvipc/shm`. No lock is held while attachments are counted.
+    pub(crate) fn list_segments(&self, out: &mut dyn Write) -> fmt::Result {
+        writeln!(
+            out,
+            "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  \
+             cuid  cgid      atime      dtime      ctime                   rss                  \
+             swap"
+        )?;
+        let mut index = 0;
+        loop {
+            let (row, key) = {
+                let mut segments = self.segments.lock();
+                segments.tidy(self.machine.commit());
+                let Some(segment) = segments.list.get(index) else { return Ok(()) };
+                (segment.row(), file_key(&segment.node))
+            };
+            row.write(out, self.attached(key))?;
+            index += 1;
+        }
+    }
+}
+
+/// What a line says of a segment.
+struct Row {
+    key: i32,
+    id: i32,
+    mode: u32,
+    size: u64,
+    pids: [u32; 2],
+    ids: [u32; 4],
+    times: [i64; 3],
+    resident: u64,
+}
+
+impl Segment {
+    fn mode(&self) -> u32 {
+        const DEST: u32 = 0o1000;
+        self.mode | if self.removed { DEST } else { 0 }
+    }
+
+    fn row(&self) -> Row {
+        Row {
+            key: self.key,
+            id: self.id,
+            mode: self.mode(),
+            size: self.size,
+            pids: [self.creator_pid, self.last_pid],
+            ids: [self.owner.0, self.owner.1, self.creator.0, self.creator.1],
+            times: self.times,
+            resident: self.node.stat().blocks * 512,
+        }
+    }
+}
+
+impl Row {
+    fn write(&self, out: &mut dyn Write, attached: u64) -> fmt::Result {
+        let Self { key, id, mode, size, pids: [creator, last], ids, times, resident } = self;
+        write!(out, "{key:>10} {id:>10}  {mode:>4o} {size:>21} {creator:>5} {last:>5}  ")?;
+        write!(out, "{attached:>5}")?;
+        ids.iter().try_for_each(|id| write!(out, " {id:>5}"))?;
+        times.iter().try_for_each(|time| write!(out, " {time:>10}"))?;
+        writeln!(out, " {resident:>21} {:>21}", 0)
+    }
+}
+
 /// `struct shmid_ds`, in words of eight bytes.
 fn record(segment: &Segment, attached: u64) -> [u64; 14] {
-    const DEST: u32 = 0o1000;
     let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-    let mode = segment.mode | if segment.removed { DEST } else { 0 };
+    let mode = segment.mode();
     let [attach, detach, change] = segment.times.map(|time| time as u64);
     [
         pair(segment.key as u32, segment.owner.0),

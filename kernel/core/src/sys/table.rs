@@ -2,6 +2,7 @@
 
 use linux_raw_sys::general as nr;
 use pagoda_linux::Errno;
+use pagoda_vm::Locking;
 
 use crate::Result;
 use crate::machine::Machine;
@@ -113,11 +114,11 @@ impl<M: Machine> Cx<'_, M> {
             nr::__NR_madvise => self.sys_madvise(a),
             nr::__NR_mincore => self.sys_mincore(a),
             nr::__NR_msync => self.sys_msync(a),
-            nr::__NR_mlock => self.sys_mlock(a, true),
+            nr::__NR_mlock => self.sys_mlock(a, Locking::Now),
             nr::__NR_mlock2 => self.sys_mlock2(a),
-            nr::__NR_munlock => self.sys_mlock(a, false),
+            nr::__NR_munlock => self.sys_mlock(a, Locking::Off),
             nr::__NR_mlockall => self.sys_mlockall(a),
-            nr::__NR_munlockall => self.lock_everything(false),
+            nr::__NR_munlockall => self.sys_munlockall(),
             nr::__NR_process_vm_readv => self.sys_process_vm(a, false),
             nr::__NR_process_vm_writev => self.sys_process_vm(a, true),
             nr::__NR_process_madvise => self.sys_process_madvise(a),

@@ -396,6 +396,7 @@ impl<M: Machine> Cx<'_, M> {
     /// The point of no return; nothing here fails.
     fn commit(&mut self, loaded: Loaded<M>) {
         let process = self.process;
+        process.bind(&loaded.space);
         self.kernel.sched.load_space(Some(Arc::clone(&loaded.space)));
         let old = process.replace_space(Some(Arc::clone(&loaded.space)));
         self.space = loaded.space;

@@ -1,10 +1,14 @@
 //! A program touches a page and there is no frame for it.
 //!
-//! The process that wanted the frame ends, and everybody else lives on. Only the first process,
-//! whose end would be the end of everything, gets one at the expense of somebody else: the largest
-//! process ends in its place, and the access is tried again.
+//! First goes what programs have freed lazily (`MADV_FREE`), everywhere; where that brings something,
+//! the access is tried again. Else the process that wanted the frame ends, and everybody else lives
+//! on. Only the first process, whose end would be the end of everything, gets one at the expense of
+//! somebody else: the largest process ends in its place.
+//!
+//! Lazily freed memory also goes before frames run out: at interrupts, once few are left.
 
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
 
 use super::{FIRST, Process, WaitStatus};
 use crate::kernel::Kernel;
@@ -20,6 +24,9 @@ const PATIENCE_NS: u64 = 1_000_000;
 impl<M: Machine> Cx<'_, M> {
     /// A fault without a frame.
     pub(crate) fn out_of_memory(&mut self) {
+        if self.kernel.let_go() != 0 {
+            return;
+        }
         if self.process.pid == FIRST && self.kernel.sacrifice() {
             let deadline = self.kernel.machine.monotonic_ns().saturating_add(PATIENCE_NS);
             let patience = Patience::Killable;
@@ -33,6 +40,35 @@ impl<M: Machine> Cx<'_, M> {
 }
 
 impl<M: Machine> Kernel<M> {
+    /// Some process has freed memory lazily.
+    pub(crate) fn note_lazy(&self) {
+        self.lazy.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets go of what was freed lazily, in all processes; returns how many pages that was.
+    #[cold]
+    pub(crate) fn let_go(&self) -> u64 {
+        if !self.lazy.swap(false, Ordering::Relaxed) {
+            return 0;
+        }
+        let (mut pages, mut next) = (0, 0);
+        while let Some(process) = self.next_process(next) {
+            next = process.pid + 1;
+            pages += process.space().map_or(0, |space| space.let_go());
+        }
+        pages
+    }
+
+    /// Does so if few frames are left: four times what is kept for the kernel.
+    pub(crate) fn let_go_in_time(&self) {
+        if self.lazy.load(Ordering::Relaxed) {
+            let memory = self.machine.memory();
+            if memory.free + memory.cached < 4 * memory.reserve {
+                self.let_go();
+            }
+        }
+    }
+
     /// Ends the largest process but the first, unless one is ending already. False when there is
     /// none.
     fn sacrifice(&self) -> bool {

@@ -179,6 +179,11 @@ impl<M: Machine> Cx<'_, M> {
         Ok(thread)
     }
 
+    fn copy_space(&self) -> Result<Space<M>> {
+        let table = self.kernel.machine.new_page_table().map_err(|_| Errno::ENOMEM)?;
+        Ok(self.space.fork(table)?)
+    }
+
     fn new_process(&mut self, args: &CloneArgs) -> Result<Arc<Thread<M>>> {
         self.check_tls(args)?;
         let fpu = self.copy_fpu()?;
@@ -189,8 +194,11 @@ impl<M: Machine> Cx<'_, M> {
         let space = if shares {
             Arc::clone(&self.space)
         } else {
-            let table = self.kernel.machine.new_page_table().map_err(|_| Errno::ENOMEM)?;
-            let copy = self.space.fork(table)?;
+            let copy = match self.copy_space() {
+                // What was freed lazily may make room.
+                Err(Errno::ENOMEM) if self.kernel.let_go() != 0 => self.copy_space()?,
+                copied => copied?,
+            };
             try_arc(copy).map_err(|_| Errno::ENOMEM)?
         };
         let pid = self.kernel.tables.lock().new_id()?;

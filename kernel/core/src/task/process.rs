@@ -298,6 +298,22 @@ impl<M: Machine> Process<M> {
         usage
     }
 
+    /// Tells `space` which limits bind it: the process's, and those that bind all but the superuser.
+    pub(crate) fn bind(&self, space: &crate::Space<M>) {
+        const DATA: usize = 2;
+        const STACK: usize = 3;
+        const MEMLOCK: usize = 8;
+        const AS: usize = 9;
+        let root = self.ids.lock().uid[1] == 0;
+        let mut limits = space.limits();
+        limits.data = self.limit(DATA);
+        limits.stack = self.limit(STACK);
+        limits.address_space = self.limit(AS);
+        limits.locked = if root { u64::MAX } else { self.limit(MEMLOCK) };
+        limits.privileged = root;
+        space.set_limits(limits);
+    }
+
     /// A soft limit.
     pub(crate) fn limit(&self, resource: usize) -> u64 {
         self.limits.lock().get(resource).map_or(u64::MAX, |limit| limit.0)

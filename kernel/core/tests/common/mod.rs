@@ -20,7 +20,7 @@ use pagoda_kernel_core::machine::{
 use pagoda_kernel_core::{BootConfig, ExitStatus, StartError, start};
 use pagoda_paging::{FlushRange, OutOfFrames, PageTable, Platform, Released, SpaceTlb, X86_64};
 use pagoda_sync::{CpuId, RawSpin};
-use pagoda_vm::VmPlatform;
+use pagoda_vm::{Commit, VmPlatform};
 
 use fiber::{Fiber, FiberStack};
 
@@ -52,6 +52,7 @@ pub struct Lines {
 
 pub struct HostMachine {
     pub emu: pagoda_emu::Machine,
+    pub commit: Commit,
     pub lines: Mutex<Lines>,
     clock: AtomicU64,
     wake: Mutex<Option<u64>>,
@@ -99,6 +100,9 @@ unsafe impl VmPlatform for HostMachine {
     }
     fn refs(&self, frame: Frame) -> u32 {
         self.emu.refs(frame)
+    }
+    fn commit(&self) -> Option<&Commit> {
+        Some(&self.commit)
     }
 }
 
@@ -293,6 +297,7 @@ impl HostMachine {
     pub fn new(frames: u64) -> &'static Self {
         let config = Config { cpus: 1, frames, ..Config::default() };
         Box::leak(Box::new(Self {
+            commit: Commit::new(config.frames),
             emu: pagoda_emu::Machine::new(config),
             lines: Mutex::default(),
             clock: AtomicU64::new(1_000_000_000),

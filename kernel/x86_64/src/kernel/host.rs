@@ -24,7 +24,7 @@ use pagoda_heap::{CHUNK_ORDER, Heap, OutOfPages, PageSource, TAG_SHIFT};
 use pagoda_kva::Block;
 use pagoda_paging::{FlushRange, Platform, Released, SpaceTlb};
 use pagoda_sync::{Ranked, ServingSpin, rank};
-use pagoda_vm::VmPlatform;
+use pagoda_vm::{Commit, VmPlatform};
 use x86_64::registers::control::{Cr3, Cr4, Cr4Flags};
 
 use super::failures::{self, FailingHeap};
@@ -115,6 +115,8 @@ pub(crate) struct Kernel {
     pub(crate) tables_in_use: AtomicU64,
     /// Frames that the allocator was given, free or not: never changes once it stands.
     pub(crate) total_frames: AtomicU64,
+    /// What is promised to programs.
+    pub(crate) commit: Commit,
     /// The number of the frame that shows zeroes to programs; 0 before there is one. The frame
     /// allocator does not know it.
     pub(crate) zero_page: AtomicU64,
@@ -130,6 +132,7 @@ pub(crate) static KERNEL: Kernel = Kernel {
     tags: Tags::none(),
     tables_in_use: AtomicU64::new(0),
     total_frames: AtomicU64::new(0),
+    commit: Commit::new(0),
     zero_page: AtomicU64::new(0),
 };
 
@@ -388,8 +391,8 @@ unsafe impl VmPlatform for Kernel {
     }
 
     #[inline]
-    fn may_commit(&self, pages: u64) -> bool {
-        pages <= self.total_frames.load(Ordering::Relaxed)
+    fn commit(&self) -> Option<&Commit> {
+        Some(&self.commit)
     }
 }
 

@@ -406,6 +406,7 @@ fn storey2_frames() -> Result<(), BuildError> {
     let frames = KERNEL.frames.set(frames).map_err(|_| BuildError::Twice)?;
     let stats = frames.stats();
     KERNEL.total_frames.store(stats.total, Ordering::Relaxed);
+    KERNEL.commit.set_total(stats.total);
     info!(
         "    {} frames free ({}), {} of them kept for the kernel",
         stats.free,
