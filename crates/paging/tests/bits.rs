@@ -39,6 +39,8 @@ fn no_reserved_bit_is_set_and_bit_7_means_what_its_level_says() {
             assert!(!format.frame_fits(Frame::from_number(end), size), "too wide an address");
             for bits in 0..=PageFlags::all().bits() {
                 let flags = format.grants(PageFlags::from_bits_retain(bits));
+                let raw = format.leaf(highest, size, PageFlags::from_bits_retain(bits));
+                assert_eq!(raw & NO_EXECUTE & reserved(width, nx, Some(size)), 0, "{raw:#x}");
                 let word = format.leaf(highest, size, flags);
                 if !flags.intersects(PageFlags::ACCESS) {
                     assert_eq!(word & PRESENT, 0, "a parked leaf is absent to the machine");

@@ -311,9 +311,13 @@ impl Lane {
             2 if !region.shared => {
                 let _ = self.got("madvise", sys::madvise(at, len, libc::MADV_FREE));
                 for index in first..first + count {
-                    // Each page is as it was or empty, and nothing in between.
-                    if compare(region.page(index), region.tags[index]).is_some() {
+                    // Each page is as it was or empty, and nothing in between; it may become empty
+                    // until it is written again.
+                    let (page, tag) = (region.page(index), region.tags[index]);
+                    if compare(page, tag).is_some() {
                         region.tags[index] = 0;
+                    } else if tag != 0 {
+                        fill(page, tag);
                     }
                 }
             }
