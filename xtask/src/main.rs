@@ -53,7 +53,7 @@ enum Command {
     Programs(programs::Programs),
     /// Format, lints, documentation, direction of dependencies
     Check,
-    /// Pagoda beside its peers, in one run: table, JSON, SVG in target/bench (frames, heap, malloc, linux)
+    /// Pagoda beside its peers, in one run: table, JSON, SVG in target/bench (frames, heap, malloc, vm, linux)
     Bench {
         /// What to measure, and options of the measuring program
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]

@@ -69,7 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     println!("== map");
     // ANCHOR: map
-    let host = Host(Machine::new(Default::default()), true); // in a kernel: your platform
+    let host = Host(Machine::new(Default::default()), true, Commit::new(1 << 26)); // your platform
     let table = || PageTable::new(host.0.format(), &host);
     let space = AddressSpace::new(table()?, Layout::x86_64(8 << 20));
     let rw = Prot::READ | Prot::WRITE;

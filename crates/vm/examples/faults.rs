@@ -47,7 +47,7 @@ impl FileObject for Poem {
 // ANCHOR_END: file
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let host = Host(Machine::new(Default::default()), true);
+    let host = Host(Machine::new(Default::default()), true, Commit::new(1 << 26));
     let table = || PageTable::new(host.0.format(), &host);
     let rw = Prot::READ | Prot::WRITE;
     let space = AddressSpace::new(table()?, Layout::x86_64(8 << 20));

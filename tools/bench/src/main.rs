@@ -1,4 +1,4 @@
-//! Pagoda's allocators beside their peers, in one run. Started by `cargo xtask bench NAME`; each
+//! Pagoda's allocators beside their peers, and its address spaces stage by stage, in one run. Started by `cargo xtask bench NAME`; each
 //! run writes JSON, a table and a picture into `target/bench`.
 
 use std::io::Write as _;
@@ -19,6 +19,7 @@ mod malloc_programs;
 mod measure;
 mod peers;
 mod report;
+mod vm;
 
 #[derive(Parser)]
 struct Cli {
@@ -58,6 +59,8 @@ enum What {
         #[arg(long)]
         machines: Option<PathBuf>,
     },
+    /// Address spaces: each operation, and its stages in parentheses
+    Vm,
     /// Runs a program and writes down its CPU seconds and its largest resident size in KiB
     #[command(hide = true)]
     Weigh {
@@ -86,6 +89,7 @@ fn main() -> Result<()> {
         What::Malloc { only, machines } => {
             ("malloc", malloc::rows(cli.quick, only.as_deref(), machines.as_deref())?)
         }
+        What::Vm => ("vm", vm::rows(cli.quick)),
         What::Weigh { note, command } => return malloc_programs::weigh(&note, &command),
     };
     print!("{}", report::markdown(&rows));
