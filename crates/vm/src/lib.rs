@@ -10,6 +10,7 @@ extern crate std;
 extern crate self as pagoda_vm;
 
 mod ahead;
+mod books;
 mod commit;
 mod copy;
 mod error;
@@ -31,6 +32,7 @@ mod seen;
 mod slots;
 mod space;
 mod store;
+mod touched;
 mod tree;
 
 pub use ahead::Policy;

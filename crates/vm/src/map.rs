@@ -3,8 +3,9 @@
 use pagoda_addr::VirtAddr;
 use pagoda_paging::Format;
 
-use crate::region::{Object, Region, Touched, Window};
+use crate::region::{Object, Region, Window};
 use crate::space::{Inner, number, page_count};
+use crate::touched::Touched;
 use crate::tree::PageNumber;
 use crate::{
     Access, AddressSpace, Backing, MapFlags, MapRequest, Overcommit, Place, Prot, SharedObject,

@@ -10,8 +10,9 @@ use pagoda_addr::{PageRange, VirtAddr};
 use pagoda_paging::{Cursor, Fate, Format};
 
 use crate::map::address;
-use crate::region::{Region, Touched, Window};
+use crate::region::{Region, Window};
 use crate::space::{Inner, number, page_count_wrapping, pages};
+use crate::touched::Touched;
 use crate::tree::PageNumber;
 use crate::{
     AddressSpace, Locking, MapFlags, Place, RemapPlace, RemapRequest, VmError, VmPlatform,

@@ -23,7 +23,7 @@
 //! held it may be let go of at any time.
 //!
 //! *books*: what this space has promised is what it has told the machine's [`Commit`](crate::Commit);
-//! in between a call may have charged more, which is settled when it gives up its [`Change`].
+//! in between a call may have charged more, which is settled when it gives up its [`Change`](crate::books::Change).
 //!
 //! *touched*: every leaf of a region lies in the window that the region remembers as touched.
 //!
@@ -42,8 +42,6 @@
 //! regions that are alike always merge; Linux keeps some apart (after moves and forks), where a later
 //! `mremap` over the border then fails with `EFAULT` and here succeeds.
 
-use core::ops::{Deref, DerefMut};
-
 use lock_api::{Mutex, MutexGuard};
 use pagoda_addr::{Frame, Page, PageRange, UserRange, UserRangeError, VirtAddr, VirtRange};
 use pagoda_paging::{Format, PageFlags, PageTable};
@@ -51,9 +49,7 @@ use pagoda_paging::{Format, PageFlags, PageTable};
 use crate::ahead::Streams;
 use crate::region::{Object, Region, Regions, Window};
 use crate::tree::{Entry as Interval, PageNumber};
-use crate::{
-    Charge, FileObject, Layout, Limits, Locking, MapFlags, Policy, Prot, VmError, VmPlatform,
-};
+use crate::{FileObject, Layout, Limits, Locking, MapFlags, Policy, Prot, VmError, VmPlatform};
 
 /// Mark of a leaf with memory of this program alone.
 pub(crate) const ANONYMOUS: PageFlags = PageFlags::SOFT1;
@@ -100,32 +96,6 @@ pub(crate) struct Inner<P: VmPlatform> {
     pub(crate) lazy: bool,
     /// Pages charged to the machine's books (*books*).
     pub(crate) charged: u64,
-}
-
-/// The lock of the regions, for a call that changes what is promised (*books*).
-pub(crate) struct Change<'s, F: Format, P: VmPlatform> {
-    space: &'s AddressSpace<F, P>,
-    inner: MutexGuard<'s, P::RegionLock, Inner<P>>,
-}
-
-impl<F: Format, P: VmPlatform> Deref for Change<'_, F, P> {
-    type Target = Inner<P>;
-    fn deref(&self) -> &Inner<P> {
-        &self.inner
-    }
-}
-
-impl<F: Format, P: VmPlatform> DerefMut for Change<'_, F, P> {
-    fn deref_mut(&mut self) -> &mut Inner<P> {
-        &mut self.inner
-    }
-}
-
-impl<F: Format, P: VmPlatform> Drop for Change<'_, F, P> {
-    #[inline]
-    fn drop(&mut self) {
-        self.space.settle(&mut self.inner);
-    }
 }
 
 /// Pages of an address space by kind. `rss` counts what is present, the others what is promised.
@@ -258,35 +228,6 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, P::RegionLock, Inner<P>> {
         self.inner.lock()
-    }
-
-    /// As [`lock`](Self::lock), to change what is promised.
-    #[inline]
-    pub(crate) fn change(&self) -> Change<'_, F, P> {
-        Change { space: self, inner: self.inner.lock() }
-    }
-
-    /// Charges `pages` more to the machine's books, or is refused.
-    #[inline]
-    pub(crate) fn charge(&self, inner: &mut Inner<P>, pages: u64) -> bool {
-        let granted = inner.may_charge(self.platform(), pages);
-        if granted {
-            inner.charged += pages;
-        }
-        granted
-    }
-
-    /// Makes *books* true again: what was charged and is not promised goes back.
-    #[inline]
-    pub(crate) fn settle(&self, inner: &mut Inner<P>) {
-        let promised = inner.stats.committed;
-        if inner.charged != promised {
-            debug_assert!(inner.charged > promised, "books");
-            if let Some(books) = self.platform().commit() {
-                books.release(inner.charged.saturating_sub(promised));
-            }
-            inner.charged = promised;
-        }
     }
 
     pub(crate) fn platform(&self) -> &P {
@@ -457,14 +398,6 @@ impl<P: VmPlatform> Inner<P> {
                 && range.end().as_u64() > heap_start,
             stack: range.contains(VirtAddr::new(self.stack)),
         }
-    }
-
-    /// Asks the machine's books for `pages` more; what is granted is to be released.
-    #[inline]
-    pub(crate) fn may_charge(&self, platform: &P, pages: u64) -> bool {
-        let Limits { privileged, .. } = self.limits;
-        let charge = Charge { pages, mapped: self.stats.mapped, privileged };
-        platform.commit().is_none_or(|books| books.charge(charge))
     }
 
     /// May `pages` more be mapped with the kind of `region`, `replaced` of them going away?
