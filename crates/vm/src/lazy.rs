@@ -92,8 +92,8 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         changed.map_err(|_| VmError::OutOfMemory)
     }
 
-    /// Takes the leaves out that are `which`, run by run, in a window of one kind of region. Returns
-    /// how many there were.
+    /// Takes the leaves out that are `which`, run by run, in a window of one kind of region. Other
+    /// leaves stay, and guard pages. Returns how many there were.
     pub(crate) fn drop_leaves(
         &self,
         inner: &mut Inner<P>,
@@ -102,8 +102,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         which: impl Fn(PageFlags) -> bool,
     ) -> u64 {
         let (mut next, mut dropped) = (window.0, 0);
-        while let Some(first) = self.next_leaf((next, window.1), &which) {
-            next = self.next_leaf((first, window.1), |flags| !which(flags)).unwrap_or(window.1);
+        let is = |entry| matches!(entry, Entry::Mapped { flags, .. } if which(flags));
+        while let Some(first) = self.next_entry((next, window.1), is) {
+            next = self.next_entry((first, window.1), |entry| !is(entry)).unwrap_or(window.1);
             let before = inner.stats.rss();
             let taken = self.drop_run(&mut inner.stats, (first, next), anonymous);
             debug_assert!(taken.is_ok(), "nothing to split");
@@ -112,17 +113,17 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         dropped
     }
 
-    /// The first page of `part` with a leaf that is `which`.
-    pub(crate) fn next_leaf(
+    /// The first page of `part` with anything in the table (a leaf, a guard page) that is `which`.
+    pub(crate) fn next_entry(
         &self,
         part: Window,
-        which: impl Fn(PageFlags) -> bool,
+        which: impl Fn(Entry) -> bool,
     ) -> Option<PageNumber> {
         let range: PageRange = pages(part).filter(|range| !range.is_empty())?;
         let mut cursor = self.table.cursor(range).ok()?;
         let mut next = Some(range.start());
         while let Some((page, entry)) = next.and_then(|from| cursor.next_used(from)) {
-            if matches!(entry, Entry::Mapped { flags, .. } if which(flags)) {
+            if which(entry) {
                 return Some(page.number());
             }
             next = page.checked_add(1).filter(|&page| range.contains(page));

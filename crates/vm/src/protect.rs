@@ -248,8 +248,9 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
                 continue;
             }
             let mut next = part.0;
-            let of_file = |flags: PageFlags| !flags.contains(ANONYMOUS);
-            while let Some(page) = self.next_leaf((next, part.1), of_file) {
+            let of_file =
+                |entry| matches!(entry, Entry::Mapped { flags, .. } if !flags.contains(ANONYMOUS));
+            while let Some(page) = self.next_entry((next, part.1), of_file) {
                 let dropped = self.drop_run(&mut inner.stats, (page, page + 1), false);
                 debug_assert!(dropped.is_ok(), "nothing to split");
                 next = page + 1;

@@ -188,6 +188,17 @@ fn what_others_share_or_keep_locked_is_not_freed() {
 }
 
 #[test]
+fn guard_pages_between_what_was_freed_lazily_stay() {
+    let host = Host::new(64);
+    let space = freed(&host);
+    space.advise(at(3), 4096, Advice::GuardInstall).unwrap();
+    assert_eq!(space.let_go(), 7);
+    assert_eq!(host.load(0, &space, at(3).as_u64()), Err(FaultError::Unmapped));
+    assert_eq!(host.load(0, &space, at(4).as_u64()), Ok(0));
+    host.leave(0, &space);
+}
+
+#[test]
 fn a_dropped_flush_at_lazy_freeing_is_caught() {
     let caught = catch_unwind(AssertUnwindSafe(|| {
         let host = Host::new(64);
