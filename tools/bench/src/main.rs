@@ -9,6 +9,8 @@ use clap::{Parser, Subcommand};
 
 mod arena;
 mod frames;
+mod frames_peers;
+mod frames_threads;
 mod heap;
 mod linux;
 mod malloc;
