@@ -49,7 +49,7 @@ use pagoda_sync::{CachePadded, Cpus, Pinned};
 
 use crate::bitmap::Core;
 use crate::failing::Failing;
-use crate::magazine::{BATCH, Shelf, Stock, Way};
+use crate::magazine::{BATCH, Magazine, Shelf, Stock, Way};
 use crate::nodes::{MAX_NODES, Nodes};
 use crate::places::Near;
 use crate::search::Window;
@@ -118,9 +118,10 @@ impl<'m, R: RawMutex> Caches<'m, R> {
         if mobility == Mobility::Unmovable { unmovable } else { movable }
     }
 
-    /// A batch that another CPU, or this one, had too much.
-    fn take_batch(&self, mobility: Mobility) -> Option<[u64; BATCH]> {
-        if self.failing.now() { None } else { self.depot(mobility).take() }
+    /// A batch that another CPU, or this one, had too much goes to the magazine, which is empty.
+    fn take_batch(&self, mobility: Mobility, magazine: &Magazine) -> bool {
+        let fill = |batch: &[u64; BATCH]| magazine.all_room(Way::Stack).fill(batch.iter().copied());
+        !self.failing.now() && self.depot(mobility).take_with(fill).is_some()
     }
 
     /// A batch for whoever needs one; false if it cannot be kept. With several nodes, frames of one
@@ -276,8 +277,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let magazine = stock.of(mobility);
         if magazine.peek().is_some() {
             // Stock of one's own.
-        } else if let Some(batch) = self.caches.take_batch(mobility) {
-            magazine.all_room(Way::Stack).fill(batch.into_iter());
+        } else if self.caches.take_batch(mobility, magazine) {
+            // Stock of another CPU, which now is one's own.
         } else {
             let mut core = self.core.lock();
             match self.room(&core, request) {

@@ -308,13 +308,19 @@ impl<'m, R: RawMutex> Shelf<'m, R> {
     }
 
     pub(crate) fn take(&self) -> Option<[u64; BATCH]> {
+        self.take_with(|batch| *batch)
+    }
+
+    /// What `each` makes of the batch, which it sees where it stands: one copy less.
+    #[inline]
+    pub(crate) fn take_with<T>(&self, each: impl FnOnce(&[u64; BATCH]) -> T) -> Option<T> {
         if self.count() == 0 {
             return None;
         }
         let mut guard = self.0.0.batches.lock();
         guard.full = guard.full.checked_sub(1)?;
-        let batch = guard.batches.get(guard.full).copied()?;
+        let done = guard.batches.get(guard.full).map(each)?;
         self.renounce();
-        Some(batch)
+        Some(done)
     }
 }
