@@ -47,7 +47,7 @@ fn a_pair_of_any_size_calls_the_system_only_at_first() {
             unsafe { rig.free(at) };
         }
         rig.system.budget.store(1, Ordering::Relaxed);
-        for _ in 0..1000 {
+        for _ in 0..if cfg!(miri) { 10 } else { 1000 } {
             let at = rig.alloc(bytes);
             assert!(!at.is_null());
             unsafe { rig.free(at) };
@@ -56,6 +56,7 @@ fn a_pair_of_any_size_calls_the_system_only_at_first() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "tens of thousands of blocks")]
 fn freed_memory_goes_back_without_being_asked() {
     for bytes in [64, 1000, 5000, 100_000] {
         let rig = rig();
@@ -97,6 +98,7 @@ fn medium_blocks_grow_in_place_when_there_is_room() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "tens of thousands of blocks")]
 fn when_the_windows_are_full_mappings_serve() {
     let rig = rig();
     let blocks: Vec<_> = (0..20_000).map(|_| rig.alloc(1024)).collect();
