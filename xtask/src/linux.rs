@@ -58,10 +58,16 @@ const CPU: &str = "max,-rdrand,-rdseed,-erms";
 const LINUX_WORDS: &str = "console=ttyS0 quiet loglevel=0 nokaslr norandmaps panic=-1";
 const BARE_WORDS: &str = "mitigations=off init_on_alloc=0";
 
+/// Cases in which our kernel brings several pages with one fault, unless it is told not to.
+const SEQUENTIAL: &[&str] =
+    &["touch", "mmap.touch.munmap.1m", "brk.64k", "cow.child", "cow.sole", "read.zero"];
+
 /// A kernel to boot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Ours,
+    /// With one page for each fault, as Linux does.
+    OursSingle,
     Linux,
     LinuxBare,
 }
@@ -133,11 +139,17 @@ impl Bench {
             }
             parts.push(json + "}");
         }
+        eprintln!("bench: ours, one page for each fault");
+        let mut sequential = words.clone();
+        SEQUENTIAL.iter().for_each(|case| sequential.extend([" case=", case]));
+        let single = figures(&self.boot(Kind::OursSingle, &sequential, None)?)?;
+        let single = cases_json(&single.cases);
         let [ours, linux, bare] = parts.as_slice() else { bail!("three kernels") };
         let order: Vec<String> = order.iter().map(|name| format!("\"{name}\"")).collect();
         let version = self.linux.file_name().map(|name| name.to_string_lossy().into_owned());
         let raw = format!(
-            "{{\"version\": \"{}\",\n\"order\": [{}],\n\"ours\": {ours},\n\"linux\": {linux},\n\
+            "{{\"version\": \"{}\",\n\"order\": [{}],\n\"ours\": {ours},\n\
+             \"ours_single\": {{\"cases\": {single}}},\n\"linux\": {linux},\n\
              \"mitigations_off\": {bare}}}\n",
             version.unwrap_or_default().trim_start_matches("vmlinuz-"),
             order.join(", "),
@@ -203,10 +215,11 @@ impl Bench {
         let name = initramfs.file_name().context("a name")?.to_string_lossy().into_owned();
         command.current_dir(&self.dir);
         match kind {
-            Kind::Ours => {
+            Kind::Ours | Kind::OursSingle => {
+                let more = if kind == Kind::OursSingle { " faultahead=1" } else { "" };
                 command.arg("-kernel").arg(&self.ours).arg("-initrd");
                 command.arg(format!("{name} initramfs"));
-                command.args(["-append", "stdio=raw log=com2"]);
+                command.arg("-append").arg(format!("stdio=raw log=com2{more}"));
             }
             Kind::Linux | Kind::LinuxBare => {
                 let more = if kind == Kind::LinuxBare { BARE_WORDS } else { "" };
@@ -219,7 +232,8 @@ impl Bench {
         let status = wait(child)?;
         let said = String::from_utf8_lossy(&fs::read(&line).unwrap_or_default()).into_owned();
         // Linux ends by a reset, which ends QEMU with 0.
-        let well = if kind == Kind::Ours { Some(EXIT_CLEAN) } else { Some(0) };
+        let ours = matches!(kind, Kind::Ours | Kind::OursSingle);
+        let well = if ours { Some(EXIT_CLEAN) } else { Some(0) };
         if status != well || !said.contains("mmbench: done") {
             let log = String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
             bail!("{kind:?} did not come to its end (QEMU {status:?}):\n{said}\n{log}");
