@@ -128,9 +128,51 @@ pub fn write(dir: &Path, name: &str, command: &str, rows: &[Row]) -> Result<()> 
     draw(&picture, name, rows).map_err(|error| anyhow!("{}: {error}", picture.display()))
 }
 
+/// For rows without peers: a bar for each, the parts of its stages in it, our figure beside it.
+fn draw_stages(path: &Path, name: &str, rows: &[Row]) -> Result<(), Box<dyn std::error::Error>> {
+    const COLOURS: [RGBColor; 4] = [
+        RGBColor(190, 150, 60),
+        RGBColor(200, 60, 50),
+        RGBColor(70, 110, 170),
+        RGBColor(120, 80, 150),
+    ];
+    let names: std::collections::BTreeSet<&String> =
+        rows.iter().flat_map(|row| row.peers.keys()).collect();
+    let root = SVGBackend::new(path, (960, 60 + 22 * rows.len() as u32)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let font = ("sans-serif", 13).into_font();
+    let title = format!("{name}: what the stages are of each operation (green: the rest)");
+    root.draw(&Text::new(title, (10, 8), ("sans-serif", 15).into_font()))?;
+    for (name, (index, colour)) in names.iter().zip(COLOURS.iter().enumerate()) {
+        let font = font.clone().color(colour);
+        root.draw(&Text::new(name.to_string(), (600 + 80 * index as i32, 8), font))?;
+    }
+    let scale = |part: f64| 430 + (part.clamp(0.0, 1.0) * 400.0) as i32;
+    for (index, row) in rows.iter().enumerate() {
+        let top = 36 + 22 * index as i32;
+        root.draw(&Text::new(row.case.clone(), (10, top), font.clone()))?;
+        let mut from = 0.0;
+        for (name, colour) in names.iter().zip(COLOURS) {
+            let to = from + row.peers.get(*name).map_or(0.0, |stage| stage / row.ours);
+            let bar = [(scale(from), top), (scale(to), top + 14)];
+            root.draw(&Rectangle::new(bar, colour.filled()))?;
+            from = to;
+        }
+        let bar = [(scale(from), top), (scale(1.0), top + 14)];
+        root.draw(&Rectangle::new(bar, RGBColor(60, 130, 90).filled()))?;
+        let label = format!("{:.1} {}", row.ours, row.unit);
+        root.draw(&Text::new(label, (scale(1.0) + 6, top), font.clone()))?;
+    }
+    root.present()?;
+    Ok(())
+}
+
 /// A bar for each row: our figure as a part of the best peer's, the gate as a mark.
 fn draw(path: &Path, name: &str, rows: &[Row]) -> Result<(), Box<dyn std::error::Error>> {
     let bars: Vec<(&Row, f64)> = rows.iter().filter_map(|row| Some((row, row.ratio()?))).collect();
+    if bars.is_empty() {
+        return draw_stages(path, name, rows);
+    }
     let height = 60 + 22 * bars.len() as u32;
     let root = SVGBackend::new(path, (960, height)).into_drawing_area();
     root.fill(&WHITE)?;
