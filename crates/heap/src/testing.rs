@@ -44,7 +44,7 @@ const UNKNOWN: u8 = 0xee;
 impl Arena {
     pub(crate) fn new(pages: usize) -> Self {
         // Under Miri each byte costs.
-        let pages = if cfg!(miri) { pages.min(128) } else { pages };
+        let pages = if cfg!(miri) { pages.min(1024) } else { pages };
         let bytes = pages * PAGE_SIZE as usize;
         let layout =
             Layout::from_size_align(bytes, bytes.next_power_of_two().min(1 << 22)).unwrap();
