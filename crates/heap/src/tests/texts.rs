@@ -71,7 +71,7 @@ fn slabtop_reads_slabinfo_and_its_sums_are_right() {
     let heap = heap(&arena, &ledger);
     let cache = heap.cache("a-typed-cache", || [0u64; 40]).unwrap();
     let objects: Vec<_> = (0..100).map(|_| cache.alloc().unwrap()).collect();
-    for (size, count) in [(64, 1000), (150, 50), (1500, 30), (8192, 3)] {
+    for (size, count) in [(96, 1000), (150, 50), (1500, 30), (8192, 3)] {
         for _ in 0..count {
             heap.kalloc(layout(size, 8)).unwrap();
         }
@@ -96,7 +96,7 @@ fn slabtop_reads_slabinfo_and_its_sums_are_right() {
     }
     let find = |name: &str| lines.iter().find(|line| line.name == name).unwrap();
     for (name, active) in
-        [("kmalloc-64", 1000), ("kmalloc-160", 50), ("kmalloc-1536", 30), ("kmalloc-8k", 3)]
+        [("kmalloc-96", 1000), ("kmalloc-160", 50), ("kmalloc-1536", 30), ("kmalloc-8k", 3)]
     {
         assert_eq!(find(name).active, active, "{name}");
     }
