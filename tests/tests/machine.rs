@@ -1,6 +1,6 @@
 //! The border between programs and the kernel holds, and each classic mistake is named.
 
-use pagoda_tests::{Said, run, xtask_run};
+use pagoda_tests::{Said, in_guest, run, xtask_run};
 
 fn boot(append: &str, more: &[&str]) -> Said {
     let append = format!("--append={append}");
@@ -90,4 +90,72 @@ fn nobody_switches_while_pinned() {
 #[ignore = "boots a machine"]
 fn a_lost_frame_fails_the_run() {
     mistake("leak", &["1 frames were not returned", "1 frames as self-test", "1 lost"]);
+}
+
+/// Free pages of each zone, by node.
+fn free_by_node(zoneinfo: &str) -> Vec<u64> {
+    let (mut free, mut node) = (Vec::new(), 0);
+    for line in zoneinfo.lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            ["Node", number, "zone", _] => {
+                node = number.trim_end_matches(',').parse().unwrap();
+                free.resize(free.len().max(node + 1), 0);
+            }
+            ["pages", "free", count] => free[node] += count.parse::<u64>().unwrap(),
+            _ => {}
+        }
+    }
+    free
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn memory_comes_from_the_node_of_the_cpu_and_goes_back_there() {
+    const PAGES: u64 = (64 << 20) / 4096;
+    let script = "cat /proc/zoneinfo; dd if=/dev/zero of=/tmp/file bs=1M count=64 2>/dev/null; \
+                  echo TAKEN; cat /proc/zoneinfo; rm /tmp/file; echo GIVEN; cat /proc/zoneinfo";
+    for cpu in 0..3 {
+        let mask = (1 << cpu).to_string();
+        let program = ["/bin/busybox", "taskset", &mask, "/bin/busybox", "sh", "-c", script];
+        let said = in_guest(&["--smp=3", "--nodes=3", "--memory=512M"], &program, b"");
+        assert_eq!(said.status, 0, "{}", said.err);
+        let (before, rest) = said.out.split_once("TAKEN").unwrap();
+        let (taken, given) = rest.split_once("GIVEN").unwrap();
+        let [before, taken, given] = [before, taken, given].map(free_by_node);
+        assert_eq!((before.len(), taken.len(), given.len()), (3, 3, 3), "{}", said.out);
+        for node in 0..3 {
+            let gone = before[node].saturating_sub(taken[node]);
+            if node == cpu {
+                assert!(gone > PAGES * 9 / 10, "node {node} gave {gone} of {PAGES}");
+            } else {
+                assert!(gone < PAGES / 20, "node {node} gave {gone} to CPU {cpu}");
+            }
+            let kept = before[node].saturating_sub(given[node]);
+            assert!(kept < PAGES / 20, "node {node} did not get {kept} back");
+        }
+    }
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn nodes_are_known_however_the_machine_is_booted() {
+    for boot in ["multiboot1", "multiboot2", "pvh"] {
+        let options = [&format!("--boot={boot}"), "--smp=2", "--nodes=2", "--memory=6G"];
+        let said = in_guest(&options, &["/bin/busybox", "cat", "/proc/buddyinfo"], b"");
+        assert_eq!(said.status, 0, "{}", said.err);
+        let zones: Vec<_> = said.out.lines().filter_map(|line| line.get(..22)).collect();
+        let expected =
+            ["Node 0, zone      DMA ", "Node 0, zone    DMA32 ", "Node 1, zone   Normal "];
+        assert_eq!(zones, expected, "{}", said.out);
+    }
+}
+
+#[test]
+#[ignore = "boots a machine"]
+fn a_hardened_heap_carries_the_tour() {
+    let said = boot("slab_harden", &["--smp=2"]);
+    assert_eq!(said.status, 0, "{}", said.out);
+    assert!(said.out.contains("free lists are encoded and shuffled"), "{}", said.out);
+    assert!(said.out.contains(", 0 lost"), "{}", said.out);
 }

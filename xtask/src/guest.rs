@@ -86,6 +86,8 @@ pub struct Guest {
     pub memory: String,
     /// Number of CPUs.
     pub smp: u32,
+    /// Memory and CPUs stand together in this many nodes; 0: the machine says nothing about that.
+    pub nodes: u32,
     /// CPU model in QEMU's words.
     pub cpu: String,
     /// Wait for a debugger on port 1234 before the first instruction.
@@ -167,7 +169,9 @@ impl Guest {
         const ORDINARY_ADDRESSES: u64 = 512 << 30;
         let bytes = bytes(&self.memory).unwrap_or(0);
         let (mut machine, mut cpu) = (self.machine.clone(), self.cpu.clone());
-        if bytes > NOT_RESERVED {
+        if self.nodes > 0 {
+            self.node_arguments(command, bytes);
+        } else if bytes > NOT_RESERVED {
             let backend = format!("memory-backend-ram,id=ram,size={},reserve=off", self.memory);
             command.args(["-object", &backend]);
             machine += ",memory-backend=ram";
@@ -176,6 +180,25 @@ impl Guest {
             cpu += ",phys-bits=48";
         }
         command.args(["-m", &self.memory, "-machine", &machine, "-cpu", &cpu]);
+    }
+
+    /// The same memory and the CPUs, dealt out to nodes. Neighbours are at distance 20, others farther.
+    fn node_arguments(&self, command: &mut Command, bytes: u64) {
+        const STEP: u64 = 2 << 20;
+        let part = bytes / u64::from(self.nodes) / STEP * STEP;
+        for node in 0..self.nodes {
+            let size = if node == 0 { bytes - part * u64::from(self.nodes - 1) } else { part };
+            let backend = format!("memory-backend-ram,id=ram{node},size={size},reserve=off");
+            let mut words = format!("node,nodeid={node},memdev=ram{node}");
+            for cpu in (0..self.smp).filter(|cpu| cpu % self.nodes == node) {
+                words += &format!(",cpus={cpu}");
+            }
+            command.args(["-object", &backend, "-numa", &words]);
+        }
+        for (from, to) in (0..self.nodes).flat_map(|from| (0..from).map(move |to| (from, to))) {
+            let distance = 10 + 10 * (from - to);
+            command.args(["-numa", &format!("dist,src={from},dst={to},val={distance}")]);
+        }
     }
 
     fn line_arguments(&self, command: &mut Command) {

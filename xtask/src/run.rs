@@ -32,6 +32,9 @@ pub struct Run {
     /// CPUs of the machine
     #[arg(long, default_value_t = 1)]
     smp: u32,
+    /// Deal memory and CPUs out to this many nodes
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=16))]
+    nodes: u32,
     /// CPU model, in QEMU's words
     #[arg(long, default_value = "max")]
     cpu: String,
@@ -111,6 +114,7 @@ impl Run {
             one_line: self.one_line,
             memory: self.memory.clone(),
             smp: self.smp,
+            nodes: self.nodes,
             cpu: guest::cpu(&self.cpu, self.la57),
             gdb: self.gdb,
             monitor: self.monitor.as_ref().map(std::path::absolute).transpose()?,

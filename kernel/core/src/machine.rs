@@ -182,7 +182,7 @@ pub enum Report {
     BuddyInfo,
     /// `/proc/slabinfo`: the kernel heap's caches.
     SlabInfo,
-    /// `/proc/zoneinfo`: the frame allocator's counters.
+    /// `/proc/zoneinfo`: the zones of each node.
     ZoneInfo,
     /// `/proc/vmallocinfo`: the kernel's own virtual ranges.
     VmallocInfo,
@@ -190,8 +190,10 @@ pub enum Report {
     IoMem,
     /// `/proc/cpuinfo`: empty for a short text about no CPU in particular.
     CpuInfo,
-    /// `/proc/pagetypeinfo` and whatever else helps to see the frames.
+    /// `/proc/pagetypeinfo`: free blocks and 2 MiB blocks by what they are for.
     PageTypeInfo,
+    /// `/proc/frames`: where all frames are, and whose. Linux has no such file.
+    Frames,
 }
 
 /// The machine under the portable half. Shared by all CPUs; methods act on the executing CPU.

@@ -1,11 +1,13 @@
 //! Which processors and interrupt controllers are there? ACPI's table of them (MADT), and from the
 //! fixed table (FADT) where a timer counts.
 //!
+//! What stands near to what is another table's matter ([`nodes`](super::nodes)).
+//!
 //! Read while the low 4 GiB are still shown as the boot code mapped them: firmware puts its tables
 //! where the final map may show nothing. Every byte is fetched through [`BootMemory`], lengths and
 //! checksums are checked, and damage means "one processor", never a fault.
 //!
-//! Our own reader and not the crate `acpi`: two tables are asked for, before there is an allocator;
+//! Our own reader and not the crate `acpi`: four tables are asked for, before there is an allocator;
 //! the crate wants a handler that maps and unmaps physical memory, and brings an interpreter for
 //! the byte code in other tables.
 //!
@@ -21,7 +23,7 @@ use super::once::Once;
 /// Processors that are used, at most.
 pub(crate) const MAX: usize = 64;
 /// Bytes that every table begins with.
-const HEADER: usize = 36;
+pub(super) const HEADER: usize = 36;
 // Entries of the table of interrupt controllers.
 const PROCESSOR: u8 = 0;
 const IO_APIC: u8 = 1;
@@ -127,11 +129,11 @@ impl Processors {
     }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
@@ -145,7 +147,7 @@ fn table(at: u64) -> Option<&'static [u8]> {
 }
 
 /// The table with this signature, by way of the root pointer and the list that it names.
-fn find(loaded: &Loaded, signature: &[u8; 4]) -> Option<&'static [u8]> {
+pub(super) fn find(loaded: &Loaded, signature: &[u8; 4]) -> Option<&'static [u8]> {
     let memory = boot_info::memory();
     let root = loaded.rsdp().filter(|at| is_rsdp(memory, *at)).or_else(|| find_rsdp(memory))?;
     let start = memory.bytes(root, 20)?;
@@ -182,15 +184,19 @@ fn timer_port(fadt: &[u8]) -> Option<u16> {
 fn parse(madt: &[u8], boot: u8) -> Option<Processors> {
     let mut found = Processors::new(PhysAddr::new(u32_at(madt, HEADER)?.into()));
     found.add(boot);
-    let mut rest = madt.get(HEADER + 8..)?;
-    while let [_, length, ..] = *rest {
-        let Some((entry, after)) = rest.split_at_checked(usize::from(length)) else { break };
-        if length < 2 {
-            break;
-        }
+    for entry in entries(madt.get(HEADER + 8..)?) {
         // An entry that is too short for what it says it is tells nothing.
         let _ = found.entry(entry);
-        rest = after;
     }
     Some(found)
+}
+
+/// Entries that begin with what they are and how long they are, up to the first impossible one.
+pub(super) fn entries(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
+    core::iter::from_fn(move || {
+        let length = usize::from(*rest.get(1)?);
+        let (entry, after) = rest.split_at_checked(length).filter(|_| length >= 2)?;
+        rest = after;
+        Some(entry)
+    })
 }

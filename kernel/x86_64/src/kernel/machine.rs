@@ -4,13 +4,11 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use pagoda_addr::{Frame, PAGE_SIZE};
+use pagoda_addr::Frame;
 use pagoda_bootmap::{Region, RegionKind};
-use pagoda_frames::{Stats, Zone};
 use pagoda_kernel_core::machine::{
     FrameUse, Machine, MemoryTotals, OutOfMemory, Port, Report, Serve, UserRegs,
 };
-use pagoda_kva::Kind;
 use pagoda_paging::{PageTable, X86_64};
 use pagoda_sync::CpuId;
 use x86_64::instructions::interrupts;
@@ -19,11 +17,11 @@ use x86_64::structures::paging::PhysFrame;
 
 use super::context::Context;
 use super::fpu::Fpu;
-use super::host::{KERNEL, Kernel, heap, kind};
+use super::host::{Kernel, heap, kind};
 use super::stacks::Stack;
 use super::{
-    big_lock, cpu, failures, fpu, lapic, percpu, random, serial, smp, spare_tables, stacks, time,
-    user,
+    big_lock, cpu, failures, fpu, lapic, percpu, random, reports, serial, smp, spare_tables,
+    stacks, time, user,
 };
 
 const FRAME: u64 = pagoda_addr::PAGE_SIZE;
@@ -223,15 +221,7 @@ impl Machine for Kernel {
     }
 
     fn report(&self, what: Report, out: &mut dyn fmt::Write) -> fmt::Result {
-        match what {
-            Report::BuddyInfo => buddy_info(out),
-            Report::SlabInfo => heap().slabinfo(&mut { out }),
-            Report::ZoneInfo => zone_info(out),
-            Report::VmallocInfo => vmalloc_info(out),
-            Report::IoMem => io_mem(out),
-            Report::CpuInfo => cpu_info(out),
-            Report::PageTypeInfo => page_type_info(out),
-        }
+        reports::write(what, out)
     }
 
     fn hwcap(&self) -> [u64; 2] {
@@ -246,100 +236,4 @@ impl Machine for Kernel {
     fn fpu_features(&self) -> u64 {
         fpu::features()
     }
-}
-
-/// A zone's name as Linux prints it.
-fn zone_name(zone: Zone) -> &'static str {
-    match zone {
-        Zone::Dma => "DMA",
-        Zone::Dma32 => "DMA32",
-        Zone::Normal => "Normal",
-    }
-}
-
-fn buddy_info(out: &mut dyn fmt::Write) -> fmt::Result {
-    let Some(frames) = KERNEL.frames.get() else { return Ok(()) };
-    for zone in Zone::ALL {
-        let counts = frames.block_counts(Some(zone));
-        if counts.frames() == 0 {
-            continue;
-        }
-        write!(out, "Node 0, zone {:>8} ", zone_name(zone))?;
-        for count in counts.blocks {
-            write!(out, "{count:>6} ")?;
-        }
-        writeln!(out)?;
-    }
-    Ok(())
-}
-
-fn zone_info(out: &mut dyn fmt::Write) -> fmt::Result {
-    let Some(frames) = KERNEL.frames.get() else { return Ok(()) };
-    for zone in Zone::ALL {
-        let free = frames.block_counts(Some(zone)).frames();
-        writeln!(out, "Node 0, zone {:>8}\n  pages free     {free}", zone_name(zone))?;
-    }
-    let Stats { total, free, cached, used, reserve } = frames.stats();
-    writeln!(out, "all zones\n  total   {total}\n  free    {free}\n  cached  {cached}")?;
-    writeln!(out, "  used    {used}\n  reserve {reserve}")
-}
-
-fn page_type_info(out: &mut dyn fmt::Write) -> fmt::Result {
-    let Some(frames) = KERNEL.frames.get() else { return Ok(()) };
-    for (kind, count) in super::ledger::by_kind(frames) {
-        if count > 0 {
-            writeln!(out, "{count:>10} frames {}", super::host::kind::name(kind))?;
-        }
-    }
-    Ok(())
-}
-
-/// As Linux has it: addresses with the guard page behind, bytes, what for, pages.
-fn vmalloc_info(out: &mut dyn fmt::Write) -> fmt::Result {
-    const AT_ONCE: usize = 16;
-    let Some(ranges) = KERNEL.ranges.get() else { return Ok(()) };
-    let mut first = 0;
-    loop {
-        // The areas are walked with the table locked, and `out` may allocate: a few at a time.
-        let (mut some, mut index) = ([None; AT_ONCE], 0_usize);
-        ranges.each_area(|guard| {
-            if let Some(slot) = index.checked_sub(first).and_then(|at| some.get_mut(at)) {
-                *slot = Some((guard.kind, guard.body));
-            }
-            index += 1;
-        });
-        for (kind, body) in some.into_iter().flatten() {
-            let (bytes, size) = (body.addresses(), body.bytes() + PAGE_SIZE);
-            let (start, end) = (bytes.start().as_u64(), bytes.end().as_u64() + PAGE_SIZE);
-            write!(out, "{start:#018x}-{end:#018x} {size:7} ")?;
-            match kind {
-                Kind::Stack => writeln!(out, "stack pages={} vmalloc", body.count())?,
-                Kind::Block => writeln!(out, "block pages={} vmalloc", body.count())?,
-                Kind::Device => writeln!(out, "device ioremap")?,
-            }
-        }
-        first += AT_ONCE;
-        if first >= index {
-            return Ok(());
-        }
-    }
-}
-
-fn io_mem(out: &mut dyn fmt::Write) -> fmt::Result {
-    let Some(map) = KERNEL.map.get() else { return Ok(()) };
-    for region in map.regions() {
-        let (start, end) = (region.range.start().as_u64(), region.range.end().as_u64());
-        writeln!(out, "{start:012x}-{:012x} : {}", end.saturating_sub(1), region.kind)?;
-    }
-    Ok(())
-}
-
-fn cpu_info(out: &mut dyn fmt::Write) -> fmt::Result {
-    let Some(cpu) = cpu::features() else { return Ok(()) };
-    for number in 0..percpu::started() {
-        writeln!(out, "processor\t: {number}\nmodel name\t: {}", cpu.brand())?;
-        writeln!(out, "cpu MHz\t\t: {}.000", time::tsc_hz() / 1_000_000)?;
-        writeln!(out, "address sizes\t: {} bits physical, 48 bits virtual\n", cpu.phys_bits)?;
-    }
-    Ok(())
 }

@@ -11,10 +11,11 @@
 //! | [`trap`] (`trap.s`), [`backtrace`], [`probe`], [`guard`] | exceptions, and how they are reported |
 //! | [`time`], [`irq`], [`ioapic`] | clocks, ticks, interrupts |
 //! | [`acpi`], [`lapic`], [`smp`] (`smp.s`) | further CPUs: found, started, stopped |
+//! | [`nodes`] | which memory is near to which CPU |
 //! | [`big_lock`], [`shootdown`] | one CPU in the kernel at a time; all CPUs forget together |
-//! | [`storeys`] with [`boot_info`], [`kernel_map`], [`host`] | storeys 1 to 3 are built |
+//! | [`storeys`] with [`boot_info`], [`kernel_map`], [`heap_options`], [`host`] | storeys 1 to 3 are built |
 //! | [`stacks`], [`context`], [`user`] (`user.s`) | threads, and the border to programs |
-//! | [`machine`] | all of that as the portable half knows it |
+//! | [`machine`], [`reports`] | all of that as the portable half knows it |
 //! | [`ledger`] | did every frame come back? |
 //! | [`failures`] | allocations that fail on purpose |
 //! | [`selftest`] | mistakes made on purpose |
@@ -42,6 +43,7 @@ pub(crate) mod exit;
 pub(crate) mod failures;
 pub(crate) mod fpu;
 pub(crate) mod guard;
+pub(crate) mod heap_options;
 pub(crate) mod host;
 pub(crate) mod ioapic;
 pub(crate) mod irq;
@@ -51,11 +53,13 @@ pub(crate) mod layout;
 pub(crate) mod ledger;
 pub(crate) mod levels;
 pub(crate) mod machine;
+pub(crate) mod nodes;
 pub(crate) mod once;
 mod panic;
 pub(crate) mod percpu;
 pub(crate) mod probe;
 pub(crate) mod random;
+pub(crate) mod reports;
 pub(crate) mod selftest;
 pub(crate) mod serial;
 pub(crate) mod shootdown;

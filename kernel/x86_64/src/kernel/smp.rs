@@ -29,7 +29,9 @@ use x86_64::registers::model_specific::{Efer, EferFlags};
 use super::boot_info::{Loaded, TRAMPOLINE};
 use super::host::{DirectMap, KERNEL, heap};
 use super::percpu::{self, Area};
-use super::{acpi, big_lock, cpu, fpu, lapic, layout, levels, shootdown, tables, time, trap, user};
+use super::{
+    acpi, big_lock, cpu, fpu, lapic, layout, levels, nodes, shootdown, tables, time, trap, user,
+};
 
 const TRAMPOLINE_AT: u64 = TRAMPOLINE.start().as_u64();
 /// Pages of a CPU's own stacks: one to park and idle on, three for exceptions.
@@ -78,6 +80,7 @@ pub(crate) fn count(loaded: &Loaded) {
     let boot = cpu::apic_id();
     percpu::boot().apic_id.store(boot, Ordering::Relaxed);
     acpi::read(loaded, boot);
+    nodes::read(loaded);
     time::init_by_acpi();
     let there = acpi::processors().map_or(1, |processors| processors.ids().len());
     let allowed = loaded

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use log::info;
 use pagoda_addr::{FrameRange, Order, PhysAddr, PhysMap, PhysRange, VirtAddr, VirtRange};
 use pagoda_bootmap::{EarlyAllocator, EarlyError, RegionKind};
-use pagoda_frames::{FrameAllocator, FrameInfo, Setup, SetupError};
+use pagoda_frames::{Area, FrameAllocator, FrameInfo, Setup, SetupError};
 use pagoda_heap::{HeapError, PageTags};
 use pagoda_kva::{Kva, KvaError};
 use pagoda_paging::{MapError, OutOfFrames, PageTable, X86_64};
@@ -23,7 +23,7 @@ use super::host::{DirectMap, KERNEL, heap};
 use super::kernel_map::{self, KernelTable, Leaves, READ_WRITE};
 use super::percpu::KernelCpus;
 use super::stacks::Stack;
-use super::{console, cpu, layout, levels, percpu, smp};
+use super::{console, cpu, heap_options, layout, levels, nodes, percpu, smp};
 
 /// Why the tower could not be built.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +133,7 @@ pub(crate) fn build(magic: u32, info: PhysAddr) -> Result<Handover, BuildError> 
     };
     storey2_paging()?;
     storey2_frames()?;
-    debug_heap(handover.command_line);
+    heap_options::obey(handover.command_line);
     storey3()?;
     Ok(handover)
 }
@@ -386,6 +386,7 @@ fn storey2_frames() -> Result<(), BuildError> {
     // SAFETY: *tags-first*: the boot CPU, once; the frame allocator is made below.
     unsafe { KERNEL.tags.set(tags) };
 
+    let areas = room_for_areas()?;
     let zero = KERNEL.early_table().map_or(0, |frame| frame.number());
     KERNEL.zero_page.store(zero, Ordering::Relaxed);
 
@@ -403,6 +404,10 @@ fn storey2_frames() -> Result<(), BuildError> {
     // early allocations too, and the early allocator is gone. The direct map shows all of it. The
     // frame table is backed for all RAM, a superset of these ranges.
     let frames = unsafe { FrameAllocator::new(setup, KernelCpus, DirectMap) }?;
+    let frames = match nodes::found() {
+        Some(found) => frames.with_topology(&found.topology(), areas)?,
+        None => frames,
+    };
     let frames = KERNEL.frames.set(frames).map_err(|_| BuildError::Twice)?;
     let stats = frames.stats();
     KERNEL.total_frames.store(stats.total, Ordering::Relaxed);
@@ -420,7 +425,27 @@ fn storey2_frames() -> Result<(), BuildError> {
         layout::FRAME_TABLE,
         Size(tags_bytes)
     );
+    if nodes::found().is_some() {
+        for node in frames.nodes() {
+            let stats = frames.node_stats(node);
+            info!("    node {}: {} frames, {} of them free", node.0, stats.total, stats.free);
+        }
+    }
     Ok(())
+}
+
+/// Room for what the frame allocator knows of nodes.
+fn room_for_areas() -> Result<&'static mut [Area], BuildError> {
+    let Some(found) = nodes::found() else { return Ok(&mut []) };
+    let (count, align) = (found.areas(), align_of::<Area>() as u64);
+    let bytes = early_bytes((count * size_of::<Area>()) as u64, align, None)?;
+    let first: *mut Area = bytes.as_mut_ptr().cast();
+    for place in 0..count {
+        // SAFETY: `bytes` has room for so many, so aligned, and is this caller's alone.
+        unsafe { first.add(place).write(Area::EMPTY) };
+    }
+    // SAFETY: just filled.
+    Ok(unsafe { core::slice::from_raw_parts_mut(first, count) })
 }
 
 /// From physical address 0 to the end of the memory that the heap may have.
@@ -428,24 +453,6 @@ fn heap_window() -> u64 {
     let limit = PhysRange::clamped(PhysAddr::ZERO, layout::HEAP_MEMORY);
     let last = (0..).map_while(ram).filter_map(|range| range.intersection(limit)).last();
     last.map_or(0, |range| range.end().as_u64())
-}
-
-/// `slab_debug=` as on Linux's command line, and `slab_sample=N`: every N-th refill of a magazine is
-/// served between guard pages.
-fn debug_heap(command_line: &'static [u8]) {
-    for word in command_line.split(u8::is_ascii_whitespace) {
-        let value = |name| word.strip_prefix(name).and_then(|value| str::from_utf8(value).ok());
-        if let Some(option) = value(&b"slab_debug="[..]) {
-            match heap().set_debug(option) {
-                Ok(()) => info!("    heap: debug modes {option}"),
-                Err(error) => log::warn!("    heap: slab_debug={option}: {error}"),
-            }
-        }
-        if let Some(every) = value(&b"slab_sample="[..]).and_then(|number| number.parse().ok()) {
-            heap().set_sampling(every);
-            info!("    heap: every {every}. refill between guard pages");
-        }
-    }
 }
 
 /// How does the kernel get 40 bytes, or a guarded stack? Both are taken, shown and given back.
