@@ -8,6 +8,7 @@ extern crate std;
 
 mod content;
 pub mod cpio;
+mod custom;
 mod device;
 mod directory;
 mod event;
@@ -32,8 +33,9 @@ mod vfs;
 mod volume;
 mod walk;
 
+pub use custom::CustomFile;
 pub use fdtable::{DEFAULT_FD_LIMIT, FdTable};
-pub use file::{CustomFile, OpenFile};
+pub use file::OpenFile;
 pub use flags::{OpenFlags, RenameFlags, SeekFrom};
 pub use generated::{
     DirSource, Emit, Found, Generated, LinkSource, Target, TextBuffer, TextSource,

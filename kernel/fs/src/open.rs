@@ -2,10 +2,11 @@
 
 use alloc::sync::Arc;
 
+use crate::CustomFile;
 use crate::content::Content;
 use crate::device::Device;
 use crate::event::EventCounter;
-use crate::file::{CustomFile, Handle, OpenFile};
+use crate::file::{Handle, OpenFile};
 use crate::generated::Generated;
 use crate::inode::Body;
 use crate::names::New;

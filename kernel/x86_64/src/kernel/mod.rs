@@ -13,7 +13,7 @@
 //! | [`acpi`], [`lapic`], [`smp`] (`smp.s`) | further CPUs: found, started, stopped |
 //! | [`nodes`] | which memory is near to which CPU |
 //! | [`big_lock`], [`shootdown`] | one CPU in the kernel at a time; all CPUs forget together |
-//! | [`storeys`] with [`boot_info`], [`kernel_map`], [`heap_options`], [`host`] | storeys 1 to 3 are built |
+//! | [`storeys`] with [`boot_info`], [`kernel_map`], [`heap_options`], [`host`], [`heap_pages`] | storeys 1 to 3 are built |
 //! | [`stacks`], [`context`], [`user`] (`user.s`) | threads, and the border to programs |
 //! | [`machine`], [`reports`] | all of that as the portable half knows it |
 //! | [`ledger`] | did every frame come back? |
@@ -44,6 +44,7 @@ pub(crate) mod failures;
 pub(crate) mod fpu;
 pub(crate) mod guard;
 pub(crate) mod heap_options;
+pub(crate) mod heap_pages;
 pub(crate) mod host;
 pub(crate) mod ioapic;
 pub(crate) mod irq;
