@@ -19,6 +19,22 @@ static void churn(void) {
     for (int i = 0; i < 4000; i++) free(malloc(1 + i % 900));
 }
 
+/* Large blocks change their length again and again, and keep what is in them. */
+static void resize(void) {
+    unsigned *block = NULL;
+    size_t held = 0;
+    for (int turn = 0; turn < 400; turn++) {
+        size_t count = turn % 7 ? 20000 + turn * 977 : 35000;
+        block = realloc(block, count * sizeof *block);
+        for (size_t i = 0; i < held && i < count; i++) if (block[i] != (unsigned)(i * 31)) abort();
+        for (size_t i = 0; i < count; i++) block[i] = i * 31;
+        held = count;
+    }
+    free(block);
+    free(aligned_alloc(65536, 100));
+    free(aligned_alloc(65536, 300000));
+}
+
 #define CRIME(name) if (!strcmp(crime, #name))
 
 int main(int argc, char **argv) {
@@ -84,6 +100,9 @@ int main(int argc, char **argv) {
     CRIME(delete_with_a_wrong_size) { delete_sized(small, 96); }
     CRIME(delete_array_interior) { delete_array((char *)new_array(80) + 8); }
     CRIME(written_as_if_usable_were_more) { memset(small, 3, malloc_usable_size(small) + 4); free(small); }
-    CRIME(nothing_wrong) { free(small); free(medium); free(large); free(other); churn(); puts("well"); }
+    CRIME(one_behind_large_made_longer) { large = realloc(large, 900000); large[900000] = 0; free(large); }
+    CRIME(far_behind_large_made_shorter) { large = realloc(large, 200000); large[204096] = 0; }
+    CRIME(use_of_large_that_realloc_moved) { char *moved = realloc(large, 900000); moved[0] = large[0]; }
+    CRIME(nothing_wrong) { resize(); free(small); free(medium); free(large); free(other); churn(); puts("well"); }
     return 0;
 }

@@ -69,6 +69,9 @@ const CRIMES: &[(&str, &str, bool)] = &[
     ("delete_with_a_wrong_size", SIZE, true),
     ("delete_array_interior", INTERIOR, true),
     ("written_as_if_usable_were_more", BEHIND, true),
+    ("one_behind_large_made_longer", BEHIND, true),
+    ("far_behind_large_made_shorter", "read or write behind a block: 0x", true),
+    ("use_of_large_that_realloc_moved", "use after free: 0x", true),
 ];
 
 fn criminal() -> &'static PathBuf {

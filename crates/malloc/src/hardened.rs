@@ -3,17 +3,22 @@
 //! A layer above the ordinary ways: each block lies in an *inner* block, between a header and a tail.
 //!
 //! ```text
-//! inner block: | lead | header: 32 bytes | the program's bytes | tail: at least 8 bytes |
+//! inner block: | lead | header: 16 bytes | the program's bytes | tail: 8 to 15 bytes |
 //! ```
 //!
-//! - The *header* names who allocated it and who freed it, and ends with a *seal*: address, size and
-//!   standing, mixed with a secret of the process. A pointer is a block exactly if the seal before it fits.
-//! - The *tail* is a pattern to the end of the inner block (at most `TAIL_MAX` bytes): checked when the
-//!   block is freed, and at exit.
-//! - A freed block is filled with junk and waits in the *quarantine* of the thread that freed it, up to
-//!   [`PLACES`] blocks and [`BYTES`] bytes; the junk is checked when it leaves.
+//! - The *header* names who allocated it, and ends with a *mark*: size and standing, sealed with the
+//!   address and a secret of the process. A pointer is a block exactly if the seal before it fits.
+//! - The *tail* is a pattern: checked when the block is freed, and at exit.
+//! - A freed block says at its start who freed it, is filled with junk behind that (all of a small one, the
+//!   first and the last 256 bytes of others) and waits in the *quarantine* of the thread that freed it, up
+//!   to [`PLACES`] blocks and [`BYTES`] bytes; mark and junk are checked when it leaves.
 //! - A large block ends at a page that faults.
 //! - Free lists below are encoded with the secret.
+//!
+//! What it costs for a small block: 24 bytes, and 15 of rounding at most; some 85 instructions to allocate it
+//! and 240 to free it, of which two thirds are junk that is written and compared, and the block that
+//! leaves the quarantine; the cache lines of header and tail, which are asked for together. For a large
+//! block: the calls that map it and make one page fault, each time.
 //!
 //! The short ways find no slab and no owner (`direct` stays empty, keys never fit), so that normal
 //! mode pays nothing for this. What is found is told with the block's story, then the program is
@@ -28,11 +33,12 @@ use core::sync::atomic::Ordering;
 
 use crate::allocator::Allocator;
 use crate::arena::MEDIUM_MAX;
-use crate::classes::{self, SMALL_MAX};
+use crate::classes::{self, SMALL_MAX, UNIT_BYTES};
 use crate::heap::Heap;
 use crate::options::Options;
 use crate::story::{Site, Story, Trouble};
 use crate::system::{Local, System};
+use crate::unit::Place;
 
 mod exit;
 mod find;
@@ -41,14 +47,15 @@ mod pattern;
 mod quarantine;
 
 pub use exit::{Leak, Leaks};
+use large::Fence;
 pub(crate) use large::Fences;
 
 /// Bytes before the program's.
-pub const HEADER: usize = 32;
+const HEADER: usize = 16;
 /// At least so many bytes behind the program's.
 const TAIL: usize = 8;
-/// At most so many bytes behind the program's are a pattern.
-const TAIL_MAX: usize = 16;
+/// The "distance" of a large block from its inner block's start.
+const FENCED: usize = 1;
 /// Blocks that wait in a thread's quarantine.
 pub const PLACES: usize = 512;
 /// Bytes that wait in a thread's quarantine.
@@ -57,8 +64,6 @@ pub const BYTES: usize = 128 << 10;
 const JUNK: u8 = 0xdb;
 /// Bytes behind a block.
 const PATTERN: u8 = 0xc5;
-/// The junk of a freed block: so many bytes at its start, and again at its end.
-const JUNK_SPAN: usize = 256;
 
 /// How a block stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,31 +77,50 @@ pub enum Standing {
 }
 
 /// Before the block.
+///
+/// `mark`, from its lowest bit: standing (2 bits), binary logarithm of the distance from the inner
+/// block's start (6), bytes asked for (18; all ones: a large block, which keeps them elsewhere), seal.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct Header {
+struct Header {
     allocated: Site,
-    freed: Site,
-    /// Bytes asked for * 64 + binary logarithm of the distance from the inner block's start.
-    size: u64,
     /// Last, so that a write before the block breaks it; its last byte is never zero.
-    seal: u64,
+    mark: u64,
 }
 
 const _: () = assert!(size_of::<Header>() == HEADER);
 
-impl Header {
-    fn bytes(&self) -> usize {
-        (self.size >> 6) as usize
-    }
+const STANDING: u64 = 3;
+const LOW: u64 = (1 << 26) - 1;
+/// The size of a block that is larger than a header can say.
+const FAR: u64 = (1 << 18) - 1;
+const _: () = assert!(MEDIUM_MAX < FAR as usize);
 
-    fn lead(&self) -> usize {
-        1 << (self.size & 63)
-    }
+/// What a header says, once its seal has been confirmed.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Bytes asked for.
+    bytes: usize,
+    /// Distance from the inner block's start (not of large blocks).
+    lead: usize,
+    allocated: Site,
+    freed: Site,
+    standing: Standing,
 }
 
 fn header(at: *mut u8) -> *mut Header {
     at.wrapping_sub(HEADER).cast()
+}
+
+/// The lower bits of a live block's mark, but for its standing.
+fn low_of(bytes: usize, lead: usize) -> u64 {
+    (bytes as u64).min(FAR) << 8 | u64::from(lead.trailing_zeros()) << 2
+}
+
+/// Two words at the start of a freed block: who freed it, and (when it has left the quarantine) who
+/// allocated it. The inner block has room for both: its tail, at least, and its bytes are a multiple of 16.
+fn epitaph(at: *mut u8) -> *mut [Site; 2] {
+    at.cast()
 }
 
 impl<S: System, L: Local> Allocator<S, L> {
@@ -107,35 +131,47 @@ impl<S: System, L: Local> Allocator<S, L> {
     }
 
     /// The number of this thread's heap, from 1: what stories call the thread.
-    fn who(&self) -> u16 {
-        self.own_heap().map_or(0, |heap| heap.number.load(Ordering::Relaxed) as u16 + 1)
+    #[inline]
+    fn who(heap: Option<&Heap>) -> u16 {
+        heap.map_or(0, |heap| heap.number.load(Ordering::Relaxed) as u16 + 1)
     }
 
+    /// The mark of a block, but for its standing.
     #[inline]
-    fn seal(&self, at: *mut u8, size: u64, standing: Standing) -> u64 {
-        self.blank_seal(at, size) | standing as u64
+    fn blank(&self, at: *mut u8, low: u64) -> u64 {
+        let secret = self.secret.load(Ordering::Relaxed) as u64;
+        let mixed = (at as u64 ^ secret ^ low.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed & !LOW | 1 << 63 | low
     }
 
+    /// What the header of a block says, if there is one. The memory before `at` must be readable, and of
+    /// a freed block its start.
     #[inline]
-    fn blank_seal(&self, at: *mut u8, size: u64) -> u64 {
-        let mixed = (at as u64 ^ self.secret.load(Ordering::Relaxed) as u64 ^ size.rotate_left(40))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed ^ mixed >> 29) & !3 | 1 << 63
-    }
-
-    /// The header of a block, and how the block stands, if there is one. The memory before `at` must
-    /// be readable.
-    #[inline]
-    fn read_header(&self, at: *mut u8) -> Option<(Header, Standing)> {
+    fn read_header(&self, at: *mut u8) -> Option<Found> {
         // SAFETY: the callers have made sure that it is memory of ours.
-        let found = unsafe { header(at).read() };
-        let standing = match found.seal ^ self.blank_seal(at, found.size) {
+        let Header { mut allocated, mark } = unsafe { header(at).read() };
+        let low = mark & LOW & !STANDING;
+        let standing = match mark ^ self.blank(at, low) {
             1 => Standing::Live,
             2 => Standing::Freed,
             3 => Standing::Gone,
             _ => return None,
         };
-        Some((found, standing))
+        let mut freed = Site::NOBODY;
+        if standing != Standing::Live {
+            // SAFETY: as above.
+            let told = unsafe { epitaph(at).read() };
+            freed = told[0];
+            if standing == Standing::Gone {
+                allocated = told[1];
+            }
+        }
+        let bytes = match low >> 8 {
+            FAR => large::bytes(at),
+            bytes => bytes as usize,
+        };
+        let lead = 1 << (low >> 2 & 63);
+        Some(Found { bytes, lead, allocated, freed, standing })
     }
 
     /// A block with its header and tail; null when there is no memory.
@@ -146,27 +182,66 @@ impl<S: System, L: Local> Allocator<S, L> {
         zeroed: bool,
         pc: usize,
     ) -> *mut u8 {
+        if bytes > SMALL_MAX - HEADER - TAIL || align > HEADER {
+            return self.hard_alloc_rest(bytes, align, zeroed, pc);
+        }
+        let Some(heap) = self.heap() else {
+            return self.hard_alloc_rest(bytes, align, zeroed, pc);
+        };
+        let class = classes::class_of(bytes + HEADER + TAIL);
+        let inner = self.pop_small(heap, class);
+        if inner.is_null() {
+            return self.hard_alloc_rest(bytes, align, zeroed, pc);
+        }
+        let at = inner.wrapping_add(HEADER);
+        self.dress(Some(heap), at, bytes, HEADER, pc);
+        if zeroed {
+            // SAFETY: the block's own bytes.
+            unsafe { at.write_bytes(0, bytes) };
+        }
+        at
+    }
+
+    /// The first free block of a class's head slab; null if there is none, or if it is not what it should
+    /// be: the long way tells.
+    #[inline]
+    fn pop_small(&self, heap: &Heap, class: usize) -> *mut u8 {
+        let number = heap.queues.get(class).map_or(0, core::cell::Cell::get);
+        if number == 0 {
+            return ptr::null_mut();
+        }
+        let unit = self.unit(number - 1);
+        let block = unit.free.get();
+        if unit.place.get() != Place::Head || block.is_null() {
+            return ptr::null_mut();
+        }
+        // SAFETY: a block on the free list of a slab of ours.
+        let next = unsafe { self.next(block) };
+        let distance = (next as usize).wrapping_sub(self.window.memory(number - 1) as usize);
+        if next == block || !next.is_null() && !unit.holds(distance) {
+            return ptr::null_mut();
+        }
+        unit.free.set(next);
+        unit.countdown.set(unit.countdown.get().wrapping_add(1));
+        block.cast()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn hard_alloc_rest(&self, bytes: usize, align: usize, zeroed: bool, pc: usize) -> *mut u8 {
         if !align.is_power_of_two() || bytes > isize::MAX as usize / 2 || align > 1 << 40 {
             return ptr::null_mut();
         }
         let lead = align.max(HEADER);
         let heap = self.heap();
-        let (inner, capacity, clean) = if lead + bytes + TAIL > MEDIUM_MAX {
-            match self.fenced(bytes, align) {
-                Some((at, inner, capacity)) => {
-                    self.dress(at, bytes, at as usize - inner as usize, capacity, pc);
-                    return at;
-                }
-                None => return ptr::null_mut(),
-            }
-        } else {
-            self.inner(heap, lead + bytes + TAIL, align)
+        let inside = (lead + bytes + TAIL <= MEDIUM_MAX && align <= UNIT_BYTES)
+            .then(|| self.inner(heap, lead + bytes + TAIL, align));
+        let Some((inner, clean)) = inside.flatten() else {
+            let Some(fence) = self.fenced(bytes, align) else { return ptr::null_mut() };
+            return self.dress_fenced(heap, &fence, bytes, pc);
         };
-        if inner.is_null() {
-            return inner;
-        }
         let at = inner.wrapping_add(lead);
-        self.dress(at, bytes, lead, capacity, pc);
+        self.dress(heap, at, bytes, lead, pc);
         if zeroed && !clean {
             // SAFETY: the block's own bytes.
             unsafe { at.write_bytes(0, bytes) };
@@ -174,96 +249,181 @@ impl<S: System, L: Local> Allocator<S, L> {
         at
     }
 
-    /// An inner block: itself, its bytes, and whether it reads as zeroes.
-    fn inner(&self, heap: Option<&Heap>, bytes: usize, align: usize) -> (*mut u8, usize, bool) {
+    /// An inner block, and whether it reads as zeroes. Nothing: slabs and arenas have no
+    /// room left.
+    fn inner(&self, heap: Option<&Heap>, bytes: usize, align: usize) -> Option<(*mut u8, bool)> {
         let class = classes::aligned_class_of(bytes, align.max(16));
         if let (Some(heap), Some(class), true) = (heap, class, bytes <= SMALL_MAX) {
             // SAFETY: it is this thread's.
             let at = unsafe { self.take_small(heap, class) };
             if !at.is_null() {
-                return (at, classes::of(class).bytes as usize, false);
+                return Some((at, false));
             }
         }
         let given = self.take_medium(heap, bytes, align.max(16));
-        let capacity = if given.at.is_null() { 0 } else { self.usable_inner(given.at) };
-        (given.at, capacity, given.zeroed)
+        if given.at.is_null() {
+            return None;
+        }
+        if self.window.medium_offset(given.at as usize).is_none() {
+            // A mapping without a page that faults: nobody would find its header.
+            // SAFETY: it was just taken.
+            unsafe { self.free_medium(None, given.at) };
+            return None;
+        }
+        Some((given.at, given.zeroed))
+    }
+
+    /// Writes the header.
+    #[inline]
+    fn sign(&self, heap: Option<&Heap>, at: *mut u8, bytes: usize, lead: usize, pc: usize) {
+        let allocated = Site::new(pc, Self::who(heap));
+        let mark = self.blank(at, low_of(bytes, lead)) | Standing::Live as u64;
+        // SAFETY: the inner block has room before the program's bytes.
+        unsafe { header(at).write(Header { allocated, mark }) };
     }
 
     /// Writes header and tail.
-    fn dress(&self, at: *mut u8, bytes: usize, lead: usize, capacity: usize, pc: usize) {
-        let size = (bytes as u64) << 6 | u64::from(lead.ilog2());
-        let allocated = Site::new(pc, self.who());
-        let seal = self.seal(at, size, Standing::Live);
-        // SAFETY: the inner block has room for all of it.
-        unsafe {
-            header(at).write(Header { allocated, freed: Site::NOBODY, seal, size });
-            pattern::fill(at.add(bytes), tail_bytes(capacity, lead, bytes), PATTERN);
-        }
+    #[inline]
+    fn dress(&self, heap: Option<&Heap>, at: *mut u8, bytes: usize, lead: usize, pc: usize) {
+        self.sign(heap, at, bytes, lead, pc);
+        // SAFETY: the inner block has room for it.
+        unsafe { pattern::write_tail(at, bytes) };
+    }
+
+    /// Writes header and tail of a large block.
+    fn dress_fenced(&self, heap: Option<&Heap>, fence: &Fence, bytes: usize, pc: usize) -> *mut u8 {
+        self.sign(heap, fence.at, bytes, FENCED, pc);
+        // SAFETY: the bytes to the page that faults are the block's.
+        unsafe { pattern::fill(fence.at.add(bytes), fence.capacity - bytes) };
+        fence.at
     }
 
     /// Frees a block; stops the program if it is none. `claimed` is what the caller says of its size.
+    ///
+    /// The short way is for a small block that is in order.
     pub(crate) fn hard_free(&self, at: *mut u8, claimed: Option<usize>, pc: usize) {
+        // The header says where the tail is: both are asked for at once.
+        pattern::fetch(at.wrapping_add(64 - HEADER));
+        let before = (at as usize).wrapping_sub(HEADER);
+        if let (Some(heap), true) =
+            (self.own_heap(), before % 16 == 0 && self.window.is_small(before))
+        {
+            // SAFETY: *every-header-readable*.
+            let unit = unsafe { &*self.window.unit_of(at as usize) };
+            if !unit.owner.load(Ordering::Relaxed).is_null() {
+                // SAFETY: before a place in a slab lies committed memory.
+                let mark = unsafe { (*header(at)).mark };
+                let bytes = (mark & LOW) as usize >> 8;
+                if mark == self.blank(at, low_of(bytes, HEADER)) | Standing::Live as u64
+                    && claimed.is_none_or(|claimed| claimed == bytes)
+                    // SAFETY: a live block has its tail.
+                    && unsafe { pattern::is_tail_whole(at, bytes) }
+                {
+                    return self.retire(heap, at, bytes, pc);
+                }
+            }
+        }
+        self.hard_free_rest(at, claimed, pc);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn hard_free_rest(&self, at: *mut u8, claimed: Option<usize>, pc: usize) {
         if at.is_null() {
             return;
         }
-        let (mut found, capacity) = self.must_be_live(at, Trouble::Freed);
-        if claimed.is_some_and(|claimed| claimed != found.bytes()) {
+        let (found, capacity) = self.must_be_live(at, Trouble::Freed);
+        if claimed.is_some_and(|claimed| claimed != found.bytes) {
             self.tell(Trouble::WrongSize, at, at, &found);
         }
         self.check_tail(at, &found, capacity);
-        found.freed = Site::new(pc, self.who());
-        found.seal = self.seal(at, found.size, Standing::Freed);
-        // SAFETY: the block is the caller's, who gives it up.
-        unsafe { header(at).write(found) };
-        if self.is_fenced(at) {
-            return self.unfence(at);
+        if found.is_fenced() {
+            let freed = Site::new(pc, Self::who(self.own_heap()));
+            return self.unfence(at, &Found { freed, ..found });
         }
-        self.quarantine(at, &found);
+        // Without a heap of its own a thread has no quarantine: then the block stays where it is.
+        if let Some(heap) = self.heap() {
+            self.retire(heap, at, found.bytes, pc);
+        }
+    }
+
+    /// Fills a block with junk and lets it wait.
+    #[inline]
+    fn retire(&self, heap: &Heap, at: *mut u8, bytes: usize, pc: usize) {
+        let freed = Site::new(pc, Self::who(Some(heap)));
+        // SAFETY: the block is the caller's, who gives it up. Its mark was just confirmed.
+        let mark = unsafe {
+            let mark = (*header(at)).mark ^ Standing::Live as u64 ^ Standing::Freed as u64;
+            (*header(at)).mark = mark;
+            epitaph(at).cast::<Site>().write(freed);
+            pattern::write_junk(at, bytes);
+            mark
+        };
+        self.quarantine(heap, at, mark, freed);
     }
 
     /// The header of a live block and the bytes of its inner block, or the end of the program.
-    fn must_be_live(&self, at: *mut u8, what: Trouble) -> (Header, usize) {
-        match self.find(at) {
-            Some((found, Standing::Live, capacity)) => (found, capacity),
-            _ => self.accuse(at, what),
+    #[inline]
+    fn must_be_live(&self, at: *mut u8, what: Trouble) -> (Found, usize) {
+        match self.find_live(at) {
+            Some(found) => found,
+            None => self.accuse(at, what),
         }
     }
 
-    fn check_tail(&self, at: *mut u8, found: &Header, capacity: usize) {
-        let bytes = found.bytes();
-        let tail = tail_bytes(capacity, at as usize - self.inner_of(at, found) as usize, bytes);
+    #[inline]
+    fn find_live(&self, at: *mut u8) -> Option<(Found, usize)> {
+        self.find(at).filter(|found| found.0.is_live())
+    }
+
+    #[inline]
+    fn check_tail(&self, at: *mut u8, found: &Found, capacity: usize) {
+        // SAFETY: a live block has its tail.
+        if found.is_fenced() || !unsafe { pattern::is_tail_whole(at, found.bytes) } {
+            self.search_tail(at, found, capacity);
+        }
+    }
+
+    #[inline(never)]
+    fn search_tail(&self, at: *mut u8, found: &Found, capacity: usize) {
+        let bytes = found.bytes;
+        let tail = if found.is_fenced() { capacity - bytes } else { pattern::tail(bytes) };
         // SAFETY: inside the inner block.
-        if let Some(first) = unsafe { pattern::first_other(at.add(bytes), tail, PATTERN) } {
+        if let Some(first) = unsafe { pattern::first_other(at.add(bytes), tail) } {
             self.tell(Trouble::Behind, at.wrapping_add(bytes + first), at, found);
         }
     }
 
-    fn inner_of(&self, at: *mut u8, found: &Header) -> *mut u8 {
-        if self.is_fenced(at) { large::start(at) } else { at.wrapping_sub(found.lead()) }
-    }
-
     /// Bytes that the program asked for.
     pub(crate) fn hard_usable(&self, at: *mut u8) -> usize {
-        self.must_be_live(at, Trouble::Asked).0.bytes()
+        self.must_be_live(at, Trouble::Asked).0.bytes
     }
 
-    /// Changes a block's size: in place if its inner block is right for it, else by a copy.
+    /// Changes a block's size: in place if its inner block is right for it, a large block by moving its
+    /// pages, else by a copy.
     pub(crate) fn hard_realloc(&self, at: *mut u8, bytes: usize, pc: usize) -> *mut u8 {
         if at.is_null() {
             return self.hard_alloc(bytes, 1, false, pc);
         }
-        let (found, capacity) = self.must_be_live(at, Trouble::Resized);
+        let (mut found, capacity) = self.must_be_live(at, Trouble::Resized);
         self.check_tail(at, &found, capacity);
-        let lead = at as usize - self.inner_of(at, &found) as usize;
-        let room = capacity - lead - TAIL;
-        if bytes <= room && bytes >= room / 2 && !self.is_fenced(at) {
-            self.dress(at, bytes, lead, capacity, pc);
-            return at;
+        let heap = self.heap();
+        if found.is_fenced() {
+            found.freed = Site::new(pc, Self::who(heap));
+            if let Some(fence) = self.move_fenced(at, &found, bytes) {
+                return self.dress_fenced(heap, &fence, bytes, pc);
+            }
+        } else {
+            let room = capacity - found.lead - TAIL;
+            if bytes <= room && bytes >= room / 2 {
+                self.dress(heap, at, bytes, found.lead, pc);
+                return at;
+            }
         }
         let new = self.hard_alloc(bytes, 1, false, pc);
         if !new.is_null() {
             // SAFETY: two blocks, of at least that many bytes.
-            unsafe { ptr::copy_nonoverlapping(at, new, found.bytes().min(bytes)) };
+            unsafe { ptr::copy_nonoverlapping(at, new, found.bytes.min(bytes)) };
             self.hard_free(at, None, pc);
         }
         new
@@ -271,18 +431,26 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// Says what happened to which block, and stops the program.
     #[cold]
-    fn tell(&self, trouble: Trouble, at: *mut u8, block: *mut u8, found: &Header) -> ! {
-        let story = Story {
-            bytes: found.bytes(),
-            offset: (at as isize).wrapping_sub(block as isize),
-            allocated: found.allocated,
-            freed: found.freed,
-        };
+    fn tell(&self, trouble: Trouble, at: *mut u8, block: *mut u8, found: &Found) -> ! {
+        let story = found.story((at as isize).wrapping_sub(block as isize));
         self.stop(&crate::Stop::Trouble(trouble, at as usize, Some(story)))
     }
 }
 
-/// How many bytes behind a block carry the pattern.
-fn tail_bytes(capacity: usize, lead: usize, bytes: usize) -> usize {
-    capacity.saturating_sub(lead + bytes).min(TAIL_MAX)
+impl Found {
+    fn is_live(&self) -> bool {
+        self.standing == Standing::Live
+    }
+
+    fn is_freed(&self) -> bool {
+        self.standing == Standing::Freed
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.lead == FENCED
+    }
+
+    fn story(&self, offset: isize) -> Story {
+        Story { bytes: self.bytes, offset, allocated: self.allocated, freed: self.freed }
+    }
 }

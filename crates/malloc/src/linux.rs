@@ -34,6 +34,7 @@ const PROT_READ_WRITE: usize = 3;
 const MAP_PRIVATE_ANONYMOUS: usize = 0x22;
 const MAP_NORESERVE: usize = 0x4000;
 const MREMAP_MAYMOVE: usize = 1;
+const MREMAP_FIXED: usize = 2;
 const MADV_DONTNEED: usize = 4;
 const MADV_NOHUGEPAGE: usize = 15;
 const FUTEX_WAIT_PRIVATE: usize = 128;
@@ -139,6 +140,20 @@ unsafe impl System for Linux {
     unsafe fn remap(&self, start: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>> {
         // SAFETY: the caller owns the range.
         pointer(unsafe { call(MREMAP, [start.addr().get(), old, new, MREMAP_MAYMOVE, 0, 0]) })
+    }
+
+    unsafe fn transplant(
+        &self,
+        from: NonNull<u8>,
+        old: usize,
+        to: NonNull<u8>,
+        new: usize,
+    ) -> bool {
+        let (from, to) = (from.addr().get(), to.addr().get());
+        // SAFETY: the caller owns both ranges.
+        unsafe {
+            call(MREMAP, [from, old, new, MREMAP_MAYMOVE | MREMAP_FIXED, to, 0]) == to as isize
+        }
     }
 
     fn wait(&self, word: &AtomicU32, value: u32) {

@@ -37,15 +37,17 @@ global_asm!(
     ".size pagoda_malloc_heap_0_1, 8",
     "pagoda_malloc_heap_0_1:",
     ".quad {none}",
-    // What `Window::unit_of` needs, where an instruction reaches it: headers, mask.
+    // What `Window::unit_of` needs, where an instruction reaches it: headers, mask. Then: not zero in
+    // hardened mode.
     ".section .data.pagoda_malloc_window_0_1,\"aw\",@progbits",
     ".balign 16",
     ".globl pagoda_malloc_window_0_1",
     ".hidden pagoda_malloc_window_0_1",
     ".type pagoda_malloc_window_0_1, @object",
-    ".size pagoda_malloc_window_0_1, 16",
+    ".size pagoda_malloc_window_0_1, 24",
     "pagoda_malloc_window_0_1:",
     ".quad {no_unit}",
+    ".quad 0",
     ".quad 0",
     // The slow ways, told who called: the address that a tail call leaves on the stack.
     ".text",
@@ -54,6 +56,8 @@ global_asm!(
     ".type pagoda_malloc_alloc_slow_0_1, @function",
     "pagoda_malloc_alloc_slow_0_1:",
     "mov rsi, qword ptr [rsp]",
+    "cmp byte ptr [rip + pagoda_malloc_window_0_1 + 16], 0",
+    "jne {hard_alloc}",
     "jmp {alloc_slow}",
     ".globl pagoda_malloc_free_slow_0_1",
     ".hidden pagoda_malloc_free_slow_0_1",
@@ -65,6 +69,8 @@ global_asm!(
     ".type pagoda_malloc_free_sized_slow_0_1, @function",
     "pagoda_malloc_free_sized_slow_0_1:",
     "mov rdx, qword ptr [rsp]",
+    "cmp byte ptr [rip + pagoda_malloc_window_0_1 + 16], 0",
+    "jne {hard_free}",
     "jmp {free_slow}",
     ".weak pthread_key_create",
     ".weak pthread_setspecific",
@@ -74,6 +80,8 @@ global_asm!(
     no_unit = sym NONE,
     alloc_slow = sym alloc_slow_from,
     free_slow = sym free_slow_from,
+    hard_alloc = sym hard_alloc_from,
+    hard_free = sym hard_free_from,
 );
 
 /// The allocator of this process.
@@ -125,6 +133,13 @@ unsafe impl Local for Slot {
             );
         }
         if PROCESS.options().has(Options::HARDENED) {
+            // SAFETY: as above; from now on the slow ways are others.
+            unsafe {
+                asm!(
+                    "mov byte ptr [rip + pagoda_malloc_window_0_1 + 16], 1",
+                    options(nostack, preserves_flags)
+                );
+            }
             linux::watch_faults(fault);
         }
     }
@@ -328,6 +343,14 @@ unsafe fn free_look(at: *mut u8) {
 unsafe extern "C" fn free_slow_from(at: *mut u8, bytes: usize, pc: usize) {
     // SAFETY: the caller's promise is ours.
     unsafe { PROCESS.free_long(at, bytes, pc) }
+}
+
+extern "C" fn hard_alloc_from(bytes: usize, pc: usize) -> *mut u8 {
+    PROCESS.hard_alloc(bytes, 1, false, pc)
+}
+
+unsafe extern "C" fn hard_free_from(at: *mut u8, bytes: usize, pc: usize) {
+    PROCESS.hard_free(at, (bytes != usize::MAX).then_some(bytes), pc);
 }
 
 /// [`Allocator::alloc_zeroed`]; `pc` is who asks.

@@ -46,6 +46,21 @@ pub unsafe trait System: Sync {
     /// # Safety
     /// The range came whole from [`System::map`] or [`System::remap`]; if it moves, nobody uses the old one.
     unsafe fn remap(&self, start: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>>;
+    /// Moves the pages of a committed range into a reservation, where the range gets another length: fresh
+    /// pages follow, or the last ones are lost. Where it was, nothing is mapped then. False: nothing has
+    /// happened.
+    ///
+    /// # Safety
+    /// Both ranges are the caller's; nobody uses the old one again, and nothing in the new one is needed.
+    unsafe fn transplant(
+        &self,
+        _from: NonNull<u8>,
+        _old: usize,
+        _to: NonNull<u8>,
+        _new: usize,
+    ) -> bool {
+        false
+    }
     /// Sleeps while `word` has this value, or for no reason at all.
     fn wait(&self, word: &AtomicU32, value: u32);
     /// Wakes one sleeper.

@@ -116,6 +116,12 @@ impl Unit {
             < self.limit.load(Ordering::Relaxed)
     }
 
+    /// Whether this heap owns the slab.
+    #[inline]
+    pub fn is_of(&self, heap: &Heap) -> bool {
+        ptr::eq(self.owner.load(Ordering::Relaxed), heap)
+    }
+
     /// Whether a distance from the first block leads to the start of a block that was carved.
     pub fn holds(&self, distance: usize) -> bool {
         self.scaled(distance) < self.limit.load(Ordering::Relaxed)

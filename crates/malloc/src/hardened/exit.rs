@@ -4,7 +4,7 @@
 use core::ptr;
 use core::sync::atomic::Ordering;
 
-use super::{HEADER, Header, Standing};
+use super::{Found, HEADER};
 use crate::allocator::Allocator;
 use crate::arena::{ARENAS, Ground};
 use crate::heap::{DEAD, Heap};
@@ -37,14 +37,14 @@ impl Leaks {
         Self { places: [Leak { pc: 0, blocks: 0, bytes: 0 }; PLACES], used: 0 }
     }
 
-    fn add(&mut self, found: &Header) {
+    fn add(&mut self, found: &Found) {
         let pc = found.allocated.pc();
         let used = self.places.get(..self.used).unwrap_or(&[]);
         let index = used.iter().position(|leak| leak.pc == pc).unwrap_or(self.used.min(PLACES - 1));
         if let Some(leak) = self.places.get_mut(index) {
             leak.pc = if index == self.used || leak.pc == pc { pc } else { 0 };
             leak.blocks += 1;
-            leak.bytes += found.bytes();
+            leak.bytes += found.bytes;
             self.used = self.used.max(index + 1);
         }
     }
@@ -91,7 +91,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         Some(leaks)
     }
 
-    fn each_live(&self, mut each: impl FnMut(*mut u8, &Header, usize)) {
+    fn each_live(&self, mut each: impl FnMut(*mut u8, &Found, usize)) {
         for number in 0..self.pool.stats(&self.system).frontier {
             let unit = self.unit(number);
             let class = unit.class();
@@ -109,19 +109,19 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         for block in self.fences.all() {
             let at = ptr::with_exposed_provenance_mut(block);
-            if let Some((found, Standing::Live, capacity)) = self.find(at) {
+            if let Some((found, capacity)) = self.find_live(at) {
                 each(at, &found, capacity);
             }
         }
     }
 
     /// The live block in an inner block, if there is one: its start depends on its alignment.
-    fn look(&self, inner: *mut u8, bytes: usize, each: &mut impl FnMut(*mut u8, &Header, usize)) {
+    fn look(&self, inner: *mut u8, bytes: usize, each: &mut impl FnMut(*mut u8, &Found, usize)) {
         let mut lead = HEADER;
         while lead < bytes {
             let at = inner.wrapping_add(lead);
-            if let Some((found, Standing::Live)) = self.read_header(at) {
-                if found.lead() == lead {
+            if let Some(found) = self.read_header(at).filter(Found::is_live) {
+                if found.lead == lead {
                     return each(at, &found, bytes);
                 }
             }

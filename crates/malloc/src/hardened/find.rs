@@ -3,40 +3,58 @@
 
 use core::sync::atomic::Ordering;
 
-use super::{HEADER, Header, Standing, TAIL_MAX, header};
+use super::{Found, HEADER, Standing, header, large, pattern};
 use crate::allocator::Allocator;
-use crate::arena::{ARENAS, CELL_BYTES, GRANULE, Ground};
-use crate::story::{Story, Trouble};
+use crate::arena::{ARENAS, CELL_BYTES, GRANULE, Ground, LIVE};
+use crate::story::Trouble;
 use crate::system::{Local, PAGE_BYTES, System};
 
 impl<S: System, L: Local> Allocator<S, L> {
-    /// The block that starts at `at`: its header, how it stands, and the bytes of its inner block.
-    pub(super) fn find(&self, at: *mut u8) -> Option<(Header, Standing, usize)> {
-        let address = at as usize;
-        if let (true, true, Some(unit)) = (
-            address % 16 == 0,
-            self.window.is_small(address.wrapping_sub(HEADER)),
-            self.small_unit(at),
-        ) {
-            let (found, standing) = self.read_header(at)?;
-            return Some((found, standing, unit.class().bytes as usize));
+    /// The block that starts at `at`: what its header says, and the bytes of its inner block.
+    #[inline]
+    pub(super) fn find(&self, at: *mut u8) -> Option<(Found, usize)> {
+        let before = (at as usize).wrapping_sub(HEADER);
+        if before % 16 == 0 && self.window.is_small(before) {
+            if let Some(unit) = self.small_unit(at) {
+                return Some((self.read_header(at)?, unit.class().bytes as usize));
+            }
         }
-        if address % 16 != 0 || !self.is_open_for(at) {
+        self.find_far(at)
+    }
+
+    #[inline(never)]
+    fn find_far(&self, at: *mut u8) -> Option<(Found, usize)> {
+        if at as usize % 16 != 0 {
             return None;
         }
-        let (found, standing) = self.read_header(at)?;
-        if self.is_fenced(at) {
-            return Some((found, standing, super::large::capacity(at, found.bytes())));
+        if let Some(offset) = self.window.medium_offset((at as usize).wrapping_sub(HEADER)) {
+            // SAFETY: there is a cell for each KiB of the window, and all zero is a valid one.
+            let cell = unsafe { &*self.window.cells().wrapping_add(offset / CELL_BYTES) };
+            if let (Some(size @ 1..), LIVE) =
+                (cell.block_of(offset), cell.state.load(Ordering::Relaxed))
+            {
+                // Most blocks start so near to their inner block's start.
+                if let Some(found) = self.read_header(at).filter(|found| found.lead == HEADER) {
+                    return Some((found, size as usize * GRANULE));
+                }
+            }
         }
-        let inner = at.wrapping_sub(found.lead());
+        if !self.is_open_for(at) {
+            return None;
+        }
+        let found = self.read_header(at)?;
+        if found.is_fenced() {
+            return self.is_fenced(at).then(|| (found, large::capacity(at)));
+        }
+        let inner = at.wrapping_sub(found.lead);
         let capacity = if self.window.is_small(inner as usize) {
             self.small_unit(inner)?.class().bytes as usize
-        } else if standing == Standing::Live {
+        } else if found.standing == Standing::Live {
             self.usable_inner(inner)
         } else {
             0
         };
-        Some((found, standing, capacity))
+        Some((found, capacity))
     }
 
     /// Whether the memory around an address is ours and readable, back to where its header would be.
@@ -71,18 +89,15 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// `at` was given to us as a live block, and is none: finds out what it is, and stops the program.
     #[cold]
     pub(super) fn accuse(&self, at: *mut u8, what: Trouble) -> ! {
-        if let Some((found, _, _)) = self.find(at) {
+        if let Some((found, _)) = self.find(at) {
             self.tell(what, at, at, &found);
         }
         if let Some(found) = self.fences.remembered(&self.system, at as usize) {
             self.tell(what, at, at, &found);
         }
-        let story = self.around(at).map(|(block, found)| Story {
-            bytes: found.bytes(),
-            offset: (at as isize).wrapping_sub(block as isize),
-            allocated: found.allocated,
-            freed: found.freed,
-        });
+        let story = self
+            .around(at)
+            .map(|(block, found)| found.story((at as isize).wrapping_sub(block as isize)));
         // A block whose seal is broken was written before.
         let trouble =
             if story.is_none() && self.starts_a_block(at) { Trouble::Before } else { what };
@@ -90,13 +105,13 @@ impl<S: System, L: Local> Allocator<S, L> {
     }
 
     /// The nearest block that starts before `at` (or a little behind) and reaches it, by its seal.
-    fn around(&self, at: *mut u8) -> Option<(*mut u8, Header)> {
+    fn around(&self, at: *mut u8) -> Option<(*mut u8, Found)> {
         let fenced = self.fences.around(at as usize);
         if let Some(block) = fenced {
             let block = at.wrapping_sub((at as usize).wrapping_sub(block));
-            return self.read_header(block).map(|(found, _)| (block, found));
+            return self.read_header(block).map(|found| (block, found));
         }
-        let top = (at as usize).next_multiple_of(16) + 2 * HEADER;
+        let top = (at as usize).next_multiple_of(16) + 4 * HEADER;
         for back in 0..(PAGE_BYTES * 36 / 16) {
             let block = at.wrapping_add(top - at as usize).wrapping_sub(back * 16);
             if !self.is_open_for(block) {
@@ -105,10 +120,10 @@ impl<S: System, L: Local> Allocator<S, L> {
                 }
                 continue;
             }
-            if let Some((found, _)) = self.read_header(block) {
+            if let Some(found) = self.read_header(block) {
                 let distance = (at as isize).wrapping_sub(block as isize);
-                let reach = (found.bytes() + TAIL_MAX) as isize;
-                if distance < reach && distance >= -(found.lead() as isize) {
+                let reach = (found.bytes + pattern::tail(found.bytes)) as isize;
+                if distance < reach && distance >= -(found.lead as isize) {
                     return Some((block, found));
                 }
                 if distance >= 0 {

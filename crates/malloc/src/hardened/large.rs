@@ -1,8 +1,11 @@
 //! Large blocks: mappings that end at a page that faults, and a table of them.
 //!
 //! ```text
-//! | one page and more: header | the program's bytes | up to 15 bytes of tail | a page that faults |
+//! | a page and more: books, header | the program's bytes | up to 15 bytes of tail | a page that faults |
 //! ```
+//!
+//! A large block that is resized moves with its pages into a mapping of the right length, and stays where
+//! it was in its first page: then the tail is what is left of the last page.
 //!
 //! The table is a hash table of addresses in a reservation of its own, open addressing, never more than
 //! three quarters full.
@@ -12,10 +15,12 @@ use core::cell::Cell;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use super::Header;
+use super::{Found, HEADER, Standing};
 use crate::allocator::Allocator;
+use crate::arena::MEDIUM_MAX;
+use crate::classes::UNIT_BYTES;
 use crate::lock::Lock;
-use crate::story::Trouble;
+use crate::story::{Site, Trouble};
 use crate::system::{Local, PAGE_BYTES, System};
 
 /// Places in the table: more mappings than that Linux does not permit by default.
@@ -39,7 +44,70 @@ pub struct Fences {
 #[derive(Clone, Copy)]
 struct Gone {
     at: usize,
-    header: Header,
+    bytes: usize,
+    allocated: Site,
+    freed: Site,
+}
+
+impl Gone {
+    fn found(&self) -> Found {
+        let Self { bytes, allocated, freed, .. } = *self;
+        Found { bytes, lead: super::FENCED, allocated, freed, standing: Standing::Gone }
+    }
+}
+
+/// What stands before the header of a large block.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Books {
+    /// Bytes of the mapping, the page that faults included.
+    reserved: usize,
+    /// Bytes of the mapping before its first readable page.
+    before: usize,
+    /// Bytes from there to the block.
+    lead: usize,
+    /// Bytes asked for.
+    bytes: usize,
+}
+
+/// Bytes of books and header.
+const FRONT: usize = HEADER + size_of::<Books>();
+
+impl Books {
+    /// # Safety
+    /// A large block starts at `at`.
+    unsafe fn of(at: *mut u8) -> Self {
+        // SAFETY: as promised.
+        unsafe { at.wrapping_sub(FRONT).cast::<Self>().read() }
+    }
+
+    fn mapping(&self, at: *mut u8) -> Option<NonNull<u8>> {
+        NonNull::new(at.wrapping_sub(self.lead + self.before))
+    }
+
+    /// Readable bytes.
+    fn open(&self) -> usize {
+        self.reserved - self.before - PAGE_BYTES
+    }
+}
+
+/// A large block, and the bytes from its start to the page that faults.
+pub(super) struct Fence {
+    pub at: *mut u8,
+    pub capacity: usize,
+}
+
+/// Bytes that were asked for.
+pub(super) fn bytes(at: *mut u8) -> usize {
+    // SAFETY: the header before `at` says that it is a large block.
+    unsafe { Books::of(at) }.bytes
+}
+
+/// Bytes from the block's start to the page that faults.
+pub(super) fn capacity(at: *mut u8) -> usize {
+    // SAFETY: as above.
+    let books = unsafe { Books::of(at) };
+    books.open() - books.lead
 }
 
 fn hash(at: usize) -> usize {
@@ -114,34 +182,32 @@ impl Fences {
     }
 
     /// What is remembered of a large block that was freed not long ago.
-    pub fn remembered<S: System>(&self, system: &S, at: usize) -> Option<Header> {
+    pub fn remembered<S: System>(&self, system: &S, at: usize) -> Option<Found> {
         let _held = self.lock.take(system);
         (0..REMEMBERED)
             .filter_map(|index| self.gone(index))
             .map(Cell::get)
             .find(|gone| gone.at == at)
-            .map(|gone| gone.header)
+            .map(|gone| gone.found())
     }
 
-    /// What an address that faulted has to do with a large block.
-    pub fn blame<S: System>(&self, system: &S, at: usize) -> Option<(Trouble, usize, Header)> {
-        if let Some(block) = self.around(at) {
-            // SAFETY: a block in the table has its header.
-            let found = unsafe { super::header(ptr::with_exposed_provenance_mut(block)).read() };
-            return Some((Trouble::Passed, block, found));
-        }
+    /// The large block, freed not long ago, in which an address lies.
+    fn vanished<S: System>(&self, system: &S, at: usize) -> Option<(usize, Found)> {
         let _held = self.lock.take(system);
         (0..REMEMBERED)
             .filter_map(|index| self.gone(index))
             .map(Cell::get)
-            .find(|gone| gone.at != 0 && (gone.at..gone.at + gone.header.bytes()).contains(&at))
-            .map(|gone| (Trouble::Vanished, gone.at, gone.header))
+            .find(|gone| gone.at != 0 && (gone.at..gone.at + gone.bytes).contains(&at))
+            .map(|gone| (gone.at, gone.found()))
     }
 
-    fn remove<S: System>(&self, system: &S, at: usize, header: Header) {
+    /// Takes a block out of the table, and remembers it if it was freed.
+    fn remove<S: System>(&self, system: &S, at: usize, freed: Option<&Found>) {
         let _held = self.lock.take(system);
-        if let Some(place) = self.gone(self.turns.fetch_add(1, Ordering::Relaxed)) {
-            place.set(Gone { at, header });
+        if let Some(&Found { bytes, allocated, freed, .. }) = freed {
+            if let Some(place) = self.gone(self.turns.fetch_add(1, Ordering::Relaxed)) {
+                place.set(Gone { at, bytes, allocated, freed });
+            }
         }
         if let Some(place) = self.search(at) {
             place.set(ERASED);
@@ -157,34 +223,25 @@ impl Fences {
     pub fn around(&self, at: usize) -> Option<usize> {
         let near = self.all().filter(|&block| block <= at && at - block < 1 << 30);
         near.max().filter(|&block| {
-            // SAFETY: the page of a block's header is mapped as long as the block is in the table.
-            let bytes = unsafe { super::header(ptr::with_exposed_provenance_mut(block)).read() };
-            at - block < bytes.bytes() + 2 * PAGE_BYTES
+            // The page of a block's books is mapped as long as the block is in the table.
+            at - block < bytes(ptr::with_exposed_provenance_mut(block)) + 2 * PAGE_BYTES
         })
     }
-}
-
-/// The mapping of a block.
-pub fn start(at: *mut u8) -> *mut u8 {
-    let address = at as usize - super::HEADER;
-    // SAFETY: the header of a fenced block says how far before it the mapping starts.
-    let lead = unsafe { at.wrapping_sub(2 * super::HEADER).cast::<usize>().read() };
-    at.wrapping_sub(lead.min(address))
-}
-
-/// Bytes from the mapping's start to the page that faults.
-pub fn capacity(at: *mut u8, bytes: usize) -> usize {
-    (at as usize - start(at) as usize + bytes).next_multiple_of(PAGE_BYTES)
 }
 
 impl<S: System, L: Local> Allocator<S, L> {
     /// To be called when the program touched an address without memory: stops it if a large block of
     /// ours is involved.
     pub fn blame_fault(&self, at: usize) {
-        if let Some((trouble, block, found)) = self.fences.blame(&self.system, at) {
-            let block = ptr::with_exposed_provenance_mut::<u8>(block);
-            let at = block.wrapping_add(at.wrapping_sub(block as usize));
-            self.tell(trouble, at, block, &found);
+        let block = |start| ptr::with_exposed_provenance_mut::<u8>(start);
+        let passed = self.fences.around(at).and_then(|start| {
+            self.read_header(block(start)).map(|found| (Trouble::Passed, start, found))
+        });
+        let gone = || self.fences.vanished(&self.system, at);
+        let told = passed.or_else(|| gone().map(|(at, found)| (Trouble::Vanished, at, found)));
+        if let Some((trouble, start, found)) = told {
+            let at = block(start).wrapping_add(at.wrapping_sub(start));
+            self.tell(trouble, at, block(start), &found);
         }
     }
 
@@ -195,19 +252,19 @@ impl<S: System, L: Local> Allocator<S, L> {
             && self.fences.has(&self.system, at as usize)
     }
 
-    /// A large block: itself, the mapping's start, and the bytes to the page that faults.
-    pub(super) fn fenced(&self, bytes: usize, align: usize) -> Option<(*mut u8, *mut u8, usize)> {
+    /// A large block.
+    pub(super) fn fenced(&self, bytes: usize, align: usize) -> Option<Fence> {
         let align = align.max(16);
         let room = bytes.checked_next_multiple_of(align)?.checked_add(PAGE_BYTES + align)?;
         let room = room.checked_next_multiple_of(PAGE_BYTES)?;
-        let reserved = (room + PAGE_BYTES).checked_next_multiple_of(crate::UNIT_BYTES)?;
+        let reserved = (room + PAGE_BYTES).checked_next_multiple_of(UNIT_BYTES)?;
         let mapping = self.system.reserve(reserved)?;
         // The end of the program's bytes lies as near to the page that faults as the alignment permits.
         let end = mapping.as_ptr() as usize + reserved - PAGE_BYTES;
         let at = (end - bytes) & !(align - 1);
-        let first = (at - 2 * super::HEADER) & !(PAGE_BYTES - 1);
-        let open = mapping.as_ptr().wrapping_add(first - mapping.as_ptr() as usize);
-        let block = open.wrapping_add(at - first);
+        let first = (at - FRONT) & !(PAGE_BYTES - 1);
+        let before = first - mapping.as_ptr() as usize;
+        let open = mapping.as_ptr().wrapping_add(before);
         // SAFETY: inside the fresh reservation, all but its last page.
         let ours = unsafe { self.system.commit(NonNull::new(open)?, end - first) };
         if !ours || !self.fences.add(&self.system, at) {
@@ -215,35 +272,65 @@ impl<S: System, L: Local> Allocator<S, L> {
             unsafe { self.system.unmap(mapping, reserved) };
             return None;
         }
-        // SAFETY: before the header, in the block's first page.
-        unsafe {
-            let words = block.wrapping_sub(2 * super::HEADER).cast::<usize>();
-            words.write(at - first);
-            words.add(1).write(first - mapping.as_ptr() as usize);
-            words.add(2).write(reserved);
-        }
-        self.large.bytes.fetch_add(end - first, Ordering::Relaxed);
+        let lead = at - first;
+        Some(self.enter(open.wrapping_add(lead), Books { reserved, before, lead, bytes }))
+    }
+
+    /// Writes a large block's books, and counts it.
+    fn enter(&self, at: *mut u8, books: Books) -> Fence {
+        // SAFETY: the block's first page has room for them before the header.
+        unsafe { at.wrapping_sub(FRONT).cast::<Books>().write(books) };
+        self.large.bytes.fetch_add(books.open(), Ordering::Relaxed);
         self.large.count.fetch_add(1, Ordering::Relaxed);
-        Some((block, open, end - first))
+        Fence { at, capacity: books.open() - books.lead }
+    }
+
+    /// Changes a large block's length by moving its pages; then the old block has been freed. Nothing: it
+    /// must be copied.
+    pub(super) fn move_fenced(&self, at: *mut u8, found: &Found, bytes: usize) -> Option<Fence> {
+        if bytes <= MEDIUM_MAX || bytes > isize::MAX as usize / 2 {
+            return None;
+        }
+        // SAFETY: `found` is a large block's.
+        let old = unsafe { Books::of(at) };
+        let open = (old.lead + bytes).checked_next_multiple_of(PAGE_BYTES)?;
+        if open == old.open() {
+            // SAFETY: as above.
+            unsafe { at.wrapping_sub(FRONT).cast::<Books>().write(Books { bytes, ..old }) };
+            return Some(Fence { at, capacity: open - old.lead });
+        }
+        let reserved = (open + PAGE_BYTES).checked_next_multiple_of(UNIT_BYTES)?;
+        let mapping = self.system.reserve(reserved)?;
+        let books = Books { reserved, before: reserved - PAGE_BYTES - open, bytes, ..old };
+        let new = mapping.as_ptr().wrapping_add(books.before + books.lead);
+        let from = NonNull::new(at.wrapping_sub(old.lead))?;
+        let to = NonNull::new(new.wrapping_sub(books.lead))?;
+        let known = self.fences.add(&self.system, new as usize);
+        // SAFETY: the old pages are the block's, the new place is nobody's.
+        if !known || !unsafe { self.system.transplant(from, old.open(), to, open) } {
+            self.fences.remove(&self.system, new as usize, None);
+            // SAFETY: nobody knows it.
+            unsafe { self.system.unmap(mapping, reserved) };
+            return None;
+        }
+        self.forget(at, found, &old);
+        Some(self.enter(new, books))
     }
 
     /// Ends a large block. Its pages are gone at once: whoever uses it again faults.
-    pub(super) fn unfence(&self, at: *mut u8) {
-        let open = start(at);
-        // SAFETY: written by `fenced`.
-        let (before, reserved) = unsafe {
-            let words = at.wrapping_sub(2 * super::HEADER).cast::<usize>();
-            (words.add(1).read(), words.add(2).read())
-        };
-        // SAFETY: the block's header.
-        let last = unsafe { super::header(at).read() };
-        self.fences.remove(&self.system, at as usize, last);
-        let bytes = reserved - before - PAGE_BYTES;
-        self.large.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    pub(super) fn unfence(&self, at: *mut u8, found: &Found) {
+        // SAFETY: `found` is a large block's.
+        let books = unsafe { Books::of(at) };
+        self.forget(at, found, &books);
+    }
+
+    fn forget(&self, at: *mut u8, found: &Found, books: &Books) {
+        self.fences.remove(&self.system, at as usize, Some(found));
+        self.large.bytes.fetch_sub(books.open(), Ordering::Relaxed);
         self.large.count.fetch_sub(1, Ordering::Relaxed);
-        if let Some(start) = NonNull::new(open.wrapping_sub(before)) {
+        if let Some(start) = books.mapping(at) {
             // SAFETY: the reservation is the block's, who is freed.
-            unsafe { self.system.unmap(start, reserved) };
+            unsafe { self.system.unmap(start, books.reserved) };
         }
     }
 }

@@ -4,11 +4,14 @@
 use core::cell::Cell;
 use core::ptr;
 
-use super::{BYTES, Header, JUNK, JUNK_SPAN, PLACES, Standing, header, pattern};
+use super::{
+    BYTES, Found, HEADER, Header, LOW, PLACES, Standing, epitaph, header, low_of, pattern,
+};
 use crate::allocator::Allocator;
 use crate::heap::{HEAP_STRIDE, Heap};
-use crate::story::Trouble;
+use crate::story::{Site, Trouble};
 use crate::system::{Local, PAGE_BYTES, System};
+use crate::unit::Block;
 
 /// All zero is an empty one.
 #[repr(C)]
@@ -16,7 +19,26 @@ struct Ring {
     first: Cell<usize>,
     count: Cell<usize>,
     bytes: Cell<usize>,
-    places: [Cell<*mut u8>; PLACES],
+    /// Each block, and what must still be at its start.
+    waiting: [Cell<(*mut u8, Site)>; PLACES],
+    /// The marks of the blocks in the places, folded.
+    marks: [Cell<u32>; PLACES],
+}
+
+/// A block that waits.
+#[derive(Clone, Copy)]
+struct Place {
+    at: *mut u8,
+    /// What must still be at the block's start.
+    freed: Site,
+    /// What its mark must still fold to.
+    mark: u32,
+}
+
+/// A mark in half the bits: whatever changes in one half shows.
+#[inline]
+fn fold(mark: u64) -> u32 {
+    (mark ^ mark >> 32) as u32
 }
 
 const _: () = assert!(size_of::<Ring>() <= HEAP_STRIDE - PAGE_BYTES);
@@ -26,66 +48,105 @@ fn ring(heap: &Heap) -> &Ring {
     unsafe { &*ptr::from_ref(heap).wrapping_byte_add(PAGE_BYTES).cast() }
 }
 
-/// The junk of a freed block: its start and its end.
-fn junk(at: *mut u8, bytes: usize) -> [(*mut u8, usize); 2] {
-    let span = bytes.min(JUNK_SPAN);
-    let rest = (bytes - span).min(JUNK_SPAN);
-    [(at, span), (at.wrapping_add(bytes - rest), rest)]
-}
-
 impl<S: System, L: Local> Allocator<S, L> {
-    /// Fills a freed block with junk and lets it wait; others leave.
-    pub(super) fn quarantine(&self, at: *mut u8, found: &Header) {
-        for (start, bytes) in junk(at, found.bytes()) {
-            // SAFETY: bytes of the freed block.
-            unsafe { pattern::fill(start, bytes, JUNK) };
-        }
-        let Some(heap) = self.own_heap() else { return self.leave(at) };
-        let ring = ring(heap);
+    /// Lets a freed block wait, whose mark is given; others leave.
+    #[inline]
+    pub(super) fn quarantine(&self, heap: &Heap, at: *mut u8, mark: u64, freed: Site) {
+        let (ring, bytes) = (ring(heap), bytes_of(mark));
         while ring.count.get() >= PLACES
-            || (ring.count.get() > 0 && ring.bytes.get() + found.bytes() > BYTES)
+            || (ring.count.get() > 0 && ring.bytes.get() + bytes > BYTES)
         {
-            self.leave(pop(ring));
+            let place = pop(ring);
+            if !self.leave(heap, ring, &place) {
+                self.leave_rest(ring, &place);
+            }
         }
-        if let Some(place) = ring.places.get((ring.first.get() + ring.count.get()) % PLACES) {
-            place.set(at);
+        let last = (ring.first.get() + ring.count.get()) % PLACES;
+        if let (Some(waiting), Some(folded)) = (ring.waiting.get(last), ring.marks.get(last)) {
+            waiting.set((at, freed));
+            folded.set(fold(mark));
             ring.count.set(ring.count.get() + 1);
-            ring.bytes.set(ring.bytes.get() + found.bytes());
+            ring.bytes.set(ring.bytes.get() + bytes);
         }
+    }
+
+    /// The short way of a block that leaves: a small one of a slab of this thread's, in order. False:
+    /// nothing has happened.
+    #[inline]
+    fn leave(&self, heap: &Heap, ring: &Ring, place: &Place) -> bool {
+        let (at, inner) = (place.at, place.at.wrapping_sub(HEADER));
+        // SAFETY: *every-header-readable*.
+        let unit = unsafe { &*self.window.unit_of(inner as usize) };
+        if !self.window.is_small(inner as usize) || !unit.is_of(heap) {
+            return false;
+        }
+        // SAFETY: what waits is a block with a header, and has its junk unless somebody wrote there.
+        unsafe {
+            let Header { allocated, mark } = header(at).read();
+            let bytes = bytes_of(mark);
+            if fold(mark) != place.mark
+                || mark & LOW != low_of(bytes, HEADER) | Standing::Freed as u64
+                || epitaph(at).cast::<Site>().read() != place.freed
+                || !pattern::is_junk_whole(at, bytes)
+            {
+                return false;
+            }
+            ring.bytes.set(ring.bytes.get() - bytes);
+            (*header(at)).mark = mark ^ Standing::Freed as u64 ^ Standing::Gone as u64;
+            (*epitaph(at))[1] = allocated;
+            self.free_own(heap, unit, inner.cast::<Block>());
+        }
+        true
     }
 
     /// A block leaves: its junk is checked, then the inner block is free.
-    fn leave(&self, at: *mut u8) {
+    #[cold]
+    #[inline(never)]
+    fn leave_rest(&self, ring: &Ring, place: &Place) {
+        let at = place.at;
         if at.is_null() {
             return;
         }
-        self.check_freed(at);
-        // SAFETY: its header was just confirmed; nobody uses the block.
+        let found = self.check_freed(place);
+        ring.bytes.set(ring.bytes.get() - found.bytes);
+        // SAFETY: its mark was just confirmed, and nobody uses the block.
         unsafe {
-            let mut found = header(at).read();
-            found.seal = self.seal(at, found.size, Standing::Gone);
-            header(at).write(found);
-            self.free_rest(at.wrapping_sub(found.lead()));
+            (*header(at)).mark ^= Standing::Freed as u64 ^ Standing::Gone as u64;
+            (*epitaph(at))[1] = found.allocated;
+            self.free_rest(at.wrapping_sub(found.lead));
         }
     }
 
-    fn check_freed(&self, at: *mut u8) {
-        let Some((found, Standing::Freed)) = self.read_header(at) else {
-            self.stop(&crate::Stop::Trouble(Trouble::Before, at as usize, None));
-        };
-        for (start, bytes) in junk(at, found.bytes()) {
-            // SAFETY: bytes of a freed block.
-            if let Some(first) = unsafe { pattern::first_other(start, bytes, JUNK) } {
-                self.tell(Trouble::AfterFree, start.wrapping_add(first), at, &found);
+    fn check_freed(&self, place: &Place) -> Found {
+        let found = self.read_header(place.at);
+        if let Some(found) = found.filter(|found| found.freed == place.freed && found.is_freed()) {
+            // SAFETY: a freed block has its junk.
+            if unsafe { pattern::is_junk_whole(place.at, found.bytes) } {
+                return found;
             }
         }
+        self.accuse_freed(place)
+    }
+
+    /// Somebody wrote into a freed block, or before it.
+    #[cold]
+    #[inline(never)]
+    fn accuse_freed(&self, place: &Place) -> ! {
+        let at = place.at;
+        let Some(found) = self.read_header(at).filter(Found::is_freed) else {
+            self.stop(&crate::Stop::Trouble(Trouble::Before, at as usize, None));
+        };
+        let found = Found { freed: place.freed, ..found };
+        // SAFETY: a freed block has its junk.
+        let first = unsafe { pattern::first_written(at, found.bytes) }.unwrap_or(0);
+        self.tell(Trouble::AfterFree, at.wrapping_add(first), at, &found)
     }
 
     /// Lets everything go that this thread freed.
     pub(crate) fn empty_quarantine(&self, heap: &Heap) {
         let ring = ring(heap);
         while ring.count.get() > 0 {
-            self.leave(pop(ring));
+            self.leave_rest(ring, &pop(ring));
         }
     }
 
@@ -93,20 +154,36 @@ impl<S: System, L: Local> Allocator<S, L> {
     pub(super) fn check_quarantine(&self, heap: &Heap) {
         let ring = ring(heap);
         for index in 0..ring.count.get() {
-            if let Some(place) = ring.places.get((ring.first.get() + index) % PLACES) {
-                self.check_freed(place.get());
-            }
+            self.check_freed(&ring.place(ring.first.get() + index));
         }
     }
 }
 
-fn pop(ring: &Ring) -> *mut u8 {
-    let Some(place) = ring.places.get(ring.first.get() % PLACES) else { return ptr::null_mut() };
-    let at = place.replace(ptr::null_mut());
-    ring.first.set((ring.first.get() + 1) % PLACES);
+impl Ring {
+    #[inline]
+    fn place(&self, index: usize) -> Place {
+        let index = index % PLACES;
+        let (at, freed) =
+            self.waiting.get(index).map_or((ptr::null_mut(), Site::NOBODY), Cell::get);
+        Place { at, freed, mark: self.marks.get(index).map_or(0, Cell::get) }
+    }
+}
+
+/// Takes the block out that waits longest; its bytes are still counted.
+#[inline]
+fn pop(ring: &Ring) -> Place {
+    let first = ring.first.get();
+    let place = ring.place(first);
+    ring.first.set((first + 1) % PLACES);
     ring.count.set(ring.count.get() - 1);
-    // SAFETY: a block in quarantine has its header, whose size `quarantine` counted.
-    let bytes = unsafe { header(at).read() }.bytes();
-    ring.bytes.set(ring.bytes.get().saturating_sub(bytes));
-    at
+    // Most have not been looked at for a while.
+    let next = ring.place(first + 1).at;
+    pattern::fetch(next.wrapping_sub(HEADER));
+    pattern::fetch(next.wrapping_add(64 - HEADER));
+    place
+}
+
+#[inline]
+fn bytes_of(mark: u64) -> usize {
+    (mark & LOW) as usize >> 8
 }
