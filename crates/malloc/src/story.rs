@@ -15,6 +15,11 @@ impl Site {
         Self((pc as u64) << 16 | thread as u64)
     }
 
+    /// As a number.
+    pub(crate) const fn bits(self) -> u64 {
+        self.0
+    }
+
     /// The address; 0 if it is not known.
     pub const fn pc(self) -> usize {
         (self.0 >> 16) as usize

@@ -35,7 +35,8 @@ pub fn fetch(at: *mut u8) {
 /// Bytes of the tail of a block that is not large: to the next multiple of 8 behind the first 8.
 #[inline]
 pub fn tail(bytes: usize) -> usize {
-    (bytes + TAIL).next_multiple_of(WORD) - bytes
+    // Written out: the general way to round asks whether there is something to round.
+    ((bytes + TAIL + WORD - 1) & !(WORD - 1)) - bytes
 }
 
 /// Writes the tail of a block: `tail(bytes)` bytes behind it.
@@ -93,7 +94,7 @@ unsafe fn first_unlike(at: *mut u8, bytes: usize, byte: u8) -> Option<usize> {
 /// Bytes of a block that junk may take: its own and those of its tail, in pairs of words.
 #[inline]
 fn room(bytes: usize) -> usize {
-    (bytes + TAIL).next_multiple_of(PAIR)
+    (bytes + TAIL + PAIR - 1) & !(PAIR - 1)
 }
 
 /// Two words, written and compared as one where the processor can.
@@ -150,59 +151,84 @@ mod pair {
 use pair::{Pair, both, differ, is_zero};
 
 /// Where the junk at a block's end starts.
-#[inline]
 fn end_span(room: usize) -> usize {
     room.saturating_sub(SPAN).max(SPAN)
 }
 
-/// Fills a freed block with junk, behind its first word.
+/// Fills a freed block with junk, behind its first word, which becomes `first`.
 ///
 /// # Safety
 /// The block is the caller's, aligned to 16 bytes, and has its tail: both round up to a multiple of 16 that
 /// is inside the inner block.
 #[inline]
-pub unsafe fn write_junk(at: *mut u8, bytes: usize) {
+pub unsafe fn write_junk(at: *mut u8, bytes: usize, first: u64) {
     let room = room(bytes);
     // SAFETY: as promised.
     unsafe {
+        at.cast::<[u64; 2]>().write([first, JUNK_WORD]);
+        if room > SPAN {
+            return write_long_junk(at, room);
+        }
         // Hidden, or a call to fill memory would become of a loop that has two or three turns.
         let junk = both(black_box(JUNK_WORD));
-        at.add(WORD).cast::<u64>().write(JUNK_WORD);
-        let (mut place, end) = (at.add(PAIR).cast::<Pair>(), at.add(room.min(SPAN)).cast());
+        let (mut place, end) = (at.add(PAIR).cast::<Pair>(), at.add(room).cast());
         while place < end {
             place.write(junk);
             place = place.add(1);
         }
-        if room > SPAN {
-            let start = end_span(room);
-            ptr::write_bytes(at.add(start), JUNK, room - start);
-        }
     }
 }
 
-/// Whether a freed block's junk is as it was written.
+#[cold]
+unsafe fn write_long_junk(at: *mut u8, room: usize) {
+    let start = end_span(room);
+    // SAFETY: as for `write_junk`.
+    unsafe {
+        ptr::write_bytes(at.add(PAIR), JUNK, SPAN - PAIR);
+        ptr::write_bytes(at.add(start), JUNK, room - start);
+    }
+}
+
+/// Whether a freed block's first word and its junk are as they were written.
 ///
 /// # Safety
 /// As for [`write_junk`], which has been called.
 #[inline]
-pub unsafe fn is_junk_whole(at: *mut u8, bytes: usize) -> bool {
+pub unsafe fn is_junk_whole(at: *mut u8, bytes: usize, first: u64) -> bool {
     let room = room(bytes);
     // SAFETY: as promised.
     unsafe {
-        let first = at.add(WORD).cast::<u64>().read() == JUNK_WORD;
-        let (mut others, junk) = (both(0), both(JUNK_WORD));
-        let (mut place, end) = (at.add(PAIR).cast::<Pair>(), at.add(room.min(SPAN)).cast());
-        while place < end {
+        let [word, junk] = at.cast::<[u64; 2]>().read();
+        if (word ^ first) | (junk ^ JUNK_WORD) != 0 {
+            return false;
+        }
+        if room > SPAN {
+            return is_long_junk_whole(at, room);
+        }
+        is_junk(at.add(PAIR), at.add(room))
+    }
+}
+
+/// # Safety
+/// The range may be read, and is made of whole pairs.
+#[inline]
+unsafe fn is_junk(from: *const u8, end: *const u8) -> bool {
+    let (mut others, junk) = (both(0), both(JUNK_WORD));
+    let (mut place, end) = (from.cast::<Pair>(), end.cast());
+    while place < end {
+        // SAFETY: as promised.
+        unsafe {
             others = differ(others, place.read(), junk);
             place = place.add(1);
         }
-        let whole = first && is_zero(others);
-        if room > SPAN {
-            let start = end_span(room);
-            return whole && first_unlike(at.add(start), room - start, JUNK).is_none();
-        }
-        whole
     }
+    is_zero(others)
+}
+
+#[cold]
+unsafe fn is_long_junk_whole(at: *const u8, room: usize) -> bool {
+    // SAFETY: as for `is_junk_whole`; both numbers are multiples of a pair.
+    unsafe { is_junk(at.add(PAIR), at.add(SPAN)) && is_junk(at.add(end_span(room)), at.add(room)) }
 }
 
 /// Where a freed block first differs from its junk.
@@ -210,6 +236,7 @@ pub unsafe fn is_junk_whole(at: *mut u8, bytes: usize) -> bool {
 /// # Safety
 /// As for [`is_junk_whole`].
 #[cold]
+#[inline(never)]
 pub unsafe fn first_written(at: *mut u8, bytes: usize) -> Option<usize> {
     let room = room(bytes);
     let first = room.min(SPAN) - WORD;
@@ -253,13 +280,14 @@ mod tests {
         for bytes in [0, 1, 7, 8, 9, 24, 40, 100, 240, 248, 249, 300, 500, 520, 700, 1000] {
             let mut memory = Memory([1; 1100]);
             let room = room(bytes);
-            unsafe { write_junk(memory.0.as_mut_ptr(), bytes) };
+            unsafe { write_junk(memory.0.as_mut_ptr(), bytes, 0x0101_0101_0101_0101) };
             assert!(memory.0[room..].iter().chain(&memory.0[..WORD]).all(|&byte| byte == 1));
             for index in 0..room {
                 let told = index >= WORD && (index < SPAN || index >= room - SPAN.min(room));
                 memory.0[index] ^= 9;
                 let at = memory.0.as_mut_ptr();
-                assert_eq!(unsafe { is_junk_whole(at, bytes) }, !told, "{index} of {bytes}");
+                let whole = unsafe { is_junk_whole(at, bytes, 0x0101_0101_0101_0101) };
+                assert_eq!(whole, !told && index >= WORD, "{index} of {bytes}");
                 assert_eq!(unsafe { first_written(at, bytes) }, told.then_some(index));
                 memory.0[index] ^= 9;
             }

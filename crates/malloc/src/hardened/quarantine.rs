@@ -1,13 +1,16 @@
-//! Where freed blocks wait: a ring for each thread, in the pages behind its heap.
+//! Where freed blocks wait: two rings for each thread, of small blocks and of others, in the pages behind
+//! its heap.
 #![allow(unsafe_code)] // reads and writes freed blocks
 
 use core::cell::Cell;
 use core::ptr;
 
 use super::{
-    BYTES, Found, HEADER, Header, LOW, PLACES, Standing, epitaph, header, low_of, pattern,
+    BYTES, Found, HEADER, Header, LOW, MEDIUM_PLACES, PLACES, Standing, epitaph, header, low_of,
+    pattern,
 };
 use crate::allocator::Allocator;
+use crate::classes::SMALL_MAX;
 use crate::heap::{HEAP_STRIDE, Heap};
 use crate::story::{Site, Trouble};
 use crate::system::{Local, PAGE_BYTES, System};
@@ -15,14 +18,23 @@ use crate::unit::Block;
 
 /// All zero is an empty one.
 #[repr(C)]
-struct Ring {
-    first: Cell<usize>,
+struct Rings {
+    small: Ring<PLACES>,
+    medium: Ring<MEDIUM_PLACES>,
+    /// Blocks in the second, and their bytes.
     count: Cell<usize>,
     bytes: Cell<usize>,
+}
+
+/// Blocks in the order in which they were freed.
+#[repr(C)]
+struct Ring<const N: usize> {
+    /// The place that is used next: the block in it, if there is one, waits longest.
+    next: Cell<usize>,
     /// Each block, and what must still be at its start.
-    waiting: [Cell<(*mut u8, Site)>; PLACES],
+    waiting: [Cell<(*mut u8, Site)>; N],
     /// The marks of the blocks in the places, folded.
-    marks: [Cell<u32>; PLACES],
+    marks: [Cell<u32>; N],
 }
 
 /// A block that waits.
@@ -41,39 +53,94 @@ fn fold(mark: u64) -> u32 {
     (mark ^ mark >> 32) as u32
 }
 
-const _: () = assert!(size_of::<Ring>() <= HEAP_STRIDE - PAGE_BYTES);
+const NOTHING: Place = Place { at: ptr::null_mut(), freed: Site::NOBODY, mark: 0 };
 
-fn ring(heap: &Heap) -> &Ring {
+const _: () = assert!(size_of::<Rings>() <= HEAP_STRIDE - PAGE_BYTES);
+
+fn rings(heap: &Heap) -> &Rings {
     // SAFETY: behind each heap lie committed pages up to the next, which nothing else uses.
     unsafe { &*ptr::from_ref(heap).wrapping_byte_add(PAGE_BYTES).cast() }
 }
 
-impl<S: System, L: Local> Allocator<S, L> {
-    /// Lets a freed block wait, whose mark is given; others leave.
+impl<const N: usize> Ring<N> {
     #[inline]
-    pub(super) fn quarantine(&self, heap: &Heap, at: *mut u8, mark: u64, freed: Site) {
-        let (ring, bytes) = (ring(heap), bytes_of(mark));
-        while ring.count.get() >= PLACES
-            || (ring.count.get() > 0 && ring.bytes.get() + bytes > BYTES)
-        {
-            let place = pop(ring);
-            if !self.leave(heap, ring, &place) {
-                self.leave_rest(ring, &place);
+    fn place(&self, index: usize) -> Place {
+        match (self.waiting.get(index % N), self.marks.get(index % N)) {
+            (Some(waiting), Some(mark)) => {
+                let (at, freed) = waiting.get();
+                Place { at, freed, mark: mark.get() }
             }
+            _ => NOTHING,
         }
-        let last = (ring.first.get() + ring.count.get()) % PLACES;
-        if let (Some(waiting), Some(folded)) = (ring.waiting.get(last), ring.marks.get(last)) {
-            waiting.set((at, freed));
-            folded.set(fold(mark));
-            ring.count.set(ring.count.get() + 1);
-            ring.bytes.set(ring.bytes.get() + bytes);
+    }
+
+    /// Puts a block where another was, which is given.
+    #[inline]
+    fn replace(&self, index: usize, new: Place) -> Place {
+        let old = self.place(index);
+        if let (Some(waiting), Some(mark)) =
+            (self.waiting.get(index % N), self.marks.get(index % N))
+        {
+            waiting.set((new.at, new.freed));
+            mark.set(new.mark);
         }
+        old
+    }
+
+    /// Puts a block behind all others; the one that waited longest is given.
+    #[inline]
+    fn turn(&self, new: Place) -> Place {
+        let next = self.next.get() % N;
+        self.next.set(next + 1);
+        self.replace(next, new)
+    }
+}
+
+impl<S: System, L: Local> Allocator<S, L> {
+    /// Lets a freed block wait, whose mark is given; the one that waits longest leaves.
+    #[inline]
+    pub(super) fn quarantine(
+        &self,
+        heap: &Heap,
+        at: *mut u8,
+        mark: u64,
+        freed: Site,
+        bytes: usize,
+    ) {
+        let (rings, place) = (rings(heap), Place { at, freed, mark: fold(mark) });
+        if bytes > SMALL_MAX {
+            return self.quarantine_medium(rings, place, bytes);
+        }
+        let left = rings.small.turn(place);
+        // Most have not been looked at for a while.
+        let soon = rings.small.place(rings.small.next.get()).at;
+        pattern::fetch(soon.wrapping_sub(HEADER));
+        pattern::fetch(soon.wrapping_add(64 - HEADER));
+        if !self.leave(heap, &left) {
+            self.leave_rest(&left);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn quarantine_medium(&self, rings: &Rings, place: Place, bytes: usize) {
+        while rings.count.get() == MEDIUM_PLACES
+            || (rings.count.get() > 0 && rings.bytes.get() + bytes > BYTES)
+        {
+            let oldest = rings.medium.next.get() + MEDIUM_PLACES - rings.count.get();
+            let left = self.leave_rest(&rings.medium.replace(oldest, NOTHING));
+            rings.count.set(rings.count.get() - 1);
+            rings.bytes.set(rings.bytes.get() - left);
+        }
+        rings.medium.turn(place);
+        rings.count.set(rings.count.get() + 1);
+        rings.bytes.set(rings.bytes.get() + bytes);
     }
 
     /// The short way of a block that leaves: a small one of a slab of this thread's, in order. False:
     /// nothing has happened.
     #[inline]
-    fn leave(&self, heap: &Heap, ring: &Ring, place: &Place) -> bool {
+    fn leave(&self, heap: &Heap, place: &Place) -> bool {
         let (at, inner) = (place.at, place.at.wrapping_sub(HEADER));
         // SAFETY: *every-header-readable*.
         let unit = unsafe { &*self.window.unit_of(inner as usize) };
@@ -86,12 +153,10 @@ impl<S: System, L: Local> Allocator<S, L> {
             let bytes = bytes_of(mark);
             if fold(mark) != place.mark
                 || mark & LOW != low_of(bytes, HEADER) | Standing::Freed as u64
-                || epitaph(at).cast::<Site>().read() != place.freed
-                || !pattern::is_junk_whole(at, bytes)
+                || !pattern::is_junk_whole(at, bytes, place.freed.bits())
             {
                 return false;
             }
-            ring.bytes.set(ring.bytes.get() - bytes);
             (*header(at)).mark = mark ^ Standing::Freed as u64 ^ Standing::Gone as u64;
             (*epitaph(at))[1] = allocated;
             self.free_own(heap, unit, inner.cast::<Block>());
@@ -99,29 +164,29 @@ impl<S: System, L: Local> Allocator<S, L> {
         true
     }
 
-    /// A block leaves: its junk is checked, then the inner block is free.
+    /// A block leaves: its junk is checked, then the inner block is free. Its bytes.
     #[cold]
     #[inline(never)]
-    fn leave_rest(&self, ring: &Ring, place: &Place) {
+    fn leave_rest(&self, place: &Place) -> usize {
         let at = place.at;
         if at.is_null() {
-            return;
+            return 0;
         }
         let found = self.check_freed(place);
-        ring.bytes.set(ring.bytes.get() - found.bytes);
         // SAFETY: its mark was just confirmed, and nobody uses the block.
         unsafe {
             (*header(at)).mark ^= Standing::Freed as u64 ^ Standing::Gone as u64;
             (*epitaph(at))[1] = found.allocated;
             self.free_rest(at.wrapping_sub(found.lead));
         }
+        found.bytes
     }
 
     fn check_freed(&self, place: &Place) -> Found {
         let found = self.read_header(place.at);
-        if let Some(found) = found.filter(|found| found.freed == place.freed && found.is_freed()) {
+        if let Some(found) = found.filter(Found::is_freed) {
             // SAFETY: a freed block has its junk.
-            if unsafe { pattern::is_junk_whole(place.at, found.bytes) } {
+            if unsafe { pattern::is_junk_whole(place.at, found.bytes, place.freed.bits()) } {
                 return found;
             }
         }
@@ -144,43 +209,26 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// Lets everything go that this thread freed.
     pub(crate) fn empty_quarantine(&self, heap: &Heap) {
-        let ring = ring(heap);
-        while ring.count.get() > 0 {
-            self.leave_rest(ring, &pop(ring));
+        let rings = rings(heap);
+        for _ in 0..PLACES {
+            self.leave_rest(&rings.small.turn(NOTHING));
         }
+        for _ in 0..MEDIUM_PLACES {
+            self.leave_rest(&rings.medium.turn(NOTHING));
+        }
+        rings.count.set(0);
+        rings.bytes.set(0);
     }
 
     /// Checks everything that this thread freed, and leaves it where it is.
     pub(super) fn check_quarantine(&self, heap: &Heap) {
-        let ring = ring(heap);
-        for index in 0..ring.count.get() {
-            self.check_freed(&ring.place(ring.first.get() + index));
+        let rings = rings(heap);
+        let small = (0..PLACES).map(|index| rings.small.place(index));
+        let medium = (0..MEDIUM_PLACES).map(|index| rings.medium.place(index));
+        for place in small.chain(medium).filter(|place| !place.at.is_null()) {
+            self.check_freed(&place);
         }
     }
-}
-
-impl Ring {
-    #[inline]
-    fn place(&self, index: usize) -> Place {
-        let index = index % PLACES;
-        let (at, freed) =
-            self.waiting.get(index).map_or((ptr::null_mut(), Site::NOBODY), Cell::get);
-        Place { at, freed, mark: self.marks.get(index).map_or(0, Cell::get) }
-    }
-}
-
-/// Takes the block out that waits longest; its bytes are still counted.
-#[inline]
-fn pop(ring: &Ring) -> Place {
-    let first = ring.first.get();
-    let place = ring.place(first);
-    ring.first.set((first + 1) % PLACES);
-    ring.count.set(ring.count.get() - 1);
-    // Most have not been looked at for a while.
-    let next = ring.place(first + 1).at;
-    pattern::fetch(next.wrapping_sub(HEADER));
-    pattern::fetch(next.wrapping_add(64 - HEADER));
-    place
 }
 
 #[inline]
