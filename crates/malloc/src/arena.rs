@@ -249,11 +249,10 @@ impl<'a, S: System> Ground<'a, S> {
         self.arena.live.set(self.arena.live.get() - size);
         self.give_range(start, size, cell.before_is_free.load(Ordering::Relaxed) != 0);
         let (free, live) = (self.dirty(), self.arena.live.get());
-        let budget = BUDGET + live / 8 + self.arena.regret.extra();
+        let budget = BUDGET + live / 8 + self.arena.regret.extra(EXTRA + live / 8);
         if free > budget {
             self.purge(budget / 2);
-            let most = EXTRA + live / 8;
-            self.arena.regret.gives(free - self.dirty(), most);
+            self.arena.regret.gives(free - self.dirty());
         }
     }
 

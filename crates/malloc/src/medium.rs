@@ -76,6 +76,9 @@ impl<S: System, L: Local> Allocator<S, L> {
                 // SAFETY: what the recents keep under a large key was kept by `free_large`.
                 return Given { at: unsafe { large::find_kept(at) }.at, zeroed: false };
             }
+            while let Some(others) = heap.recents.shed() {
+                self.dismiss(others);
+            }
         }
         match self.large.map(&self.system, bytes, align) {
             Some(block) => Given { at: block.at, zeroed: true },

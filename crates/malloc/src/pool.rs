@@ -20,7 +20,7 @@ use crate::window::{STEP, Window};
 /// This many dirty units may wait always: 512 KiB.
 const BUDGET: u32 = 32;
 
-/// So many more may wait in a program that goes up and down: 4 MiB.
+/// So many more may wait in a program that goes up and down, and half of what is used: 4 MiB.
 const EXTRA: u32 = 256;
 
 /// The pool of units.
@@ -136,11 +136,11 @@ impl Pool {
         books.dirty.set(books.dirty.get() + 1);
         books.hint.set(books.hint.get().min(number / 64));
         let used = books.frontier.get() - books.dirty.get() - books.clean.get();
-        let budget = BUDGET + used / 16 + books.regret.extra();
+        let budget = BUDGET + used / 16 + books.regret.extra(EXTRA + used / 2);
         let dirty = books.dirty.get();
         if dirty > budget {
             self.purge(window, system, budget / 2);
-            books.regret.gives(dirty - books.dirty.get(), EXTRA + used / 8);
+            books.regret.gives(dirty - books.dirty.get());
         }
     }
 

@@ -6,6 +6,9 @@
 //! only its *ghost*; each allocation that meets a ghost raises how many blocks of that size are
 //! *wanted*, and later frees are kept up to that number.
 //!
+//! The budget for large blocks is learnt as well: each ghost that is met adds the block's size to it, each
+//! size never seen takes an eighth away, and what it no longer covers goes back.
+//!
 //! 64 places, found by the size. Each has room for one block *at hand*, whose bytes stay *reserved* in the
 //! budget while the program has it, so that taking and returning it writes one word; others are linked
 //! through their first words.
@@ -18,8 +21,10 @@ use core::ptr;
 const PLACES: usize = 64;
 /// A block is kept, or its bytes are reserved, only while less than this many bytes of its kind are.
 const MEDIUM_BUDGET: usize = 128 << 10;
-/// The same for large blocks: one at a time, or peaks would carry what no longer matters.
+/// The same for large blocks at first: one at a time, or peaks would carry what no longer matters.
 const LARGE_BUDGET: usize = 1;
+/// The most that the budget of large blocks grows to.
+const LARGE_MOST: usize = 8 << 20;
 /// Larger ones are never kept.
 pub const LARGEST_KEPT: usize = 4 << 20;
 /// At most so many blocks of a size are wanted.
@@ -106,10 +111,6 @@ impl Kept {
     }
 }
 
-fn budget(key: Key) -> usize {
-    if key.is_large() { LARGE_BUDGET } else { MEDIUM_BUDGET }
-}
-
 /// What became of an offered block.
 pub enum Offer {
     /// It is kept.
@@ -123,13 +124,15 @@ pub struct Recents {
     places: [Cell<Kept>; PLACES],
     medium: Cell<usize>,
     large: Cell<usize>,
+    /// What was learnt beyond [`LARGE_BUDGET`].
+    large_extra: Cell<usize>,
 }
 
 impl Recents {
     /// Empty.
     pub const fn new() -> Self {
         let places = [const { Cell::new(Kept::NOTHING) }; PLACES];
-        Self { places, medium: Cell::new(0), large: Cell::new(0) }
+        Self { places, medium: Cell::new(0), large: Cell::new(0), large_extra: Cell::new(0) }
     }
 
     #[inline]
@@ -140,6 +143,10 @@ impl Recents {
     #[inline]
     fn total(&self, key: Key) -> &Cell<usize> {
         if key.is_large() { &self.large } else { &self.medium }
+    }
+
+    fn budget(&self, key: Key) -> usize {
+        if key.is_large() { LARGE_BUDGET + self.large_extra.get() } else { MEDIUM_BUDGET }
     }
 
     /// A block of exactly this size, if one is kept. Learns nothing if not.
@@ -204,7 +211,7 @@ impl Recents {
         let place = self.place(key);
         let mut kept = place.get();
         let total = self.total(key);
-        if kept.key != key.0 || kept.count >= kept.wanted || total.get() >= budget(key) {
+        if kept.key != key.0 || kept.count >= kept.wanted || total.get() >= self.budget(key) {
             return false;
         }
         // SAFETY: the block is the caller's, at least 1 KiB and aligned.
@@ -219,15 +226,37 @@ impl Recents {
     /// A block of exactly this size. If there is none, one more is wanted.
     pub fn take(&self, key: Key) -> Option<*mut u8> {
         let place = self.place(key);
-        if place.get().key != key.0 {
-            return None;
+        let met = place.get().key == key.0;
+        let block = if met { self.take_kept(key) } else { ptr::null_mut() };
+        if block.is_null() && key.is_large() {
+            self.learn(key, met);
         }
-        let block = self.take_kept(key);
-        if block.is_null() && !self.reserve(key) {
+        if block.is_null() && met && !self.reserve(key) {
             let kept = place.get();
             place.set(Kept { wanted: (kept.wanted + 1).min(WANTED_MAX), ..kept });
         }
         (!block.is_null()).then_some(block)
+    }
+
+    /// A large block is not here: its size met a ghost, or nobody knows it.
+    fn learn(&self, key: Key, met: bool) {
+        let extra = self.large_extra.get();
+        let extra = if met { (extra + key.bytes()).min(LARGE_MOST) } else { extra - extra / 8 };
+        self.large_extra.set(extra);
+    }
+
+    /// Large blocks that the budget no longer covers (a single one it always does): the caller must free
+    /// them.
+    pub fn shed(&self) -> Option<Kept> {
+        let like = Key(LARGE);
+        if self.large.get() <= self.budget(like).max(LARGEST_KEPT) {
+            return None;
+        }
+        let large = |place: &&Cell<Kept>| place.get().key().is_large() && place.get().counted() > 0;
+        let kept = self.places.iter().find(large)?;
+        let kept = kept.replace(Kept { key: kept.get().key, ..Kept::NOTHING });
+        self.large.set(self.large.get() - kept.counted());
+        Some(kept)
     }
 
     /// Reserves room at hand for a size. False: there is some, or the budget is used up.
@@ -236,10 +265,10 @@ impl Recents {
         if place.get().at_hand != NO_ROOM {
             return false;
         }
-        if total.get() >= budget(key) {
+        if total.get() >= self.budget(key) {
             self.give_room_up(key);
         }
-        if total.get() >= budget(key) {
+        if total.get() >= self.budget(key) {
             return false;
         }
         place.set(Kept { at_hand: ptr::null_mut(), ..place.get() });
@@ -322,21 +351,45 @@ mod tests {
     }
 
     #[test]
+    fn large_blocks_that_come_and_go_together_are_kept_until_others_are_wanted() {
+        let recents = Recents::new();
+        let mut backing: [_; 6] = blocks();
+        let key = Key::large(300).expect("small enough");
+        let kept = (0..4).map(|_| {
+            let missed = backing.iter().filter(|_| recents.take(key).is_none()).count();
+            let offer = |block| matches!(recents.offer(key, at(block)), Offer::Kept);
+            assert_eq!(recents.large.get(), counted(&recents, true));
+            (missed, backing.iter_mut().map(offer).filter(|&kept| kept).count())
+        });
+        assert_eq!(kept.collect::<Vec<_>>(), [(6, 0), (6, 6), (0, 6), (0, 6)]);
+        assert!(recents.shed().is_none(), "they are wanted");
+        let others = (301..340).filter_map(Key::large);
+        assert!(others.clone().all(|other| recents.take(other).is_none()));
+        let shed: Vec<_> = std::iter::from_fn(|| recents.shed()).collect();
+        assert_eq!(shed.len(), 1);
+        assert_eq!((recents.large.get(), counted(&recents, true)), (0, 0));
+    }
+
+    #[test]
     fn room_of_blocks_that_the_program_has_goes_to_who_asks() {
         let recents = Recents::new();
-        let [mut a, mut b] = blocks();
-        let (old, new) = (Key::large(64).expect("small enough"), Key::large(100).expect("too"));
-        for (key, block) in [(old, at(&mut a)), (new, at(&mut b))] {
+        let mut backing: [_; 4] = blocks();
+        // Three fill all the room that there may be; the fourth asks.
+        let keys = [1024, 1023, 1022, 1021].map(|pages| Key::large(pages).expect("small enough"));
+        for (key, block) in keys.into_iter().zip(&mut backing) {
+            let block = at(block);
             assert!(matches!(recents.offer(key, block), Offer::Refused(_)));
             assert_eq!(recents.take(key), None);
             assert_eq!(recents.large.get(), counted(&recents, true));
             assert!(recents.keep(key, block));
             assert_eq!(recents.take_kept(key), block);
         }
-        assert!(!recents.keep(old, at(&mut a)), "its room went to the other");
-        assert!(recents.keep(new, at(&mut b)));
+        let [old, .., new] = keys;
+        let [a, .., b] = &mut backing;
+        assert!(!recents.keep(old, at(a)), "its room went to the other");
+        assert!(recents.keep(new, at(b)));
         assert_eq!(recents.take(old), None);
-        assert!(!recents.keep(old, at(&mut a)), "the other is in");
+        assert!(recents.keep(old, at(a)), "now there is some");
         assert_eq!(recents.large.get(), counted(&recents, true));
     }
 }
