@@ -44,7 +44,7 @@ pub struct Setup<'a, 'm> {
     pub ranges: &'a [FrameRange],
     /// As much as [`required`] says, so aligned; its content does not matter.
     pub storage: &'m mut [MaybeUninit<u8>],
-    /// The frame table's array: entry 0 belongs to frame 0. None: no table; ownership is then
+    /// The frame table's array, 16 bytes for each frame from frame 0 on. None: no table; ownership is then
     /// checked by the bitmap alone, which sees a second free of a single frame only when the
     /// caches drain.
     pub table: Option<NonNull<FrameInfo>>,

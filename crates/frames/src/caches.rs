@@ -54,7 +54,6 @@ use crate::nodes::{MAX_NODES, Nodes};
 use crate::places::Near;
 use crate::search::Window;
 use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
-use crate::table::FrameTable;
 use crate::{
     AllocError, Class, Corruption, FrameAllocator, Kind, Mobility, Node, OwnedFrames, Request, Zone,
 };
@@ -244,7 +243,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let stock = self.stock(&pin).filter(|stock| stock.wanted.load(Relaxed) == 0)?;
         let magazine = stock.of(mobility);
         let number = magazine.peek()?;
-        if self.poisons() || !self.table.try_own_cached(number, FrameTable::traits(kind, 0)) {
+        if self.poisons() || !self.table.try_own_cached(number, kind) {
             return None;
         }
         magazine.drop_top();
@@ -254,8 +253,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
     /// A frame that was taken from a magazine gets an owner.
     #[inline(always)]
     pub(crate) fn hand_out(&self, frame: u64, kind: Kind) -> Result<u64, AllocError> {
-        let traits = FrameTable::traits(kind, 0);
-        self.table.own_cached(frame, traits).map_err(AllocError::Corrupt)?;
+        self.table.own_cached(frame, kind).map_err(AllocError::Corrupt)?;
         let range = FrameRange::single(Frame::new(frame).unwrap_or_default());
         self.check_poison(range).map_err(AllocError::Corrupt)?;
         Ok(frame)

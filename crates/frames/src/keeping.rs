@@ -78,7 +78,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let Some(stock) = self.stock(&pin) else {
             return self.give(&mut self.core.lock(), FrameRange::single(frame));
         };
-        match self.table.owned_alone(self.table.directory().bit(frame.number()), frame) {
+        let alone = || self.table.owned_alone(self.table.directory().bit(frame.number()), frame);
+        match alone().or_else(|| self.table.settle(frame).then(alone).flatten()) {
             Some(entry) => {
                 self.poison(FrameRange::single(frame));
                 entry.cache();

@@ -5,7 +5,8 @@
 //! - [`FrameAllocator`]: hands out [`OwnedFrames`], any order from 4 KiB to 1 GiB or any contiguous
 //!   count, and takes them back.
 //! - [`Request`]: what is wanted: how many, how aligned, below which address, zeroed, how urgent.
-//! - [`FrameTable`]: one [`FrameInfo`] of 16 bytes for each frame; the truth about ownership.
+//! - [`FrameTable`]: 16 bytes ([`FrameInfo`]) for each frame; the truth about ownership. Four of
+//!   them are all that a single frame needs; those of a chunk stand together.
 //! - *magazine*: frames that a CPU keeps for itself; *depot*: batches that CPUs hand to each other.
 //! - *chunk*: 512 frames, 2 MiB: one 64-byte line of the bitmap. *gig*: 512 chunks, 1 GiB.
 //!   Frames are looked up through a directory of gigs, so holes between them cost four bytes per

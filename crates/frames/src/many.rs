@@ -14,9 +14,9 @@ use lock_api::RawMutex;
 use pagoda_addr::{Frame, FrameRange, PhysMap};
 use pagoda_sync::Cpus;
 
-use crate::entry::{BUSY, CACHED, FrameInfo, HEAD, OWNER, OWNERS, single};
+use crate::entry::{CACHED, HEAD, may_all_share, may_share, others, single};
 use crate::magazine::{Room, Stock, Way};
-use crate::shim::Ordering::*;
+use crate::shim::{AtomicU32, Ordering::*};
 use crate::{FrameAllocator, FrameTable, FreeError, TableError};
 
 /// From so many frames on, a run is worth the core's lock.
@@ -57,17 +57,18 @@ impl FrameTable<'_> {
         let start = next;
         for (frames, entries) in frames.chunks_exact(EIGHT).zip(entries.chunks_exact(EIGHT)) {
             let (Ok(frames), Ok(entries)) =
-                (<&[Frame; EIGHT]>::try_from(frames), <&[FrameInfo; EIGHT]>::try_from(entries))
+                (<&[Frame; EIGHT]>::try_from(frames), <&[AtomicU32; EIGHT]>::try_from(entries))
             else {
                 break;
             };
             let follows = |place: usize| frames[place].number() == next + place as u64;
-            let may = |place: usize| (entries[place].word.load(Relaxed) as i64) < BUSY;
-            if !(0..EIGHT).all(follows) || !(0..EIGHT).all(may) {
+            // One question for all eight.
+            let states = entries.iter().map(|state| state.load(Relaxed));
+            if !(0..EIGHT).all(follows) || !may_all_share(states) {
                 break;
             }
             for entry in entries {
-                entry.word.fetch_add(OWNER, Relaxed);
+                entry.fetch_add(1, Relaxed);
             }
             next += EIGHT as u64;
         }
@@ -81,8 +82,8 @@ impl FrameTable<'_> {
         let Some((first, entries)) = chunk else { return 0 };
         let share = |frame: &Frame| {
             let entry = entries.get(frame.number().wrapping_sub(first) as usize);
-            let may = |entry: &&FrameInfo| (entry.word.load(Relaxed) as i64) < BUSY;
-            entry.filter(may).map(|entry| entry.word.fetch_add(OWNER, Relaxed)).is_some()
+            let may = |entry: &&AtomicU32| may_share(entry.load(Relaxed));
+            entry.filter(may).map(|entry| entry.fetch_add(1, Relaxed)).is_some()
         };
         frames.iter().position(|frame| !share(frame)).unwrap_or(frames.len())
     }
@@ -195,7 +196,7 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
         stock: &Stock,
         room: Room<'_>,
         first: Frame,
-        entries: &[FrameInfo],
+        entries: &[AtomicU32],
     ) -> usize {
         let count = entries.len().min(room.len());
         if count == 0 || stock.wanted.load(Relaxed) != 0 {
@@ -205,7 +206,7 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
         let first = first.number();
         room.fill(entries.iter().take(count).rev().zip((first..first + count as u64).rev()).map(
             |(entry, number)| {
-                entry.word.store(CACHED, Release);
+                entry.store(CACHED, Release);
                 number
             },
         ));
@@ -213,10 +214,10 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
     }
 
     /// The frames from `first` on, whose entries these are, go to the core.
-    fn give_run(&self, first: Frame, entries: &[FrameInfo]) -> Result<(), FreeError> {
+    fn give_run(&self, first: Frame, entries: &[AtomicU32]) -> Result<(), FreeError> {
         let range = FrameRange::new(first, entries.len() as u64).unwrap_or_default();
         self.give_checked(&mut self.core.lock(), range, |_| {
-            entries.iter().for_each(|entry| entry.word.store(0, Release));
+            entries.iter().for_each(|entry| entry.store(0, Release));
             Ok(())
         })
     }
@@ -225,11 +226,10 @@ impl<C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'_, C, M, R> {
 /// How many of the first `frames` follow each other, as `entries` do, and have one owner, the
 /// caller, and no mapping.
 #[inline]
-fn alone(entries: &[FrameInfo], frames: &[Frame]) -> usize {
+fn alone(entries: &[AtomicU32], frames: &[Frame]) -> usize {
     let Some(first) = frames.first().map(|frame| frame.number()) else { return 0 };
     // Acquire: the last owner sees what the others did before they left.
-    let alone =
-        |entry: &FrameInfo| single(entry.word.load(Acquire)) && entry.maps.load(Relaxed) == 0;
+    let alone = |entry: &AtomicU32| single(entry.load(Acquire));
     let mut next = first;
     for (frames, entries) in frames.chunks_exact(4).zip(entries.chunks_exact(4)) {
         let ([f0, f1, f2, f3], [e0, e1, e2, e3]) = (frames, entries) else { break };
@@ -250,7 +250,7 @@ fn alone(entries: &[FrameInfo], frames: &[Frame]) -> usize {
 /// One owner less for as many of the first `frames` as lie in the chunk of `entries`, which begins at
 /// frame `first`, and have other owners; returns how many.
 #[inline(never)] // needs all registers
-fn leave(first: u64, entries: &[FrameInfo], frames: &[Frame]) -> usize {
+fn leave(first: u64, entries: &[AtomicU32], frames: &[Frame]) -> usize {
     let leave = |frame: &Frame| {
         let entry = entries.get(frame.number().wrapping_sub(first) as usize);
         entry.is_some_and(leave_one)
@@ -260,12 +260,12 @@ fn leave(first: u64, entries: &[FrameInfo], frames: &[Frame]) -> usize {
 
 /// One owner less, if there are others.
 #[inline]
-fn leave_one(entry: &FrameInfo) -> bool {
-    let mut word = entry.word.load(Acquire);
-    while word & HEAD != 0 && word & OWNERS != 0 {
-        match entry.word.compare_exchange_weak(word, word - OWNER, AcqRel, Acquire) {
+fn leave_one(entry: &AtomicU32) -> bool {
+    let mut state = entry.load(Acquire);
+    while state & HEAD != 0 && others(state) != 0 {
+        match entry.compare_exchange_weak(state, state - 1, AcqRel, Acquire) {
             Ok(_) => return true,
-            Err(now) => word = now,
+            Err(now) => state = now,
         }
     }
     false

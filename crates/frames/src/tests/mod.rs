@@ -4,6 +4,7 @@ mod batches;
 mod failures;
 mod many;
 mod model;
+mod owners;
 mod rig;
 mod single;
 mod topology;

@@ -11,6 +11,9 @@ use pagoda_addr::{Frame, FrameRange, PhysAddr, PhysMap};
 use pagoda_sync::host::ThreadRanks;
 use pagoda_sync::{CpuId, Cpus, Ranked, RawSpin, rank};
 
+use crate::entry::{MORE, ODD, others};
+use crate::places::{CHUNK, CHUNK_SHIFT};
+use crate::shim::Ordering::Relaxed;
 use crate::{FrameAllocator, FrameInfo, Setup, backing, required};
 
 /// Memory that is given back at the end.
@@ -166,7 +169,7 @@ impl<C: Cpus, M, R: lock_api::RawMutex> FrameAllocator<'_, C, M, R> {
 
     /// As a CPU sees it that has not heard of a free yet.
     pub(crate) fn own_again_for_test(&self, frame: Frame) {
-        self.table.own_cached(frame.number(), 0).unwrap_or(());
+        self.table.own_cached(frame.number(), crate::Kind(0)).unwrap_or(());
     }
 
     /// Has this CPU anything in its magazine?
@@ -178,11 +181,49 @@ impl<C: Cpus, M, R: lock_api::RawMutex> FrameAllocator<'_, C, M, R> {
     pub(crate) fn is_asked(&self) -> bool {
         self.caches.stocks[self.cpus.pin().cpu().index()]
             .wanted
-            .load(crate::shim::Ordering::Relaxed)
+            .load(Relaxed)
             == crate::magazine::ASKED
     }
 
     pub(crate) fn audit(&self) {
         self.core.lock().audit();
+        self.audit_table();
+    }
+
+    /// *clean*: only open heads, and what follows an odd one, say more than their state.
+    fn audit_table(&self) {
+        if !self.table.is_present() || cfg!(miri) {
+            return;
+        }
+        let directory = self.table.directory();
+        for (word, marks) in directory.marks().iter().enumerate() {
+            let started = marks.started.load(Relaxed);
+            for chunk in (0..64).filter(|bit| started >> bit & 1 != 0).map(|bit| word * 64 + bit) {
+                let first = directory.frame(chunk << CHUNK_SHIFT);
+                let mut odd = first > 0 && self.is_odd(first - 1);
+                for number in first..first + CHUNK as u64 {
+                    let Some(entry) = self.table.entry(number) else { break };
+                    if entry.state().load(Relaxed) & MORE == 0 {
+                        let cells = [entry.traits(), entry.maps()].map(|cell| cell.load(Relaxed));
+                        assert_eq!(cells, [0, 0], "traits and maps of frame {number:#x}");
+                        assert_eq!(entry.link().load(Relaxed) != 0, odd, "link of {number:#x}");
+                    }
+                    odd = self.is_odd(number);
+                }
+            }
+        }
+    }
+
+    fn is_odd(&self, number: u64) -> bool {
+        self.table.entry(number).is_some_and(|entry| {
+            entry.state().load(Relaxed) & MORE != 0 && entry.traits().load(Relaxed) & ODD != 0
+        })
+    }
+
+    /// The head of an allocation has so many owners.
+    pub(crate) fn set_owners(&self, frame: Frame, owners: u32) {
+        let Some(entry) = self.table.entry(frame.number()) else { return };
+        let state = entry.state().load(Relaxed);
+        entry.state().store(state - others(state) + owners - 1, Relaxed);
     }
 }
