@@ -98,11 +98,15 @@ unsafe extern "C" fn realloc_from(block: *mut c_void, bytes: usize, pc: usize) -
 /// `void *calloc(size_t n, size_t size)`
 #[unsafe(no_mangle)]
 pub extern "C" fn calloc(count: usize, bytes: usize) -> *mut c_void {
-    match count.checked_mul(bytes) {
+    let Some(bytes) = count.checked_mul(bytes) else { return refuse(ENOMEM) };
+    let block = process::alloc_short(bytes);
+    if block.is_null() {
         // SAFETY: goes on in `calloc_from`.
-        Some(bytes) => unsafe { pagoda_c_calloc(bytes) },
-        None => refuse(ENOMEM),
+        return unsafe { pagoda_c_calloc(bytes) };
     }
+    // SAFETY: a fresh block of at least that many bytes.
+    unsafe { block.write_bytes(0, bytes) };
+    block.cast()
 }
 
 /// `void *realloc(void *block, size_t size)`
@@ -111,6 +115,10 @@ pub extern "C" fn calloc(count: usize, bytes: usize) -> *mut c_void {
 /// The block came from here, and is not used again if another is returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn realloc(block: *mut c_void, bytes: usize) -> *mut c_void {
+    if block.is_null() {
+        // Many an interpreter allocates so.
+        return malloc(bytes);
+    }
     // SAFETY: goes on in `realloc_from`.
     unsafe { pagoda_c_realloc(block, bytes) }
 }

@@ -363,7 +363,8 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         // SAFETY: *every-header-readable*.
         let unit = unsafe { &*self.window.unit_of(at as usize) };
-        if !unit.spans(self.distance(unit, at)) {
+        // Slabs start at multiples of their size.
+        if !unit.spans(at as usize % UNIT_BYTES) {
             self.misuse(Misuse::Interior, at as usize);
         }
         unit.class().bytes as usize
@@ -391,7 +392,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         // SAFETY: the caller's promises are ours; the two blocks are different ones.
         unsafe {
             let old = if self.window.is_small(at as usize) {
-                let old = self.usable(at);
+                let old = self.usable_inner(at);
                 if bytes <= old && bytes > old / 2 {
                     return at;
                 }
