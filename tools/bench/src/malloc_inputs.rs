@@ -1,5 +1,24 @@
-//! What the real programs are given to do: some tenths of a second each, and many allocations of the
-//! kinds that such programs make.
+//! What the real programs are given to do: some tenths of a second each, of the kind that people have these
+//! programs do.
+//!
+//! How much of a program's time is malloc's differs from input to input by more than mallocs differ, so the
+//! inputs were calibrated, by peers alone. An earlier survey of the same Debian packages at other inputs had
+//! measured what mimalloc 2 and tcmalloc need of glibc's CPU time; of several inputs for each program we
+//! took the one at which they need about as much, and measured ours only when all were chosen:
+//!
+//! | | the survey: mimalloc, tcmalloc | these inputs |
+//! |---|---|---|
+//! | lua | .74, .76 | .72, .77 |
+//! | python | .50, .50 | .45, .50 |
+//! | sqlite | 1.00, .97 | 1.00, 1.01 |
+//! | clang | .81, .86 | .87, .88 |
+//! | ghostscript | .84, .84 | .82, .83 |
+//! | z3 | 1.02, .98 | 1.00, .99 |
+//!
+//! (Medians of a few rounds beside other work; the benchmark measures them anew each time.)
+//! Redis was not in the survey; it serves the mix of its own benchmark. Fewer pages or deeper templates
+//! move these figures by a tenth either way, and at lighter inputs (C without optimisation, a document
+//! written as PDF, half the Python) the same peers come to .90 over all: read the rows, not the mean alone.
 
 use std::fmt::Write as _;
 
@@ -23,7 +42,7 @@ for _, t in pairs(live) do sum = sum + #t.name + #t end
 print(sum)
 "#;
 
-/// Objects, dictionaries, JSON there and back, words counted.
+/// Objects in a tree, JSON there and back, words counted; a log split, grouped and sorted, again and again.
 pub const PYTHON: &str = r#"
 import json, re
 class Node:
@@ -33,13 +52,21 @@ def tree(depth, n):
     if depth: node.kids = [tree(depth - 1, n * 3 + i) for i in range(3)]
     return node
 def walk(node): return len(node.text) + sum(walk(kid) for kid in node.kids)
-total = walk(tree(9, 1))
-table = {"k%d" % i: [i, str(i) * (i % 7), {"a": i}] for i in range(20000)}
-text = json.dumps(table)
-back = json.loads(text)
-count = {}
-for word in re.findall(r"\w+", text): count[word] = count.get(word, 0) + 1
-print(total, len(back), len(count))
+def documents():
+    table = {"k%d" % i: [i, str(i) * (i % 7), {"a": i}] for i in range(20000)}
+    text = json.dumps(table)
+    count = {}
+    for word in re.findall(r"\w+", text): count[word] = count.get(word, 0) + 1
+    return len(json.loads(text)), len(count)
+print(walk(tree(9, 1)), documents())
+lines = ["%d 10.0.%d.%d GET /page/%d %d" % (n, n % 251, n % 83, n * 7 % 1000, 200 if n % 9 else 404)
+         for n in range(20000)]
+for _ in range(4):
+    records = [line.split() for line in lines]
+    rows = [{"time": int(r[0]), "host": r[1], "page": r[3], "status": int(r[4])} for r in records]
+    pages = {}
+    for row in rows: pages.setdefault(row["page"], []).append((row["time"], row["host"]))
+    print(sorted(((len(seen), page) for page, seen in pages.items()), reverse=True)[:3])
 "#;
 
 /// A table in memory: filled, indexed, grouped, joined, changed.
@@ -58,47 +85,40 @@ DELETE FROM t WHERE id % 5 = 0;
 SELECT count(*), max(length(note)), sum(length(replace(upper(note), 'A', 'bb'))) FROM t;
 "#;
 
-/// Names, arrays, curves, text; written as PDF.
-pub const POSTSCRIPT: &str = r#"%!PS
-/Helvetica findfont 9 scalefont setfont
+/// A document of some chapters: words in six fonts, bars, curves. It is made a PDF, whose pages are then drawn
+/// as a viewer's preview has them.
+pub const POSTSCRIPT: &str = r#"%!PS-Adobe-3.0
 /seed 42 def
 /below { /seed seed 16807 mul 2147483647 mod cvi def seed exch mod } def
-/table 500 dict def
-1 1 2 {
- pop
- 0 1 3000 { /i exch def
-   /words 20 array def 0 1 19 { words exch i 32 string cvs put } for
-   table i 500 mod words put
-   newpath 600 below 800 below moveto
-   1 1 6 { pop 6 { 600 below } repeat curveto } for
-   i 10 mod 10 div setgray i 3 mod 0 eq { fill } { stroke } ifelse
-   600 below 800 below moveto (text number ) show i 10 string cvs show
- } for
- showpage
+/faces [/Times-Roman /Times-Bold /Times-Italic /Helvetica /Helvetica-Bold /Courier] def
+/letters (etaoinshrdlucmfwypvbgkjqxz) def
+/word { 2 10 below add string dup length 1 sub 0 1 3 -1 roll { 1 index exch letters 26 below get put } for } def
+/line { 72 exch moveto { word dup stringwidth pop currentpoint pop add 540 gt { pop exit } if show ( ) show } loop } def
+1 1 24 { /page exch def
+  save
+  /Helvetica-Bold 16 selectfont 72 750 moveto (Chapter ) show page 4 string cvs show
+  /y 720 def
+  56 { faces 6 below get 9 3 below add selectfont y line /y y 11 sub def } repeat
+  0 1 39 { /i exch def i 40 div 0.3 0.6 setrgbcolor 72 i 11 mul add 120 8 90 below rectfill } for
+  0 setgray newpath 72 60 moveto
+  30 { 540 below 72 add 100 below 540 below 72 add 100 below 540 below 72 add 60 curveto } repeat stroke
+  restore
+  showpage
 } for
 "#;
 
-/// Functions in C, one calling the other.
-pub fn c() -> String {
-    let mut text = String::from("#include <stdlib.h>\n#include <string.h>\n#include <stdio.h>\n");
-    for i in 0..350 {
-        let (ints, chars, next) = (i % 7 + 2, i % 30 + 4, (i + 349) % 350);
-        let _ = writeln!(
-            text,
-            "struct s{i} {{ int a[{ints}]; double d; struct s{next} *next; char name[{chars}]; }};\n\
-             static int f{i}(struct s{i} *p, int n) {{ int r = 0;\n\
-             for (int i = 0; i < n; i++) {{ p[i].a[i % {ints}] += i * {i};\n\
-             if (p[i].d > {i}.5) r += p[i].a[0] ^ n; else switch (n % 5) {{\n\
-             case 0: r += strlen(p[i].name); break; case 1: r -= i * n; break;\n\
-             case 2: r ^= (int)p[i].d; break;\n\
-             default: snprintf(p[i].name, sizeof p[i].name, \"%d of {i}\", r); }} }} return r; }}\n\
-             int g{i}(int n) {{ struct s{i} *p = calloc(n, sizeof *p);\n\
-             int r = f{i}(p, n){}; free(p); return r; }}",
-            if i > 0 { format!(" + g{}(n / 2)", i - 1) } else { String::new() },
-        );
-    }
-    text
-}
+/// C++ with a few of the standard library's headers: maps of strings to vectors of such maps, six deep.
+pub const CPP: &str = r#"
+#include <map>
+#include <string>
+#include <vector>
+template <int N> struct Index {
+  std::map<std::string, std::vector<Index<N - 1>>> below;
+  int find(const std::string &key) { return below[key].size() + below.begin()->second[0].find(key); }
+};
+template <> struct Index<0> { int find(const std::string &) { return 0; } };
+template struct Index<6>;
+"#;
 
 /// Whole numbers and inequalities, then a multiplier of bits.
 pub fn smt() -> String {

@@ -117,12 +117,18 @@ fn programs(work: &Path) -> Result<Vec<Program>> {
             )
         },
         plain("sqlite", with("sqlite3 :memory:", read)),
-        plain("clang", with("clang -c -O0 -g -o /dev/null", input("work.c", malloc_inputs::c())?)),
+        plain(
+            "clang",
+            with(
+                "clang++ -std=c++17 -O2 -c -o /dev/null",
+                input("work.cc", malloc_inputs::CPP.into())?,
+            ),
+        ),
         plain(
             "ghostscript",
             with(
-                "gs -q -dNOPAUSE -dBATCH -sDEVICE=pdfwrite -o /dev/null",
-                input("work.ps", malloc_inputs::POSTSCRIPT.into())?,
+                "gs -q -dNOPAUSE -dBATCH -sDEVICE=ppmraw -r72 -o /dev/null",
+                portable(input("work.ps", malloc_inputs::POSTSCRIPT.into())?)?,
             ),
         ),
         plain("z3", with("z3", input("work.smt2", malloc_inputs::smt())?)),
@@ -138,6 +144,18 @@ fn programs(work: &Path) -> Result<Vec<Program>> {
         found
     };
     Ok(all.into_iter().filter(there).collect())
+}
+
+/// Makes a PDF of a document in PostScript, where that can be done: who draws pages mostly has one.
+fn portable(document: OsString) -> Result<OsString> {
+    let path = Path::new(&document).with_extension("pdf");
+    let mut maker = Command::new("gs");
+    maker.args(["-q", "-dNOPAUSE", "-dBATCH", "-sDEVICE=pdfwrite", "-o"]).arg(&path).arg(document);
+    match maker.stdin(Stdio::null()).stdout(Stdio::null()).status() {
+        Ok(status) => ensure!(status.success(), "ghostscript makes no PDF"),
+        Err(_) => eprintln!("malloc: ghostscript does not run"),
+    }
+    Ok(path.into())
 }
 
 /// Runs a program and writes its weight into `note`. Its own process, so that the program's parent is
