@@ -179,8 +179,8 @@ mod tests {
 
     #[test]
     fn every_cell_has_a_place_of_its_own_in_its_chunks_part() {
-        let chunks = [0u64, 1, 7, 8, 9, 24, 31, 32, 1 << 20];
-        for chunk in chunks {
+        let chunks = [1 << 20, 0u64, 1, 7, 8, 9, 24, 31, 32];
+        for &chunk in chunks.iter().take(if cfg!(miri) { 1 } else { chunks.len() }) {
             let part = chunk as usize * CHUNK * CELLS..(chunk as usize + 1) * CHUNK * CELLS;
             let frames = chunk << CHUNK_SHIFT..(chunk + 1) << CHUNK_SHIFT;
             let places: HashSet<_> = frames
@@ -192,10 +192,11 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore)] // arithmetic alone, no memory
     fn states_spread_over_all_sets_of_a_cache() {
         // Lines of 64 bytes, sets by the ten bits above: 64 KiB that look different.
         let sets: HashSet<_> =
-            (0..1u64 << 18).map(|frame| place(frame, 0) * 4 / 64 % 1024).collect();
+            (0..1u64 << 18).step_by(16).map(|frame| place(frame, 0) * 4 / 64 % 1024).collect();
         assert_eq!(sets.len(), 1024);
     }
 }

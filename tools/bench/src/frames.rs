@@ -7,6 +7,9 @@
 //! had as 2 MiB blocks. *two threads*: each in its own frames, in bursts, or one allocating what the
 //! other frees.
 //!
+//! Metadata, and the table, is in pages of 2 MiB, as kernels map theirs; but for
+//! buddy_system_allocator's, which comes from a heap, bit by bit.
+//!
 //! Ours is measured as a kernel runs it: with the pin, with the caches; rows "with frame table" have
 //! the table's work included, the others have no table, as the peers have none.
 //!

@@ -63,6 +63,33 @@ std::thread_local! {
     static PINS: Cell<u32> = const { Cell::new(0) };
 }
 
+const LARGE: usize = 2 << 20;
+
+/// Address space of zeroes, aligned so, never unmapped, in pages of 2 MiB as far as it is touched.
+fn reserve(bytes: usize, align: usize) -> *mut u8 {
+    // SAFETY: a fresh mapping at an address of the system's choice.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes + align,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    assert_ne!(start, libc::MAP_FAILED, "address space");
+    let start = start.map_addr(|address| address.next_multiple_of(align));
+    // SAFETY: part of the mapping. Where it is refused the pages are small, for everybody.
+    unsafe { libc::madvise(start, bytes, libc::MADV_HUGEPAGE) };
+    start.cast()
+}
+
+/// Memory for somebody's metadata.
+fn large_pages(bytes: usize) -> *mut u8 {
+    reserve(bytes.next_multiple_of(LARGE), LARGE)
+}
+
 /// As many as Depot is made for.
 const CPUS: usize = 16;
 
@@ -99,7 +126,7 @@ pub fn on_cpu(number: usize) {
     CPU.set(CpuId::new(number % CPUS).expect("below the limit"));
 }
 
-/// Our allocator; its metadata is leaked, as a kernel's is.
+/// Our allocator; its metadata stays for good, as a kernel's does.
 pub struct Ours(pub FrameAllocator<'static, Threads, NoMap, RawSpin>);
 
 impl Ours {
@@ -108,20 +135,16 @@ impl Ours {
         let start = Frame::from_number(GIB);
         let ranges = [FrameRange::new(start, frames).expect("a range")];
         let layout = required(&ranges, CPUS).expect("a layout");
-        let bytes = layout.size() + layout.align();
-        let storage = Box::leak(vec![MaybeUninit::<u8>::uninit(); bytes].into_boxed_slice());
-        let skip = storage.as_ptr().align_offset(layout.align());
+        let storage = large_pages(layout.size()).cast::<MaybeUninit<u8>>();
+        // SAFETY: this long, nobody else's, and never unmapped.
+        let storage = unsafe { std::slice::from_raw_parts_mut(storage, layout.size()) };
         let table = table.then(|| {
             let last = backing(&ranges).last().expect("a backing");
-            let bytes = (last.0 + last.1) as usize;
-            let entries: Vec<FrameInfo> = Vec::with_capacity(bytes / size_of::<FrameInfo>() + 4096);
-            let base = Box::leak(Box::new(entries)).as_mut_ptr();
-            // Parts of the array start at multiples of 8 KiB.
-            let base = base.map_addr(|address| address.next_multiple_of(8192));
+            let base = large_pages((last.0 + last.1) as usize).cast::<FrameInfo>();
             std::ptr::NonNull::new(base).expect("not null")
         });
-        let setup = Setup { ranges: &ranges, storage: &mut storage[skip..], table, reserve: 0 };
-        // SAFETY: the frames are only numbers here; the table's array is leaked, and large enough.
+        let setup = Setup { ranges: &ranges, storage, table, reserve: 0 };
+        // SAFETY: the frames are only numbers here; the table's array stays, and is large enough.
         let frames = unsafe { FrameAllocator::new(setup, Threads, NoMap) };
         Self(frames.expect("an allocator"))
     }
@@ -193,15 +216,17 @@ impl Frames for Buddy {
 }
 
 /// The bitmap of bitmap-allocator, behind our lock.
-pub struct Bitmap(SpinMutex<Box<bitmap_allocator::BitAlloc16M>>);
+pub struct Bitmap(SpinMutex<&'static mut bitmap_allocator::BitAlloc16M>);
 
 impl Bitmap {
     fn new(frames: u64) -> Self {
         // Larger than a stack: made in place, since all zeroes is its empty state.
         let layout = std::alloc::Layout::new::<bitmap_allocator::BitAlloc16M>();
-        // SAFETY: an array of integers, for which zeroes are valid, allocated with its layout.
-        let mut bitmap = unsafe { Box::from_raw(std::alloc::alloc_zeroed(layout).cast()) };
-        bitmap_allocator::BitAlloc16M::insert(&mut bitmap, 0..frames as usize);
+        assert!(layout.align() <= LARGE);
+        let zeroes = large_pages(layout.size()).cast::<bitmap_allocator::BitAlloc16M>();
+        // SAFETY: an array of integers, for which zeroes are valid, in memory of its own.
+        let bitmap = unsafe { &mut *zeroes };
+        bitmap_allocator::BitAlloc16M::insert(bitmap, 0..frames as usize);
         Self(SpinMutex::new(bitmap))
     }
 }
@@ -254,27 +279,9 @@ const BASE: frame_alloc::PageSize = frame_alloc::PageSize::from_log2(12);
 /// One of frame-alloc's, over reserved address space.
 pub struct Pool<A>(A);
 
-fn pool(frames: u64) -> usize {
-    let bytes = (frames as usize) << 12;
-    let align = 1usize << 30;
-    // SAFETY: a fresh mapping at an address of the system's choice; never unmapped.
-    let start = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            bytes + align,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    };
-    assert_ne!(start, libc::MAP_FAILED, "address space for a pool");
-    start.expose_provenance().next_multiple_of(align)
-}
-
 impl<A: frame_alloc::RegionInit> Pool<A> {
     fn new(frames: u64, allocator: A) -> Self {
-        let base = pool(frames);
+        let base = reserve((frames as usize) << 12, 1 << 30).expose_provenance();
         let usable = [frame_alloc::PhysRange { base, len: (frames as usize) << 12 }];
         // SAFETY: the pool is reserved for this allocator, and it is not shared yet.
         unsafe { allocator.init(base, (frames as usize) << 12, &usable) };

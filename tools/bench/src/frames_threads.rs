@@ -47,7 +47,8 @@ fn hand_overs(rows: &mut Vec<Row>, quick: bool) {
     let shared = Ours::new(GIB, false);
     let (one, two) = (Ours::new(GIB, false), Ours::new(GIB, false));
     let (mut both, mut apart) = (Vec::new(), Vec::new());
-    for _ in 0..if quick { 9 } else { 31 } {
+    // Many windows: how often the two wait for each other is different in each of them.
+    for _ in 0..if quick { 9 } else { 101 } {
         both.push(hand_over(&shared, turns / 2));
         apart.push(hand_over_apart(&one, &two, turns / 2));
     }

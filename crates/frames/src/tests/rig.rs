@@ -179,9 +179,7 @@ impl<C: Cpus, M, R: lock_api::RawMutex> FrameAllocator<'_, C, M, R> {
 
     /// Was this CPU asked to drain?
     pub(crate) fn is_asked(&self) -> bool {
-        self.caches.stocks[self.cpus.pin().cpu().index()]
-            .wanted
-            .load(Relaxed)
+        self.caches.stocks[self.cpus.pin().cpu().index()].wanted.load(Relaxed)
             == crate::magazine::ASKED
     }
 
