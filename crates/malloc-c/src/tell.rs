@@ -163,3 +163,14 @@ pub extern "C" fn malloc_stats() {
     let _ = write!(text, "{stats}");
     linux::write(2, text.as_bytes());
 }
+
+/// `int pagoda_malloc_profile(const char *path)`: writes what is live, by the place that allocated it, for
+/// `pprof`. 1: written; 0: not in hardened mode, other threads have heaps, or the file cannot be written.
+///
+/// # Safety
+/// The path ends with a zero.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pagoda_malloc_profile(path: *const core::ffi::c_char) -> c_int {
+    // SAFETY: as the caller promised.
+    c_int::from(process::write_profile(unsafe { CStr::from_ptr(path) }))
+}

@@ -158,3 +158,22 @@ fn leaks_and_statistics_are_told_at_exit() {
     }
     assert!(said.contains("heaps of threads"), "{said}");
 }
+
+#[test]
+fn a_heap_profile_is_written_at_exit() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("profile");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let mut command = preloaded(criminal());
+    command.current_dir(&folder).env("PAGODA_MALLOC", "profile");
+    assert!(command.status().expect("runs").success());
+    let mut files = std::fs::read_dir(&folder).expect("a folder");
+    let file = files.next().expect("one file").expect("readable").path();
+    let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+    assert!(name.starts_with("pagoda-malloc.") && name.ends_with(".heap"), "{name}");
+    let profile = std::fs::read(&file).expect("readable");
+    let has = |what: &[u8]| profile.windows(what.len()).any(|part| part == what);
+    assert!(has(b"inuse_space") && has(criminal().to_string_lossy().as_bytes()));
+    // A sample's values, packed: one block, of 300,000 bytes as a number of three digits to the base 128.
+    assert!(has(&[0x12, 4, 1, 0xe0, 0xa7, 0x12]), "the large block is not told");
+}

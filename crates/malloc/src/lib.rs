@@ -12,6 +12,7 @@
 //! - `large`: above. Mappings.
 //! - [`hardened`], `story`: a mode that says who wrote where, and who freed twice. `options`: how it is
 //!   asked for.
+//! - `pprof`, `report`: heap profiles, as files.
 //! - `window`: where everything lies. `regret`: how much may wait before it goes back.
 //!
 //! # Lock order
@@ -40,11 +41,15 @@ mod medium;
 mod options;
 mod outgoing;
 mod pool;
+#[cfg(any(test, all(target_os = "linux", target_arch = "x86_64", not(miri))))]
+mod pprof;
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
 pub mod process;
 mod recent;
 mod regret;
 mod remote;
+#[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
+mod report;
 mod small;
 mod stats;
 mod story;

@@ -288,6 +288,19 @@ pub fn read_file(path: &CStr, mut each: impl FnMut(&[u8]) -> bool) {
     }
 }
 
+/// Writes a file anew; nobody else may read it. False: it cannot be.
+pub fn write_file(path: &CStr, fill: impl FnOnce(usize)) -> bool {
+    const WRITE_CREATE_TRUNCATE: usize = 0o1101;
+    // SAFETY: the path ends with a zero.
+    unsafe {
+        let args = [path.as_ptr() as usize, WRITE_CREATE_TRUNCATE | O_CLOEXEC, 0o600, 0, 0, 0];
+        let Ok(file) = usize::try_from(call(OPEN, args)) else { return false };
+        fill(file);
+        call(CLOSE, [file, 0, 0, 0, 0, 0]);
+    }
+    true
+}
+
 /// Asks to be told of addresses without memory, if nobody else has. When `told` comes back, the program
 /// ends as if nobody had asked.
 pub fn watch_faults(told: unsafe extern "C" fn(i32, *const [usize; 3], *const u8)) {

@@ -14,6 +14,9 @@ impl Options {
     /// `leaks`: at exit, what was never freed, by the place that allocated it. Brings `hardened`.
     pub const LEAKS: Self = Self(4);
 
+    /// `profile`: at exit, a heap profile of what is live. Brings `hardened`.
+    pub const PROFILE: Self = Self(8);
+
     /// Whether all of `other` was asked for.
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -42,6 +45,7 @@ impl Options {
                 b"hardened" => Self::HARDENED,
                 b"stats" => Self::STATS,
                 b"leaks" => Self::LEAKS.with(Self::HARDENED),
+                b"profile" => Self::PROFILE.with(Self::HARDENED),
                 _ => Self::NONE,
             })
         })
@@ -58,6 +62,7 @@ mod tests {
         assert!(options.has(Options::HARDENED) && options.has(Options::STATS));
         assert!(!options.has(Options::LEAKS));
         assert!(Options::parse(b"leaks").has(Options::HARDENED));
+        assert!(Options::parse(b"profile").has(Options::HARDENED.with(Options::PROFILE)));
         assert_eq!(Options::parse(b""), Options::NONE);
     }
 }

@@ -25,6 +25,7 @@ use crate::classes::SMALL_MAX;
 use crate::heap::{Heap, NO_HEAP};
 use crate::linux::{self, Line, Linux, process};
 use crate::options::Options;
+pub use crate::report::write_profile;
 use crate::system::Local;
 use crate::unit::{NONE, Unit};
 
@@ -377,6 +378,9 @@ pub fn at_exit() {
     let options = PROCESS.options();
     if options.has(Options::HARDENED) {
         let leaks = PROCESS.check_all();
+        if let (true, Some(mut live)) = (options.has(Options::PROFILE), leaks) {
+            crate::report::write_profile_at_exit(&mut live);
+        }
         if let (true, Some(mut leaks)) = (options.has(Options::LEAKS), leaks) {
             for leak in leaks.sorted() {
                 let mut line = Line::new();

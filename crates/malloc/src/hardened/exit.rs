@@ -10,8 +10,8 @@ use crate::arena::{ARENAS, Ground};
 use crate::heap::{DEAD, Heap};
 use crate::system::{Local, System};
 
-/// Places in a report.
-const PLACES: usize = 64;
+/// Places in a report; a power of two.
+const PLACES: usize = 1024;
 
 /// Blocks that one place in the program allocated and nobody freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,36 +24,41 @@ pub struct Leak {
     pub bytes: usize,
 }
 
-/// Leaks by place. What does not fit is counted under the last one.
+/// Leaks by place: a hash table. When it is full, what else there is counts as of a place unknown.
 #[derive(Clone, Copy, Debug)]
 pub struct Leaks {
     places: [Leak; PLACES],
-    used: usize,
+    others: Leak,
 }
 
 impl Leaks {
     /// None.
     pub const fn new() -> Self {
-        Self { places: [Leak { pc: 0, blocks: 0, bytes: 0 }; PLACES], used: 0 }
+        const NONE: Leak = Leak { pc: 0, blocks: 0, bytes: 0 };
+        Self { places: [NONE; PLACES], others: NONE }
     }
 
     fn add(&mut self, found: &Found) {
         let pc = found.allocated.pc();
-        let used = self.places.get(..self.used).unwrap_or(&[]);
-        let index = used.iter().position(|leak| leak.pc == pc).unwrap_or(self.used.min(PLACES - 1));
-        if let Some(leak) = self.places.get_mut(index) {
-            leak.pc = if index == self.used || leak.pc == pc { pc } else { 0 };
-            leak.blocks += 1;
-            leak.bytes += found.bytes;
-            self.used = self.used.max(index + 1);
-        }
+        let start = pc.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let fits = |leak: &Leak| leak.blocks == 0 || leak.pc == pc;
+        let mut turns = (0..PLACES).map(|turn| (start + turn) % PLACES);
+        let index = turns.find(|&index| self.places.get(index).is_some_and(fits));
+        let leak = match index.and_then(|index| self.places.get_mut(index)) {
+            Some(leak) => {
+                leak.pc = pc;
+                leak
+            }
+            None => &mut self.others,
+        };
+        leak.blocks += 1;
+        leak.bytes += found.bytes;
     }
 
-    /// The largest first.
-    pub fn sorted(&mut self) -> &[Leak] {
-        let used = self.places.get_mut(..self.used).unwrap_or(&mut []);
-        used.sort_unstable_by_key(|leak| core::cmp::Reverse(leak.bytes));
-        used
+    /// The largest first; those without a place last.
+    pub fn sorted(&mut self) -> impl Iterator<Item = &Leak> {
+        self.places.sort_unstable_by_key(|leak| core::cmp::Reverse(leak.bytes));
+        self.places.iter().chain([&self.others]).filter(|leak| leak.blocks > 0)
     }
 }
 

@@ -1,0 +1,93 @@
+//! Heap profiles of this process, as files.
+
+use core::ffi::CStr;
+use core::fmt::Write as _;
+
+use crate::hardened::Leaks;
+use crate::linux::{self, Line, process};
+use crate::pprof::{Profile, Sink};
+use crate::process::PROCESS;
+
+/// A file that is written in larger pieces.
+struct File {
+    descriptor: usize,
+    piece: [u8; 2048],
+    length: usize,
+}
+
+impl File {
+    fn flush(&mut self) {
+        linux::write(self.descriptor, self.piece.get(..self.length).unwrap_or(&[]));
+        self.length = 0;
+    }
+}
+
+impl Sink for File {
+    fn put(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if self.length == self.piece.len() {
+                self.flush();
+            }
+            if let Some(place) = self.piece.get_mut(self.length) {
+                *place = byte;
+                self.length += 1;
+            }
+        }
+    }
+}
+
+/// Writes what is live, by the place that allocated it, for `pprof`. Only in hardened mode, whose headers
+/// know the place, and while no other thread has a heap. False: not so, or the file cannot be written.
+pub fn write_profile(path: &CStr) -> bool {
+    PROCESS.check_all().is_some_and(|mut live| write(path, &mut live))
+}
+
+/// Writes `pagoda-malloc.PID.heap` in the working directory.
+pub(crate) fn write_profile_at_exit(live: &mut Leaks) {
+    let mut name = Line::new();
+    let _ = write!(name, "pagoda-malloc.{}.heap\0", process());
+    if let Ok(path) = CStr::from_bytes_until_nul(name.as_bytes()) {
+        if !write(path, live) {
+            linux::write(2, b"pagoda-malloc: the heap profile cannot be written\n");
+        }
+    }
+}
+
+fn write(path: &CStr, live: &mut Leaks) -> bool {
+    linux::write_file(path, |descriptor| {
+        let mut file = File { descriptor, piece: [0; 2048], length: 0 };
+        let mut profile = Profile::begin(&mut file, 1);
+        mappings(|start, end, offset, path| profile.mapping(start, end, offset, path));
+        for leak in live.sorted() {
+            profile.place(leak.pc, leak.blocks, leak.bytes);
+        }
+        file.flush();
+    })
+}
+
+/// Tells of each mapping of a file with code.
+fn mappings(mut each: impl FnMut(usize, usize, usize, &[u8])) {
+    let mut line = Line::new();
+    linux::read_file(c"/proc/self/maps", |piece| {
+        for &byte in piece {
+            if byte != b'\n' {
+                // What does not fit is cut.
+                let _ = line.write_str(core::str::from_utf8(&[byte]).unwrap_or("?"));
+                continue;
+            }
+            // start-end rights offset device inode path
+            let text = core::str::from_utf8(line.as_bytes()).unwrap_or("");
+            let mut words = text.split_ascii_whitespace();
+            let range = words.next().and_then(|range| range.split_once('-'));
+            let (rights, offset) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+            let number = |digits| usize::from_str_radix(digits, 16).unwrap_or(0);
+            if let (Some((start, end)), Some(path)) = (range, words.nth(2)) {
+                if rights.contains('x') && path.starts_with('/') {
+                    each(number(start), number(end), number(offset), path.as_bytes());
+                }
+            }
+            line = Line::new();
+        }
+        true
+    });
+}
