@@ -178,9 +178,9 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
+    #[cfg_attr(miri, ignore)] // arithmetic alone, no memory
     fn every_cell_has_a_place_of_its_own_in_its_chunks_part() {
-        let chunks = [1 << 20, 0u64, 1, 7, 8, 9, 24, 31, 32];
-        for &chunk in chunks.iter().take(if cfg!(miri) { 1 } else { chunks.len() }) {
+        for chunk in [0u64, 1, 7, 8, 9, 24, 31, 32, 1 << 20] {
             let part = chunk as usize * CHUNK * CELLS..(chunk as usize + 1) * CHUNK * CELLS;
             let frames = chunk << CHUNK_SHIFT..(chunk + 1) << CHUNK_SHIFT;
             let places: HashSet<_> = frames
