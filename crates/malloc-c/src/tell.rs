@@ -174,3 +174,14 @@ pub unsafe extern "C" fn pagoda_malloc_profile(path: *const core::ffi::c_char) -
     // SAFETY: as the caller promised.
     c_int::from(process::write_profile(unsafe { CStr::from_ptr(path) }))
 }
+
+/// `int pagoda_malloc_picture(const char *path)`: draws as SVG where memory lies idle between what is in
+/// use. 1: written; 0: other threads have heaps, or the file cannot be written.
+///
+/// # Safety
+/// The path ends with a zero.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pagoda_malloc_picture(path: *const core::ffi::c_char) -> c_int {
+    // SAFETY: as the caller promised.
+    c_int::from(process::write_picture(unsafe { CStr::from_ptr(path) }))
+}

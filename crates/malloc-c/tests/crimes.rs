@@ -177,3 +177,18 @@ fn a_heap_profile_is_written_at_exit() {
     // A sample's values, packed: one block, of 300,000 bytes as a number of three digits to the base 128.
     assert!(has(&[0x12, 4, 1, 0xe0, 0xa7, 0x12]), "the large block is not told");
 }
+
+#[test]
+fn a_picture_is_drawn_at_exit() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("picture");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let mut command = preloaded(criminal());
+    command.current_dir(&folder).env("PAGODA_MALLOC", "picture");
+    assert!(command.status().expect("runs").success());
+    let mut files = std::fs::read_dir(&folder).expect("a folder");
+    let file = files.next().expect("one file").expect("readable").path();
+    let picture = std::fs::read_to_string(&file).expect("readable");
+    assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"));
+    assert!(picture.contains("blocks of 112 bytes") && picture.contains("large: 1 blocks"));
+}

@@ -12,7 +12,7 @@
 //! - `large`: above. Mappings.
 //! - [`hardened`], `story`: a mode that says who wrote where, and who freed twice. `options`: how it is
 //!   asked for.
-//! - `pprof`, `report`: heap profiles, as files.
+//! - `pprof`, `picture`, `report`: heap profiles and pictures of the memory, as files.
 //! - `window`: where everything lies. `regret`: how much may wait before it goes back.
 //!
 //! # Lock order
@@ -40,6 +40,7 @@ mod lock;
 mod medium;
 mod options;
 mod outgoing;
+mod picture;
 mod pool;
 #[cfg(any(test, all(target_os = "linux", target_arch = "x86_64", not(miri))))]
 mod pprof;

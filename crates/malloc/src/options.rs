@@ -17,6 +17,9 @@ impl Options {
     /// `profile`: at exit, a heap profile of what is live. Brings `hardened`.
     pub const PROFILE: Self = Self(8);
 
+    /// `picture`: at exit, a picture of the memory.
+    pub const PICTURE: Self = Self(16);
+
     /// Whether all of `other` was asked for.
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -45,6 +48,7 @@ impl Options {
                 b"hardened" => Self::HARDENED,
                 b"stats" => Self::STATS,
                 b"leaks" => Self::LEAKS.with(Self::HARDENED),
+                b"picture" => Self::PICTURE,
                 b"profile" => Self::PROFILE.with(Self::HARDENED),
                 _ => Self::NONE,
             })

@@ -25,7 +25,7 @@ use crate::classes::SMALL_MAX;
 use crate::heap::{Heap, NO_HEAP};
 use crate::linux::{self, Line, Linux, process};
 use crate::options::Options;
-pub use crate::report::write_profile;
+pub use crate::report::{write_picture, write_profile};
 use crate::system::Local;
 use crate::unit::{NONE, Unit};
 
@@ -394,6 +394,9 @@ pub fn at_exit() {
                 linux::write(2, line.as_bytes());
             }
         }
+    }
+    if options.has(Options::PICTURE) {
+        crate::report::write_picture_at_exit();
     }
     if options.has(Options::STATS) {
         let mut line = Line::new();

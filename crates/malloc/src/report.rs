@@ -1,4 +1,4 @@
-//! Heap profiles of this process, as files.
+//! Heap profiles of this process, and pictures of its memory, as files.
 
 use core::ffi::CStr;
 use core::fmt::Write as _;
@@ -36,20 +36,49 @@ impl Sink for File {
     }
 }
 
+impl core::fmt::Write for File {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        self.put(text.as_bytes());
+        Ok(())
+    }
+}
+
 /// Writes what is live, by the place that allocated it, for `pprof`. Only in hardened mode, whose headers
 /// know the place, and while no other thread has a heap. False: not so, or the file cannot be written.
 pub fn write_profile(path: &CStr) -> bool {
     PROCESS.check_all().is_some_and(|mut live| write(path, &mut live))
 }
 
+/// Draws where memory lies idle between what is in use. Only while no other thread has a heap. False: not
+/// so, or the file cannot be written.
+pub fn write_picture(path: &CStr) -> bool {
+    let mut drawn = false;
+    let written = linux::write_file(path, |descriptor| {
+        let mut file = File { descriptor, piece: [0; 2048], length: 0 };
+        drawn = PROCESS.draw(&mut file) == Ok(true);
+        file.flush();
+    });
+    written && drawn
+}
+
 /// Writes `pagoda-malloc.PID.heap` in the working directory.
 pub(crate) fn write_profile_at_exit(live: &mut Leaks) {
+    at_exit("heap", |path| write(path, live));
+}
+
+/// Writes `pagoda-malloc.PID.svg` in the working directory.
+pub(crate) fn write_picture_at_exit() {
+    at_exit("svg", write_picture);
+}
+
+fn at_exit(kind: &str, write: impl FnOnce(&CStr) -> bool) {
     let mut name = Line::new();
-    let _ = write!(name, "pagoda-malloc.{}.heap\0", process());
-    if let Ok(path) = CStr::from_bytes_until_nul(name.as_bytes()) {
-        if !write(path, live) {
-            linux::write(2, b"pagoda-malloc: the heap profile cannot be written\n");
-        }
+    let _ = write!(name, "pagoda-malloc.{}.{kind}\0", process());
+    let path = CStr::from_bytes_until_nul(name.as_bytes()).unwrap_or_default();
+    if !write(path) {
+        let mut line = Line::new();
+        let _ = writeln!(line, "pagoda-malloc: the {kind} file cannot be written");
+        linux::write(2, line.as_bytes());
     }
 }
 

@@ -70,7 +70,7 @@ impl Default for Leaks {
 
 impl<S: System, L: Local> Allocator<S, L> {
     /// Whether no other thread has a heap.
-    fn is_alone(&self) -> bool {
+    pub(crate) fn is_alone(&self) -> bool {
         let own = self.local.get();
         (0..self.threads.count.load(Ordering::Acquire) as usize).all(|number| {
             // SAFETY: places below the count have been written.

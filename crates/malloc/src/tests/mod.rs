@@ -3,5 +3,5 @@
 mod life;
 mod misuse;
 mod model;
-mod rig;
+pub(crate) mod rig;
 mod threads;
