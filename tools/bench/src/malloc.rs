@@ -3,8 +3,7 @@
 //! Four parts. *static*: linked into this program, in interleaved windows of thread CPU time: *pair*
 //! (one block, allocated, written and freed), *live* (100,000 live blocks; a random one is freed and
 //! replaced by one of a random size), *cross* (one thread allocates, another frees: CPU time of both),
-//! *larson* (threads replace random blocks, end, and leave their blocks to a successor; after Larson
-//! and Krishnan 1998). *programs*: [`crate::malloc_programs`]. *probes*: [`crate::malloc_probes`].
+//! and programs of several threads: [`crate::malloc_threads`]. *programs*: [`crate::malloc_programs`]. *probes*: [`crate::malloc_probes`].
 //! *machines*: [`crate::malloc_machines`].
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -15,6 +14,8 @@ use std::sync::mpsc::sync_channel;
 use anyhow::Result;
 use pagoda_malloc::Malloc;
 
+use crate::malloc_mimalloc2::mimalloc2;
+use crate::malloc_threads::{Crowd, Mstress, Orphans, Xmalloc};
 use crate::measure::{Contestant, Figure, Numbers, contest, figure, thread_time};
 use crate::report::Row;
 use crate::{malloc_machines, malloc_probes, malloc_programs};
@@ -56,6 +57,10 @@ fn statics(quick: bool) -> Vec<Row> {
     let rounds = if quick { 3 } else { 11 };
     rows.push(Row::times("cross 64 B", &together(rounds, &Cross), Some(1.0)));
     rows.push(Row::times("larson, two threads", &together(rounds, &Larson), None));
+    rows.push(Row::times("mstress, four threads", &together(rounds, &Mstress), None));
+    rows.push(Row::times("xmalloc, two pairs of threads", &together(rounds, &Xmalloc), None));
+    let orphans = together(rounds, &Orphans);
+    rows.push(Row::times("orphans, 60 threads one after the other", &orphans, None));
     rows
 }
 
@@ -79,8 +84,8 @@ static DLMALLOC: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 /// Does something with everybody: ours first, then the peers.
 macro_rules! everybody {
-    ($work:ident, $method:ident) => {
-        [
+    ($work:ident, $method:ident) => {{
+        let mut all = vec![
             $work.$method("ours", &Malloc),
             $work.$method("glibc", &System),
             $work.$method("dlmalloc", &DLMALLOC),
@@ -89,8 +94,12 @@ macro_rules! everybody {
             $work.$method("rpmalloc", &rpmalloc::RpMalloc),
             $work.$method("snmalloc", &snmalloc_rs::SnMalloc),
             $work.$method("rusty_alloc", &Rusty),
-        ]
-    };
+        ];
+        if let Some(two) = mimalloc2() {
+            all.push($work.$method("mimalloc 2", two));
+        }
+        all
+    }};
 }
 
 /// Work of one thread.
@@ -182,23 +191,11 @@ impl Work for Live {
     }
 }
 
-/// Work of two threads: nanoseconds of CPU time for an operation.
-trait Crowd {
-    fn spent<A: GlobalAlloc + Sync>(&self, heap: &'static A) -> f64;
-
-    fn figure<A: GlobalAlloc + Sync>(
-        &self,
-        name: &'static str,
-        heap: &'static A,
-    ) -> (&'static str, f64) {
-        (name, self.spent(heap))
-    }
-}
-
 fn together(rounds: usize, work: &impl Crowd) -> Vec<Figure> {
-    let mut samples: [(&str, Vec<f64>); 8] = std::array::from_fn(|_| ("", Vec::new()));
+    let mut samples: Vec<(&str, Vec<f64>)> = Vec::new();
     for round in 0..=rounds {
         let figures = everybody!(work, figure);
+        samples.resize(figures.len(), ("", Vec::new()));
         for ((name, spent), samples) in figures.into_iter().zip(&mut samples) {
             samples.0 = name;
             if round > 0 {
