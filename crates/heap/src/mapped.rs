@@ -20,7 +20,7 @@ use lock_api::RawMutex;
 use pagoda_addr::{Order, PAGE_SIZE};
 use pagoda_sync::Cpus;
 
-use crate::classes::{ALIGN_MASK, NAMES, Place, SIZES, place};
+use crate::classes::{ALIGN_MASK, NAMES, Place, SIZES, class_of, place};
 use crate::guard::{Harm, Track};
 use crate::heap::State;
 use crate::inspect::{Found, What};
@@ -57,11 +57,18 @@ pub(crate) struct MappedList {
     /// Base, bytes, size asked for.
     gone: [(usize, usize, usize); GONE],
     next_gone: usize,
+    count: usize,
 }
 
 impl MappedList {
     pub(crate) const fn new() -> Self {
-        Self { first: None, gone: [(0, 0, 0); GONE], next_gone: 0 }
+        Self { first: None, gone: [(0, 0, 0); GONE], next_gone: 0, count: 0 }
+    }
+
+    /// Bytes of the records: blocks of a class, but in nobody's hands.
+    pub(crate) fn bytes(&self) -> usize {
+        let class = class_of(Layout::new::<Mapped>()).map_or(0, usize::from);
+        self.count * usize::from(SIZES[class])
     }
 
     fn iter(&self) -> impl Iterator<Item = &Mapped> {
@@ -198,6 +205,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         // SAFETY: fresh memory of this layout.
         unsafe { record.write(Mapped { start, base, pages, size, place, class, track, next }) };
         state.mapped.first = Some(record);
+        state.mapped.count += 1;
         match class {
             // Counted as a block of its class: a magazine that takes it counts it so.
             Some(class) => {
@@ -254,6 +262,7 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         };
         list.gone[list.next_gone % GONE] = (base, pages * PAGE, size);
         list.next_gone = list.next_gone.wrapping_add(1);
+        list.count -= 1;
         match class {
             Some(class) => {
                 let size = usize::from(SIZES[usize::from(class)]);
@@ -274,8 +283,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
             // SAFETY: mapped by `alloc_mapped` with so many pages, and nobody's block any more.
             unsafe { self.source.unmap_pages(base, pages) };
         }
-        // SAFETY: a block of the heap's own, off the list.
-        let _ = unsafe { self.kfree(record.cast()) };
+        // A block of the heap's own, off the list. Past the magazines, which may just be drained.
+        let _ = self.free_checked(record.cast(), None, |_| None);
     }
 
     /// Whose end, or whose grave, an address is at which a fault was taken: for the report of a trap

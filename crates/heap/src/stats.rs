@@ -143,7 +143,8 @@ impl<S: PageSource, C: Cpus, R: RawMutex, P: Report> Heap<S, C, R, P> {
         }
         state.shelves().for_each(|shelf| stats.add(shelf));
         // What lies in magazines and depots is out of its shelf, but in nobody's hands.
-        stats.live = stats.live.saturating_sub(cached);
+        stats.live = stats.live.saturating_sub(cached + state.mapped.bytes());
+        stats.overhead += state.mapped.bytes();
         stats
     }
 

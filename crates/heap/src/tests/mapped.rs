@@ -122,6 +122,22 @@ fn samples_are_blocks_like_others_and_go_when_freed() {
 }
 
 #[test]
+fn what_a_sample_is_remembered_by_is_overhead_and_goes_home_with_it() {
+    let (arena, ledger) = (Arena::new(1024), Ledger::default());
+    arena.let_map(100_000);
+    let heap = heap(&arena, &ledger);
+    heap.set_sampling(1);
+    let sample = heap.kalloc(layout(64, 8)).unwrap();
+    assert_eq!((heap.stats().live, heap.stats().cached), (64, 0));
+    // SAFETY: live; a sized free does not look whether it is a sample, and a magazine takes it.
+    unsafe { heap.kfree_sized(sample, layout(64, 8)) }.unwrap();
+    assert_eq!((heap.stats().live, heap.stats().cached), (0, 64));
+    heap.drain();
+    assert_eq!((heap.stats().live, heap.stats().cached), (0, 0), "{:?}", heap.stats());
+    assert_eq!(heap.stats().accounted(), heap.stats().taken);
+}
+
+#[test]
 fn a_sample_is_large_enough_for_whoever_may_get_it() {
     let (arena, ledger) = (Arena::new(1024), Ledger::default());
     arena.let_map(100_000);
