@@ -78,18 +78,19 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
     }
 
     /// Locked memory that is new, or may be written from now on, gets its pages at once, as on
-    /// Linux: the first access shall not wait for one. What cannot be had will be when it is touched.
+    /// Linux: the first access shall not wait for one. What cannot be had, and what lies behind it in
+    /// the same region, will be when it is touched.
     #[cold]
     pub(crate) fn populate_locked(&self, inner: &mut Inner<P>, part: Window) {
-        for page in part.0..part.1 {
+        let mut page = part.0;
+        while page < part.1 {
             let Some(entry) = inner.regions.covering(page) else { return };
-            let region = &entry.value;
+            let (region, end) = (&entry.value, entry.end);
             let write = region.prot.contains(Prot::WRITE);
             let access = if write { Access::Write } else { Access::Read };
             let fetch = region.flags & Locking::FLAGS == MapFlags::LOCKED;
-            if fetch && self.fault_in(inner, page, access).is_err() {
-                return;
-            }
+            let passed = !fetch || self.fault_in(inner, page, access).is_err();
+            page = if passed { end } else { page + 1 };
         }
     }
 

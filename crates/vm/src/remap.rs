@@ -96,6 +96,11 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         keep_old: bool,
     ) -> Result<VirtAddr, VmError> {
         let new_len = to.1 - to.0;
+        // A second mapping of nothing, over the first one's own page: Linux empties the place, and
+        // then finds no mapping. We say so at once.
+        if (to.0..to.1).contains(&start) {
+            return Err(VmError::Fault);
+        }
         // What is cut off may reach over the end of the region.
         let kept = old_len.min(new_len);
         let region = self.resizable(inner, start, kept, new_len, keep_old)?;

@@ -199,7 +199,8 @@ fn fits(call: Call) -> bool {
         Call::Remap { addr, old, new, flags, to } => {
             let fixed = flags & 2 != 0;
             let anywhere = matches!(flags, 1 | 5) || (fixed && !inside(to));
-            let half_done = fixed && old > 64 * PAGE;
+            let onto_itself = old == 0 && addr.wrapping_sub(to) < new;
+            let half_done = fixed && (old > 64 * PAGE || onto_itself);
             let grows_far = new > 64 * PAGE && new < TOP;
             here(addr) && !anywhere && !half_done && !grows_far && !long(addr, old)
         }

@@ -19,7 +19,8 @@
 //!   length are the same and the place is fixed; we answer `EFAULT`, as Linux did before. The
 //!   sequence ends there.
 //! - *half-done*: a move to a fixed place out of a range that is too long is refused by both, but
-//!   Linux has emptied the place by then. Not generated.
+//!   Linux has emptied the place by then. The same for a second mapping (old length 0) over the page
+//!   that it is asked from. Not generated.
 //! - *wrong-twice*: with no type of sharing and an occupied place for `MAP_FIXED_NOREPLACE`, Linux
 //!   says `EEXIST` and we say `EINVAL`. Not generated.
 //! - *out-if-it-can*: what `MADV_PAGEOUT` finds depends on where Linux keeps a page at the moment.

@@ -346,6 +346,9 @@ impl Model {
             return Err(VmError::TooLow);
         }
         let run = self.run_of(start).ok_or(VmError::Fault)?;
+        if (target..target + new).contains(&start) {
+            return Err(VmError::Fault);
+        }
         if old == 0 && !run.4 {
             return Err(VmError::Invalid);
         }

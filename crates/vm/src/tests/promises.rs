@@ -279,3 +279,17 @@ fn what_is_mapped_in_future_can_be_locked_at_once_or_as_it_is_touched() {
     assert_eq!(space.map(wish), Err(VmError::LockDenied));
     assert_eq!(space.set_locked(at(300), 5 * 4096, Locking::Off), Ok(()));
 }
+
+#[test]
+fn what_cannot_be_had_in_one_locked_region_does_not_stop_the_next() {
+    let host = Host::new(256);
+    let space = host.linux();
+    space.set_all_locked(None, Locking::Now).unwrap();
+    // A private mapping of three pages of a file that has one, and memory behind it.
+    let backing = Backing::File { object: TestFile::shared(2, 0x1000), offset: 0 };
+    space.map(MapRequest { backing, ..pages(10, 3, Prot::READ) }).unwrap();
+    space.map(pages(13, 2, Prot::empty())).unwrap();
+    assert_eq!(space.stats().rss(), 1);
+    space.protect(at(10), 5 * 4096, RW).unwrap();
+    assert_eq!(space.resident(at(13)).present, 2, "as Linux does, region by region");
+}
