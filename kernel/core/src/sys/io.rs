@@ -30,6 +30,28 @@ pub(super) enum TerminalUse {
     Change,
 }
 
+/// Where bytes are between a program and a file.
+struct Buffer {
+    /// Most calls are for a few bytes.
+    small: [u8; 512],
+    large: Vec<u8>,
+}
+
+impl Buffer {
+    const fn new() -> Self {
+        Self { small: [0; 512], large: Vec::new() }
+    }
+
+    /// Room for `len` bytes, or for as many as are carried at once.
+    fn room(&mut self, len: u64) -> Result<&mut [u8]> {
+        if len as usize <= self.small.len() {
+            return Ok(&mut self.small);
+        }
+        self.large = try_vec(0u8, CHUNK.min(len as usize)).map_err(|_| Errno::ENOMEM)?;
+        Ok(&mut self.large)
+    }
+}
+
 impl<M: Machine> Cx<'_, M> {
     /// Tries `attempt` until it does not say `EAGAIN`, waiting for the file in between, unless the
     /// file is not to be waited for.
@@ -77,14 +99,8 @@ impl<M: Machine> Cx<'_, M> {
     fn read_to(&self, file: &OpenFile, addr: u64, len: u64, at: Option<u64>) -> Result<u64> {
         let len = len.min(MAX_RW);
         crate::user::user_range::<M>(&self.space, addr, len)?;
-        let mut small = [0; 512];
-        let mut large: Vec<u8>;
-        let buffer: &mut [u8] = if len as usize <= small.len() {
-            &mut small
-        } else {
-            large = try_vec(0u8, CHUNK.min(len as usize)).map_err(|_| Errno::ENOMEM)?;
-            &mut large
-        };
+        let mut buffer = Buffer::new();
+        let buffer = buffer.room(len)?;
         let mut done = 0;
         loop {
             let want = ((len - done) as usize).min(buffer.len());
@@ -128,14 +144,8 @@ impl<M: Machine> Cx<'_, M> {
     fn write_from(&self, file: &OpenFile, addr: u64, len: u64, at: Option<u64>) -> Result<u64> {
         let len = len.min(MAX_RW);
         crate::user::user_range::<M>(&self.space, addr, len)?;
-        let mut small = [0; 512];
-        let mut large: Vec<u8>;
-        let buffer: &mut [u8] = if len as usize <= small.len() {
-            &mut small
-        } else {
-            large = try_vec(0u8, CHUNK.min(len as usize)).map_err(|_| Errno::ENOMEM)?;
-            &mut large
-        };
+        let mut buffer = Buffer::new();
+        let buffer = buffer.room(len)?;
         let mut done = 0;
         loop {
             let want = ((len - done) as usize).min(buffer.len());
