@@ -256,20 +256,24 @@ fn exists(chapter: &Path, path: &str) -> bool {
 fn tests() -> Result<BTreeSet<String>> {
     let mut tests = BTreeSet::new();
     for dir in ["crates", "kernel", "tests", "xtask"] {
-        collect_functions(&build::root().join(dir), &mut tests)?;
+        collect_tests(&build::root().join(dir), &mut tests)?;
     }
     Ok(tests)
 }
 
-fn collect_functions(dir: &Path, into: &mut BTreeSet<String>) -> Result<()> {
+fn collect_tests(dir: &Path, into: &mut BTreeSet<String>) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.is_dir() {
-            collect_functions(&path, into)?;
+            collect_tests(&path, into)?;
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            for line in fs::read_to_string(&path)?.lines() {
-                let Some(rest) = line.trim_start().strip_prefix("fn ") else { continue };
-                into.extend(rest.split_once('(').map(|(name, _)| name.to_owned()));
+            let mut is_test = false;
+            for line in fs::read_to_string(&path)?.lines().map(str::trim_start) {
+                if let Some(rest) = line.strip_prefix("fn ").filter(|_| is_test) {
+                    into.extend(rest.split_once('(').map(|(name, _)| name.to_owned()));
+                }
+                // Other attributes may stand between.
+                is_test = line.starts_with("#[test]") || is_test && line.starts_with("#[");
             }
         }
     }

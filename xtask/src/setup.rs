@@ -27,6 +27,14 @@ const PROGRAMS: &[Need] = &[
     Need { path_or_name: "musl-gcc", package: "musl-tools" },
     Need { path_or_name: "/bin/bash-static", package: "bash-static" },
 ];
+/// What the host's own tests call: malloc's run under other people's programs.
+const HOST: &[Need] = &[
+    Need { path_or_name: "gcc", package: "gcc" },
+    Need { path_or_name: "g++", package: "g++" },
+    Need { path_or_name: "perl", package: "perl" },
+    Need { path_or_name: "python3", package: "python3" },
+    Need { path_or_name: "git", package: "git" },
+];
 const REAL: &[Need] = &[
     Need { path_or_name: "gcc", package: "gcc" },
     Need { path_or_name: "make", package: "make" },
@@ -42,13 +50,19 @@ const TARGETS: &[&str] = &["x86_64-unknown-none", "x86_64-unknown-linux-musl"];
 /// Everything that any command needs.
 pub fn everything() -> Result<()> {
     rust_targets()?;
-    packages(&[BOOT, GRUB, PROGRAMS])
+    packages(&[BOOT, GRUB, PROGRAMS, HOST])
 }
 
 /// What a boot by QEMU's `-kernel` needs.
 pub fn for_boot() -> Result<()> {
     rust_targets()?;
     packages(&[BOOT])
+}
+
+/// What the tests need that boot nothing.
+pub fn for_host_tests() -> Result<()> {
+    rust_targets()?;
+    packages(&[HOST])
 }
 
 /// What a GRUB image needs besides.

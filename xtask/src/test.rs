@@ -37,7 +37,7 @@ impl Test {
     /// Runs all tests; the status is not zero when one failed.
     pub fn execute(&self) -> Result<u8> {
         let mut count = Count::default();
-        setup::for_boot()?;
+        setup::for_host_tests()?;
         let host = ["test", "--workspace", "--no-fail-fast", "--exclude", "pagoda-kernel"];
         count.run("host tests", &host, &[])?;
         for (package, tests) in INTERLEAVED {

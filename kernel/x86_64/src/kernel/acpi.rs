@@ -11,7 +11,7 @@
 //! the crate wants a handler that maps and unmaps physical memory, and brings an interpreter for
 //! the byte code in other tables.
 //!
-//! Left out: x2APIC entries (more than 255 processors), where NMIs come in, a timer that is not
+//! Left out: more than 64 processors, and x2APIC entries, where NMIs come in, a timer that is not
 //! read by an I/O port.
 
 use pagoda_addr::PhysAddr;

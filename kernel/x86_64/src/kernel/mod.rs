@@ -22,9 +22,9 @@
 //!
 //! # Invariants
 //!
-//! *kernel-quiet*: the kernel runs with interrupts off, except inside
-//! `wait_for_interrupt`. An interrupt therefore arrives in user mode or in idle, never while a lock
-//! is held, and handlers may take the locks of the devices they serve.
+//! *kernel-quiet*: the kernel runs with interrupts off, except where a CPU is idle, parked, or
+//! asleep before the big lock. An interrupt therefore arrives there or in user mode, never while a
+//! lock is held, and handlers may take the locks of the devices they serve.
 //!
 //! *kernel-gs*: while the kernel runs, the GS base is the address of the CPU's own area. The few
 //! instructions around `swapgs` where that is not so cannot fault, run with interrupts off, and are

@@ -15,7 +15,7 @@
 //! | `text` | a store to kernel text | write, not allowed, kernel text |
 //! | `alias` | a store to kernel text through the direct map | write, not allowed |
 //! | `execute` | a jump to kernel data | execution, not allowed |
-//! | `null` | a read of address 0 | read, nothing is mapped |
+//! | `null` | a read through a null pointer | read, nothing is mapped |
 //! | `pinned` | a switch while pinned | switched while pinned |
 //! | `rank` | a lock of a lower rank | lock of rank |
 //! | `hang` | an endless loop with interrupts off | nothing; an NMI says where |
