@@ -205,7 +205,8 @@ impl<'a, A: GlobalAlloc> Live<'a, A> {
         Self { heap, blocks, plan, next: 0 }
     }
 
-    #[inline]
+    // Whether it stood alone was the compiler's whim, and changed from one contestant to the next.
+    #[inline(always)]
     fn turn(&mut self) {
         let (index, size) = self.plan[self.next % PLAN];
         self.next += 1;

@@ -171,13 +171,13 @@ impl Life<'_> {
         // Enough of one size for depots to be opened and to grow: one CPU allocates, another frees.
         for size in [40, 700, 8192] {
             let before = self.live.len();
-            (0..24).for_each(|_| self.alloc(size, 8, false));
+            (0..FEW * 4).for_each(|_| self.alloc(size, 8, false));
             self.stage.0.set(2);
             while self.live.len() > before + 2 {
                 self.free(before);
             }
             self.stage.0.set(0);
-            (0..6).for_each(|_| self.alloc(size, 8, true));
+            (0..FEW).for_each(|_| self.alloc(size, 8, true));
         }
         for (size, align) in [(9000, 8), (20_000, 1024), (40_000, 8), (100, 4096), (3 << 20, 8)] {
             self.alloc(size, align, size % 3 == 0);
@@ -189,7 +189,7 @@ impl Life<'_> {
             self.resize(last, size);
         }
         self.heap.set_sampling(2);
-        for step in 0..20 {
+        for step in 0..FEW * 3 {
             self.alloc(step * 300, 8, step % 2 == 0);
             self.free(step * 5);
         }
@@ -254,13 +254,16 @@ fn sweep(option: &'static str, many: usize, stride: usize) -> (usize, usize) {
     unreachable!("there are not so many places")
 }
 
-/// Under Miri a life takes a minute: one with a failure in its first step, and one without any.
-const STRIDE: usize = if cfg!(miri) { 1000 } else { 1 };
+/// How often a life does the same.
+const FEW: usize = if cfg!(miri) { 1 } else { 6 };
+
+/// Under Miri a life takes minutes: one with a failure in its first step, and one without any.
+const STRIDE: usize = if cfg!(miri) { 100_000 } else { 1 };
 
 #[test]
 fn after_any_one_internal_failure_nothing_is_lost() {
     let (places, refused) = sweep("", 1, STRIDE);
-    assert!(places > 300, "{places} places");
+    assert!(cfg!(miri) || places > 300, "{places} places");
     assert!(cfg!(miri) || (1..places / 20).contains(&refused), "most are got over: {refused}");
 }
 
@@ -268,7 +271,7 @@ fn after_any_one_internal_failure_nothing_is_lost() {
 fn after_any_stretch_of_internal_failures_nothing_is_lost() {
     for (many, stride) in [(7, STRIDE), (usize::MAX, 4 * STRIDE)] {
         let (places, refused) = sweep("", many, stride);
-        assert!(places > 300, "{places} places");
+        assert!(cfg!(miri) || places > 300, "{places} places");
         assert!(cfg!(miri) || refused > 200, "{refused} calls heard no");
     }
 }
@@ -277,7 +280,7 @@ fn after_any_stretch_of_internal_failures_nothing_is_lost() {
 fn after_any_internal_failure_in_debug_modes_nothing_is_lost() {
     for (many, stride) in [(1, STRIDE), (usize::MAX, 4 * STRIDE)] {
         let (places, refused) = sweep("FZPUQ", many, stride);
-        assert!(places > 300, "{places} places");
+        assert!(cfg!(miri) || places > 300, "{places} places");
         assert!(cfg!(miri) || refused > 0, "no call heard no");
     }
 }
