@@ -117,16 +117,15 @@ impl<'m, R: RawMutex> Caches<'m, R> {
         if mobility == Mobility::Unmovable { unmovable } else { movable }
     }
 
-    /// A batch that another CPU, or this one, had too much goes to the magazine, which is empty.
-    fn take_batch(&self, mobility: Mobility, magazine: &Magazine) -> bool {
-        let fill = |batch: &[u64; BATCH]| magazine.all_room(Way::Stack).fill(batch.iter().copied());
-        !self.failing.now() && self.depot(mobility).take_with(fill).is_some()
+    /// What another CPU, or this one, had too much goes to the magazine, whose stack is empty.
+    fn take_batches(&self, mobility: Mobility, magazine: &Magazine) -> bool {
+        !self.failing.now() && self.depot(mobility).take_to(magazine)
     }
 
-    /// A batch for whoever needs one; false if it cannot be kept. With several nodes, frames of one
-    /// would end up on CPUs of another.
-    pub(crate) fn put_batch(&self, mobility: Mobility, batch: &[u64; BATCH]) -> bool {
-        self.nodes.is_one() && !self.failing.now() && self.depot(mobility).put(batch)
+    /// What a full stack has too much, for whoever needs it; false if nothing can be kept. With
+    /// several nodes, frames of one would end up on CPUs of another.
+    pub(crate) fn put_batches(&self, mobility: Mobility, magazine: &Magazine) -> bool {
+        self.nodes.is_one() && !self.failing.now() && self.depot(mobility).put_from(magazine)
     }
 
     pub(crate) fn pool(&self, mobility: Mobility) -> &Shelf<'m, R> {
@@ -275,7 +274,7 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
         let magazine = stock.of(mobility);
         if magazine.peek().is_some() {
             // Stock of one's own.
-        } else if self.caches.take_batch(mobility, magazine) {
+        } else if self.caches.take_batches(mobility, magazine) {
             // Stock of another CPU, which now is one's own.
         } else {
             let mut core = self.core.lock();

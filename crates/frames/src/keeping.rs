@@ -94,11 +94,8 @@ impl<'m, C: Cpus, M: PhysMap, R: RawMutex> FrameAllocator<'m, C, M, R> {
             let mut core = self.core.lock();
             core.touch(magazine.basket());
             found = self.bring_back(&mut core, magazine.empty_basket());
-        } else if !magazine.has_room(way) {
-            let batch = magazine.unload();
-            if !self.caches.put_batch(mobility, &batch) {
-                found = self.bring_back(&mut self.core.lock(), batch);
-            }
+        } else if !magazine.has_room(way) && !self.caches.put_batches(mobility, magazine) {
+            found = self.bring_back(&mut self.core.lock(), magazine.unload());
         }
         magazine.push(way, number);
         found.and(self.honour(stock)).map_err(FreeError::Corrupt)

@@ -1,9 +1,11 @@
 //! Frames that a CPU keeps for itself, and the batches that CPUs hand to each other.
 //!
 //! A magazine has three parts. The *stack* holds frames that are handed out next, last in, first
-//! out; the *clean* stack holds those that are known to be zeroed. The *basket* collects frames on their way back to the core. Which of the two a freed frame goes
-//! to is the recycling rule (see `caches.rs`). What a stack has too much of goes to the *depot*, in
-//! batches, where a CPU that runs dry finds it: so one CPU may allocate what another frees.
+//! out; the *clean* stack holds those that are known to be zeroed. The *basket* collects frames on
+//! their way back to the core. Which of the two a freed frame goes to is the recycling rule (see
+//! `caches.rs`). What a stack has too much of goes to the *depot*, in batches, where a CPU that runs
+//! dry finds it: so one CPU may allocate what another frees. Several batches go and come at once,
+//! since the depot's lock costs as much as the lines of two.
 //!
 //! *owner-only*: all of a stock but `wanted` is written by the CPU that owns it, pinned
 //! (`pagoda_sync`'s *pin-exclusive*). The fields are atomics all the same, used without any
@@ -20,6 +22,9 @@ use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
 pub(crate) const BATCH: usize = if cfg!(loom) { 2 } else { 64 };
 /// Frames on a full stack: a burst of 256 stays on its CPU.
 pub(crate) const STACK: usize = if cfg!(loom) { 4 } else { 320 };
+
+/// Batches that go between stack and depot at once, at most: one always stays.
+const MOVED: usize = STACK / BATCH - 1;
 
 /// A value of [`Stock::wanted`]: drain, please.
 pub(crate) const ASKED: u32 = 1;
@@ -201,9 +206,20 @@ impl Magazine {
 
     /// The uppermost batch of a full stack.
     pub(crate) fn unload(&self) -> [u64; BATCH] {
-        let batch = core::array::from_fn(|place| self.slots[STACK + place].load(Relaxed));
-        self.top(Way::Stack).store(STACK as u32, Relaxed);
+        let batch = self.uppermost(1).next().unwrap_or([0; BATCH]);
+        self.drop_batches(1);
         batch
+    }
+
+    /// The `count` uppermost batches of a full stack, the lowest of them first.
+    fn uppermost(&self, count: usize) -> impl Iterator<Item = [u64; BATCH]> {
+        let uppermost = self.slots.rchunks_exact(BATCH).take(count).rev();
+        uppermost.map(|slots| core::array::from_fn(|place| slots[place].load(Relaxed)))
+    }
+
+    fn drop_batches(&self, count: usize) {
+        let top = self.top(Way::Stack);
+        top.store(top.load(Relaxed) - (count * BATCH) as u32, Relaxed);
     }
 
     /// What is in the basket.
@@ -278,14 +294,32 @@ impl<'m, R: RawMutex> Shelf<'m, R> {
         guard.full < guard.batches.len()
     }
 
-    /// False when the shelf is full.
-    pub(crate) fn put(&self, batch: &[u64; BATCH]) -> bool {
-        self.announce();
-        let done = self.put_announced(batch);
-        if !done {
-            self.renounce();
+    /// All but the lowest batch of a full stack, as far as there is room; false if there is none.
+    pub(crate) fn put_from(&self, magazine: &Magazine) -> bool {
+        let mut guard = self.0.0.batches.lock();
+        let Batches { batches, full } = &mut *guard;
+        let room = batches.get_mut(*full..).unwrap_or_default();
+        let count = room.len().min(MOVED);
+        self.0.0.count.fetch_add((count * BATCH) as u64, Relaxed);
+        room.iter_mut().zip(magazine.uppermost(count)).for_each(|(slot, batch)| *slot = batch);
+        magazine.drop_batches(count);
+        *full += count;
+        count > 0
+    }
+
+    /// Some batches for an empty stack; false if there are none.
+    pub(crate) fn take_to(&self, magazine: &Magazine) -> bool {
+        if self.count() == 0 {
+            return false;
         }
-        done
+        let mut guard = self.0.0.batches.lock();
+        let Batches { batches, full } = &mut *guard;
+        let left = full.saturating_sub(MOVED);
+        let taken = batches.get(left..*full).unwrap_or_default();
+        magazine.all_room(Way::Stack).fill(taken.as_flattened().iter().copied());
+        self.0.0.count.fetch_sub((taken.len() * BATCH) as u64, Relaxed);
+        *full = left;
+        !taken.is_empty()
     }
 
     /// A batch will be put here: count it from now on.
@@ -308,19 +342,13 @@ impl<'m, R: RawMutex> Shelf<'m, R> {
     }
 
     pub(crate) fn take(&self) -> Option<[u64; BATCH]> {
-        self.take_with(|batch| *batch)
-    }
-
-    /// What `each` makes of the batch, which it sees where it stands: one copy less.
-    #[inline]
-    pub(crate) fn take_with<T>(&self, each: impl FnOnce(&[u64; BATCH]) -> T) -> Option<T> {
         if self.count() == 0 {
             return None;
         }
         let mut guard = self.0.0.batches.lock();
         guard.full = guard.full.checked_sub(1)?;
-        let done = guard.batches.get(guard.full).map(each)?;
+        let batch = guard.batches.get(guard.full).copied()?;
         self.renounce();
-        Some(done)
+        Some(batch)
     }
 }
