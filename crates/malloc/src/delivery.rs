@@ -128,22 +128,25 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         let generation = self.word_generation();
         let top = owner.announced.load(Ordering::Relaxed);
-        let first = self.distance(unit, parcel.first.cast()) as u32 / unit.class().bytes + 1;
+        let class = unit.class();
+        let first = self.distance(unit, parcel.first.cast()) as u32 / class.bytes + 1;
         let chain = Chain { first, count: parcel.count };
-        let announce = unit.remote.push(chain, generation, top, |behind| {
+        let pushed = unit.remote.push(chain, generation, top, |behind| {
             // SAFETY: the last block of the parcel, which nobody else knows yet.
             unsafe { self.set_next(parcel.last, self.block(unit, behind)) };
         });
-        if announce {
+        if pushed.announce {
             self.announce(owner, unit, parcel.unit, top);
         }
         if owner.state.load(Ordering::Relaxed) == DEAD {
             self.tidy(owner, false);
+        } else if pushed.count == class.blocks {
+            self.is_whole(owner);
         }
     }
 
     /// Puts a slab on its owner's stack (*one-announcer*), which began with `top` a moment ago.
-    fn announce(&self, owner: &Heap, unit: &Unit, number: u32, mut top: u32) {
+    pub(crate) fn announce(&self, owner: &Heap, unit: &Unit, number: u32, mut top: u32) {
         let stack = &owner.announced;
         while let Err(now) =
             stack.compare_exchange(top, number, Ordering::Release, Ordering::Relaxed)

@@ -214,7 +214,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         let unit = self.unit(number - 1);
         let block = unit.free.get();
-        if unit.place.get() != Place::Head || block.is_null() {
+        if unit.place() != Place::Head || block.is_null() {
             return ptr::null_mut();
         }
         // SAFETY: a block on the free list of a slab of ours.

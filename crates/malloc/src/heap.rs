@@ -5,7 +5,8 @@
 //! whose thread ended (*dead*) is taken over whole by the next thread that needs one.
 //!
 //! Invariant *heap-exclusive*: only the thread that [`Local`](crate::Local) points to the heap, or
-//! whoever changed `state` from [`DEAD`] to [`BUSY`], touches anything but the atomics.
+//! whoever changed `state` from [`DEAD`] to [`BUSY`], touches anything but the atomics. Its slabs are part
+//! of that, but for those that nobody is in ([`crate::sweep`]).
 //!
 //! Invariant *generation*: a heap with another generation than the process belongs to a thread that a
 //! fork left behind. Nothing in it is read; its slabs are taken over one by one, as if all their
@@ -47,6 +48,10 @@ pub struct Heap {
     pub(crate) recents: Recents,
     /// Unit number + 1 of the first slab that somebody announced.
     pub(crate) announced: AtomicU32,
+    /// Slabs that became wholly free since somebody last looked at the announced ones.
+    pub(crate) whole: AtomicU32,
+    /// So many of them are swept away by others.
+    pub(crate) sweep_at: AtomicU32,
     /// Whose it is.
     pub(crate) state: AtomicU32,
     /// The owner's thread number.
@@ -57,7 +62,7 @@ pub struct Heap {
     pub(crate) generation: AtomicU32,
     /// Its place in the table.
     pub(crate) number: AtomicU32,
-    /// Slabs by class; written by the owner, read by the statistics.
+    /// Slabs by class; read by the statistics.
     pub(crate) slabs: [AtomicU32; CLASSES],
 }
 
@@ -86,6 +91,8 @@ impl Heap {
             outgoing: Outgoing::new(),
             recents: Recents::new(),
             announced: AtomicU32::new(0),
+            whole: AtomicU32::new(0),
+            sweep_at: AtomicU32::new(0),
             state: AtomicU32::new(FRESH),
             thread: AtomicU32::new(0),
             process: AtomicU32::new(0),
@@ -106,9 +113,7 @@ impl Heap {
     /// Counts slabs for the statistics.
     pub(crate) fn count_slab(&self, class: usize, more: bool) {
         if let Some(count) = self.slabs.get(class) {
-            let old = count.load(Ordering::Relaxed);
-            let new = if more { old.wrapping_add(1) } else { old.wrapping_sub(1) };
-            count.store(new, Ordering::Relaxed);
+            count.fetch_add(if more { 1 } else { u32::MAX }, Ordering::Relaxed);
         }
     }
 }

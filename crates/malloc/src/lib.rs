@@ -7,7 +7,8 @@
 //! - [`Allocator`]: the core as a value, over a [`System`] (pages) and a [`Local`] (one pointer for each
 //!   thread).
 //! - `heap`: what a thread owns; `threads`: who has which heap, and fork.
-//! - `small`, `unit`, `remote`, `outgoing`, `delivery`, `pool`: to 1 KiB. Slabs of one class, owned by one thread.
+//! - `small`, `unit`, `remote`, `outgoing`, `delivery`, `sweep`, `pool`: to 1 KiB. Slabs of one class, owned
+//!   by one thread.
 //! - `medium`, `arena`, `recent`: to 128 KiB. Best fit with merging.
 //! - `large`: above. Mappings.
 //! - [`hardened`], `story`: a mode that says who wrote where, and who freed twice. `options`: how it is
@@ -17,12 +18,12 @@
 //!
 //! # Lock order
 //!
-//! The table of heaps, the pool, the arenas by number, the table of fenced blocks. The fast paths take none.
+//! The table of heaps, the sweep, the pool, the arenas by number, the table of fenced blocks. The fast paths take none.
 //!
 //! # Left out
 //!
-//! Huge pages; a helper thread (what is free beyond the budgets goes back as it is freed, save what
-//! other threads free into the slabs of a thread that sleeps); being called from signal handlers.
+//! Huge pages; a helper thread (what is free beyond the budgets goes back as it is freed, whoever frees
+//! it; what is free within them stays while the program idles); being called from signal handlers.
 #![cfg_attr(not(test), no_std)]
 #![cfg(not(loom))]
 #![deny(unsafe_code)]
@@ -54,6 +55,7 @@ mod report;
 mod small;
 mod stats;
 mod story;
+mod sweep;
 mod system;
 #[cfg(test)]
 mod tests;

@@ -25,7 +25,7 @@ const EXTRA: u32 = 256;
 
 /// The pool of units.
 pub struct Pool {
-    /// Rank 2 of the locks: after the table of heaps, before the arenas.
+    /// Rank 3 of the locks: after the sweep, before the arenas.
     pub lock: Lock,
     books: Books,
 }

@@ -8,8 +8,9 @@
 //! The word packs: the chain's first block (number + 1, 0 = none), the chain's length, the next slab on
 //! the stack (unit number + 1, 0 = none), and the fork generation.
 //!
-//! Invariant *one-announcer*: only the push that finds the word empty puts the slab on the stack, and
-//! only the owner empties it, after it took the slab from the stack.
+//! Invariant *one-announcer*: only the push that finds the word empty puts the slab on the stack. Whoever
+//! takes the stack (its owner, or who sweeps for it: [`crate::sweep`]) has all slabs on it for itself, and
+//! empties the word of each or puts it back.
 //!
 //! Invariant *own-generation*: a chain of an older generation was pushed before a fork by threads that
 //! the child does not have; the links inside its blocks may not have been copied. It counts as empty
@@ -33,6 +34,15 @@ pub struct Chain {
 impl Chain {
     /// No blocks.
     pub const NONE: Self = Self { first: 0, count: 0 };
+}
+
+/// What a push came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// The caller must now announce the slab to its owner, whose stack began with the `top` that it gave.
+    pub announce: bool,
+    /// Blocks in the word now.
+    pub count: u32,
 }
 
 /// The word.
@@ -85,8 +95,14 @@ impl Remote {
     }
 
     /// Pushes a chain. `link` is told, possibly several times, what must follow the chain's last
-    /// block. True: the caller must now announce the slab to its owner, whose stack began with `top`.
-    pub fn push(&self, chain: Chain, generation: u16, top: u32, mut link: impl FnMut(u32)) -> bool {
+    /// block.
+    pub fn push(
+        &self,
+        chain: Chain,
+        generation: u16,
+        top: u32,
+        mut link: impl FnMut(u32),
+    ) -> Pushed {
         let mut old = self.0.load(Ordering::Relaxed);
         loop {
             let (behind, next) = unpack(old, generation);
@@ -96,10 +112,17 @@ impl Remote {
             let word = pack(all, if announce { top } else { next }, generation);
             // Release: the links must be seen by the owner, through whoever announced the slab.
             match self.0.compare_exchange_weak(old, word, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return announce,
+                Ok(_) => return Pushed { announce, count: all.count },
                 Err(now) => old = now,
             }
         }
+    }
+
+    /// How many blocks are there, and the next slab of the stack. Only whoever took the stack that this
+    /// one is on.
+    pub fn look(&self, generation: u16) -> (u32, u32) {
+        let (chain, next) = unpack(self.0.load(Ordering::Acquire), generation);
+        (chain.count, next)
     }
 
     /// Says what follows the slab on its owner's stack. Only whoever must announce it.
@@ -114,7 +137,7 @@ impl Remote {
         }
     }
 
-    /// Takes everything, and the next slab of the stack. Only the owner, who just took this one from it.
+    /// Takes everything, and the next slab of the stack. Only whoever just took this one from it.
     pub fn take(&self, generation: u16) -> (Chain, u32) {
         unpack(self.0.swap(pack(Chain::NONE, 0, generation), Ordering::Acquire), generation)
     }

@@ -70,7 +70,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             return None;
         }
         let unit = self.unit(number - 1);
-        if unit.place.get() != Place::Head {
+        if unit.place() != Place::Head {
             unit.set_place(Place::Head, unit.used());
             if !self.is_hardened() {
                 heap.set_direct(class, unit);
@@ -235,13 +235,13 @@ impl<S: System, L: Local> Allocator<S, L> {
         } else if let Some(queue) = heap.queues.get(class) {
             queue.set(after);
         }
-        if unit.place.get() == Place::Head {
+        if unit.place() == Place::Head {
             heap.set_direct(class, &raw const crate::unit::NONE.0);
         }
     }
 
     /// Gives an empty slab, which is on no list, back to the pool.
-    fn release(&self, heap: &Heap, unit: &Unit) {
+    pub(crate) fn release(&self, heap: &Heap, unit: &Unit) {
         heap.count_slab(usize::from(unit.class.load(Ordering::Relaxed)), false);
         self.pool.give(&self.window, &self.system, self.window.number_of(unit));
     }
@@ -258,7 +258,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         if unsafe { self.next(last) } == last {
             self.misuse(Misuse::DoubleFree, last as usize);
         }
-        match unit.place.get() {
+        match unit.place() {
             Place::Listed => {
                 self.unlink(heap, unit);
                 self.release(heap, unit);
@@ -276,6 +276,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             return false;
         }
         let mut number = heap.announced.swap(0, Ordering::Acquire);
+        heap.whole.store(0, Ordering::Relaxed);
         while number != 0 {
             let unit = self.unit(number - 1);
             let (chain, next) = unit.remote.take(self.word_generation());
@@ -286,7 +287,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     }
 
     fn bring_home(&self, heap: &Heap, unit: &Unit, chain: Chain) {
-        let (used, place) = (unit.used(), unit.place.get());
+        let (used, place) = (unit.used(), unit.place());
         if chain.count == 0 || chain.count > used {
             self.corrupt(Corruption::Count, self.base(unit) as usize);
         }
@@ -401,7 +402,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             while number != 0 {
                 let unit = self.unit(number - 1);
                 number = unit.next.get();
-                if unit.place.get() == Place::Head {
+                if unit.place() == Place::Head {
                     heap.set_direct(class, &raw const crate::unit::NONE.0);
                     unit.set_place(Place::Listed, unit.used());
                 }

@@ -3,8 +3,8 @@
 //! Heaps are numbered from zero as they are needed. A thread that needs one takes a dead one first,
 //! then one whose thread certainly no longer exists, then a new one.
 //!
-//! Lock order: 1 the table of heaps, 2 the pool, 3 the arenas by number, 4 the table of fenced blocks. Fork takes all of them in this
-//! order before, so that what they guard is whole in the child; what threads own alone is not, see
+//! Lock order: 1 the table of heaps, 2 the sweep, 3 the pool, 4 the arenas by number, 5 the table of
+//! fenced blocks. Fork takes all of them in this order before, so that what they guard is whole in the child; what threads own alone is not, see
 //! *generation* in [`crate::heap`].
 #![allow(unsafe_code)] // heaps live in the window
 
@@ -21,6 +21,8 @@ use crate::system::{Local, Stop, System};
 pub struct Threads {
     /// Rank 1 of the locks.
     pub lock: Lock,
+    /// Rank 2 of the locks: held while slabs are between a stack and its heap ([`crate::sweep`]).
+    pub sweep: Lock,
     /// Heaps ever used.
     pub count: AtomicU32,
 }
@@ -31,7 +33,7 @@ const ASKED: usize = 4;
 impl Threads {
     /// No heaps.
     pub const fn new() -> Self {
-        Self { lock: Lock::new(), count: AtomicU32::new(0) }
+        Self { lock: Lock::new(), sweep: Lock::new(), count: AtomicU32::new(0) }
     }
 }
 
@@ -167,11 +169,12 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// To be called before fork, in the thread that forks.
     pub fn before_fork(&self) {
-        // What was pushed before a fork is lost to the child.
+        self.threads.lock.raw_take(&self.system);
+        self.threads.sweep.raw_take(&self.system);
+        // What was pushed before a fork is lost to the child; nobody has any of it in hand now.
         if let Some(heap) = self.own_heap() {
             self.drain_announced(heap);
         }
-        self.threads.lock.raw_take(&self.system);
         self.pool.lock.raw_take(&self.system);
         for lock in self.window.locks() {
             lock.raw_take(&self.system);
@@ -186,6 +189,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             lock.raw_release(&self.system);
         }
         self.pool.lock.raw_release(&self.system);
+        self.threads.sweep.raw_release(&self.system);
         self.threads.lock.raw_release(&self.system);
     }
 
@@ -196,6 +200,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             lock.reset();
         }
         self.pool.lock.reset();
+        self.threads.sweep.reset();
         self.threads.lock.reset();
         if let Some(heap) = self.own_heap() {
             heap.thread.store(self.system.thread(), Ordering::Relaxed);

@@ -5,7 +5,7 @@
 //!
 //! Who may touch what: *o* the owning thread alone; *p* written while the unit belongs to the pool or
 //! by the owner, read by anybody who holds a block of the slab; *r* anybody, by the protocol of
-//! [`crate::remote`].
+//! [`crate::remote`]. A slab that nobody is in belongs to who sweeps it away ([`crate::sweep`]).
 //!
 //! Invariant *conservation*: `carved = used + free list + chain in the remote word`, where `used` is
 //! what the program (or another thread's outgoing cache) holds.
@@ -39,11 +39,11 @@ pub struct Block {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// On its class's list, behind the head.
-    Listed,
+    Listed = 0,
     /// First of its class's list: allocations come from here.
-    Head,
+    Head = 1,
     /// On no list; every block was handed out.
-    Full,
+    Full = 2,
 }
 
 /// A slab's header.
@@ -63,8 +63,8 @@ pub struct Unit {
     pub countdown: Cell<u32>,
     /// p: the size class.
     pub class: AtomicU8,
-    /// o: where it is kept.
-    pub place: Cell<Place>,
+    /// p: where the owner keeps it; changed by the owner alone, see [`crate::sweep`].
+    place: AtomicU8,
     /// o: blocks ever handed to the free list since the unit became a slab.
     pub carved: Cell<u16>,
     /// r: what other threads freed.
@@ -86,7 +86,7 @@ pub static NONE: Nobody = Nobody(Unit {
     limit: AtomicU64::new(0),
     countdown: Cell::new(0),
     class: AtomicU8::new(0),
-    place: Cell::new(Place::Listed),
+    place: AtomicU8::new(Place::Listed as u8),
     carved: Cell::new(0),
     remote: Remote::new(),
     next: Cell::new(0),
@@ -146,20 +146,31 @@ impl Unit {
     /// Blocks that the program holds, as the owner knows it.
     pub fn used(&self) -> u32 {
         let countdown = self.countdown.get();
-        match self.place.get() {
+        match self.place() {
             Place::Listed => countdown,
             Place::Head => countdown.wrapping_sub(1),
             Place::Full => u32::from(self.carved.get()) + countdown - self.patience(),
         }
     }
 
-    /// Puts the slab elsewhere in the owner's books.
+    /// Where the owner keeps the slab. Who reads [`Place::Full`] sees all that the owner did before.
+    #[inline]
+    pub fn place(&self) -> Place {
+        match self.place.load(Ordering::Acquire) {
+            0 => Place::Listed,
+            1 => Place::Head,
+            _ => Place::Full,
+        }
+    }
+
+    /// Puts the slab elsewhere in the owner's books. The last thing that the owner does with a full one,
+    /// until a block of it comes back: another thread may take it away ([`crate::sweep`]).
     pub fn set_place(&self, place: Place, used: u32) {
-        self.place.set(place);
         self.countdown.set(match place {
             Place::Listed => used,
             Place::Head => used.wrapping_add(1),
             Place::Full => self.patience(),
         });
+        self.place.store(place as u8, Ordering::Release);
     }
 }

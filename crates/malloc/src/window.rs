@@ -141,7 +141,7 @@ impl Window {
         self.small.store(at(layout.small), Ordering::Release);
     }
 
-    /// Locks of the arenas, by number: rank 3 of the locks.
+    /// Locks of the arenas, by number: rank 4 of the locks.
     pub fn locks(&self) -> impl Iterator<Item = &Lock> {
         self.locks.iter().map(|lock| &lock.0)
     }

@@ -31,21 +31,44 @@ fn slabs() -> Arc<Slabs> {
 /// As in `delivery`: push, and announce if need be.
 fn push(slabs: &Slabs, unit: usize, block: u32, generation: u16) -> bool {
     let word = &slabs.words[unit];
-    let mut top = slabs.announced.load(Ordering::Relaxed);
-    let announce = word.push(Chain { first: block + 1, count: 1 }, generation, top, |behind| {
+    let top = slabs.announced.load(Ordering::Relaxed);
+    let pushed = word.push(Chain { first: block + 1, count: 1 }, generation, top, |behind| {
         slabs.links[unit][block as usize].store(behind, Ordering::Relaxed);
     });
-    while announce {
-        let number = unit as u32 + 1;
-        match slabs.announced.compare_exchange(top, number, Ordering::Release, Ordering::Relaxed) {
-            Ok(_) => break,
-            Err(now) => {
-                top = now;
-                word.set_next(top, generation);
-            }
-        }
+    if pushed.announce {
+        announce(slabs, unit, top, generation);
     }
-    announce
+    pushed.announce
+}
+
+fn announce(slabs: &Slabs, unit: usize, mut top: u32, generation: u16) {
+    let (word, number) = (&slabs.words[unit], unit as u32 + 1);
+    while let Err(now) =
+        slabs.announced.compare_exchange(top, number, Ordering::Release, Ordering::Relaxed)
+    {
+        top = now;
+        word.set_next(top, generation);
+    }
+}
+
+/// As in `sweep`: takes the stack, empties the words that hold all `blocks` and puts the others back.
+fn sweep(slabs: &Slabs, blocks: u32) -> u32 {
+    let (mut swept, mut number) = (0, slabs.announced.swap(0, Ordering::Acquire));
+    while number != 0 {
+        let unit = number as usize - 1;
+        let (count, next) = slabs.words[unit].look(0);
+        assert_ne!(count, 0, "a slab on the stack twice");
+        if count == blocks {
+            assert_eq!(slabs.words[unit].take(0).0.count, blocks, "nobody has a block to push");
+            swept |= 1 << unit;
+        } else {
+            let top = slabs.announced.load(Ordering::Relaxed);
+            slabs.words[unit].set_next(top, 0);
+            announce(slabs, unit, top, 0);
+        }
+        number = next;
+    }
+    swept
 }
 
 /// As in `small`: takes the stack, and each slab on it. The links must be what the pushers wrote.
@@ -135,5 +158,39 @@ fn what_was_pushed_before_a_fork_counts_for_nothing() {
         assert!(push(&slabs, 0, 1, 1));
         drain(&slabs, 1);
         assert_eq!(owned(&slabs), [0b10, 0]);
+    });
+}
+
+#[test]
+fn a_sweep_takes_whole_slabs_and_loses_no_others() {
+    loom::model(|| {
+        let slabs = slabs();
+        // One of two blocks is there: the other comes while somebody sweeps.
+        assert!(push(&slabs, 0, 0, 0) && push(&slabs, 1, 2, 0));
+        let pusher = {
+            let slabs = slabs.clone();
+            thread::spawn(move || push(&slabs, 0, 1, 0))
+        };
+        let swept = sweep(&slabs, 2);
+        assert!(!pusher.join().unwrap(), "the slab is announced, or in the sweeper's hands");
+        assert_eq!(swept & 0b10, 0);
+        drain(&slabs, 0);
+        assert_eq!(owned(&slabs), [if swept == 0 { 0b11 } else { 0 }, 0b100]);
+    });
+}
+
+#[test]
+fn a_sweep_and_the_owner_share_what_is_on_the_stack() {
+    loom::model(|| {
+        let slabs = slabs();
+        assert!(push(&slabs, 0, 0, 0) && !push(&slabs, 0, 1, 0) && push(&slabs, 1, 2, 0));
+        let sweeper = {
+            let slabs = slabs.clone();
+            thread::spawn(move || sweep(&slabs, 2))
+        };
+        drain(&slabs, 0);
+        let swept = sweeper.join().unwrap();
+        drain(&slabs, 0);
+        assert_eq!(owned(&slabs), [if swept == 0 { 0b11 } else { 0 }, 0b100]);
     });
 }

@@ -4,4 +4,5 @@ mod life;
 mod misuse;
 mod model;
 pub(crate) mod rig;
+mod sweep;
 mod threads;
