@@ -74,7 +74,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     println!("256 pages one after the other, a page each: {} faults", walk(Policy::LINUX, 1000)?);
     println!(
-        "the same with runs of up to 16 pages:       {} faults",
+        "the same with runs of up to 32 pages:       {} faults",
         walk(Policy::ADAPTIVE, 2000)?
     );
     // ANCHOR_END: ahead

@@ -56,14 +56,14 @@ impl<F: Format, P: VmPlatform> AddressSpace<F, P> {
         if !permits(region.prot, access) {
             return Err(FaultError::Protection);
         }
-        let (stream, pages) = streams.at(page);
+        let pages = streams.at(page);
         let window = (page, entry.end.min(page + pages));
         let done = if region.is_anonymous() {
             self.fault_anonymous(stats, region, window, access)
         } else {
             self.fault_object(stats, region, window, entry.end, access)
         };
-        streams.stopped(stream, done.as_ref().map_or(page, |&(_, count)| page + count));
+        streams.stopped(done.as_ref().map_or(page, |&(_, count)| page + count));
         match done {
             Ok((done, _)) => Ok(done),
             Err(FaultError::OutOfMemory) if inner.lazy => {

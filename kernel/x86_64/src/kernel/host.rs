@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use lock_api::Mutex;
 use pagoda_addr::{Frame, FrameRange, Order, PhysAddr, PhysMap};
 use pagoda_bootmap::{EarlyAllocator, MemoryMap};
-use pagoda_frames::{AllocError, Blame, FrameAllocator, Kind, Mobility, Request};
+use pagoda_frames::{AllocError, Blame, FrameAllocator, Kind, Mobility, OwnedFrames, Request};
 use pagoda_heap::Heap;
 use pagoda_paging::{FlushRange, Platform, Released, SpaceTlb};
 use pagoda_sync::{Ranked, ServingSpin, rank};
@@ -168,19 +168,28 @@ impl Kernel {
     }
 
     /// Frames, if need be after the heap has given back what it only keeps for later.
-    #[inline]
-    pub(crate) fn take(&self, request: Request) -> Result<FrameRange, AllocError> {
+    // Always inline, and by reference: what is asked for is known where it is asked for, and need
+    // neither be looked at nor written down.
+    #[inline(always)]
+    pub(crate) fn take(&self, request: &Request) -> Result<FrameRange, AllocError> {
         let frames = self.frames.get().ok_or(AllocError::NoMemory)?;
         if failures::strikes(failures::What::Frames) {
             return Err(AllocError::NoMemory);
         }
-        let owned = match frames.alloc(request) {
-            Err(error) if error.blame() == Blame::Exhaustion && self.bring_home() => {
-                frames.alloc(request)?
-            }
-            answer => answer?,
-        };
-        Ok(owned.into_range())
+        match frames.alloc(*request) {
+            Ok(owned) => Ok(owned.into_range()),
+            Err(error) => self.take_again(request, error),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_again(&self, request: &Request, error: AllocError) -> Result<FrameRange, AllocError> {
+        let frames = self.frames.get().ok_or(AllocError::NoMemory)?;
+        if error.blame() == Blame::Exhaustion && self.bring_home() {
+            return frames.alloc(*request).map(OwnedFrames::into_range);
+        }
+        Err(error)
     }
 
     /// Brings home what all CPUs only keep for later. Says whether that can have helped.
@@ -246,7 +255,7 @@ unsafe impl Platform for Kernel {
         let table = match spare_tables::take() {
             Some(table) => table,
             None => {
-                let table = self.take(Request::frame().zeroed().kind(kind::PAGE_TABLE));
+                let table = self.take(const { &Request::frame().zeroed().kind(kind::PAGE_TABLE) });
                 table.map_err(|_| pagoda_paging::OutOfFrames)?.start()
             }
         };
@@ -333,8 +342,8 @@ unsafe impl VmPlatform for Kernel {
 
     #[inline]
     fn alloc_page(&self, zeroed: bool) -> Result<Frame, pagoda_vm::OutOfFrames> {
-        let request = Request::frame().kind(kind::PROGRAM).mobility(Mobility::Movable);
-        let frame = self.take(request).map_err(|_| pagoda_vm::OutOfFrames)?.start();
+        const PAGE: &Request = &Request::frame().kind(kind::PROGRAM).mobility(Mobility::Movable);
+        let frame = self.take(PAGE).map_err(|_| pagoda_vm::OutOfFrames)?.start();
         if zeroed {
             // Here, where a frame is known to be one: a third of what the general way costs besides.
             clear(frame);

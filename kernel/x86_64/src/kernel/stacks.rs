@@ -30,7 +30,7 @@ unsafe impl KernelPages for Kernel {
     fn alloc_page(&self, zeroed: bool) -> Result<Frame, OutOfFrames> {
         let request = Request::frame().kind(kind::KVA);
         let request = if zeroed { request.zeroed() } else { request };
-        Ok(self.take(request).map_err(|_| OutOfFrames)?.start())
+        Ok(self.take(&request).map_err(|_| OutOfFrames)?.start())
     }
 }
 
