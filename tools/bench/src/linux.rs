@@ -59,7 +59,7 @@ const HONESTY: &str = "\n\
     - `getppid` is, with `getpid` and `gettid`, answered before the table of calls is looked at: nothing \
       else may be read off it. Any other call pays about 125 instructions of entry and dispatch. \
       The big lock around all of the kernel is not taken on a machine with one CPU, as here.\n\
-    - A program that touches one page after another gets up to 16 of them with one fault. So do the \
+    - A program that touches one page after another gets up to 32 of them with one fault. So do the \
       rows of first touch, of copies and of reuse, and those that contain such touches. \
       `faultahead=1` on the command line is Linux's way, a page for each fault: the rows that say so.\n\
     - Clearing or copying a page by `rep` counts 512 instructions on both sides, here and in Linux: \
