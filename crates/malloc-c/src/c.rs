@@ -33,7 +33,8 @@ pub extern "C" fn malloc(bytes: usize) -> *mut c_void {
     if block.is_null() { unsafe { pagoda_c_malloc(bytes) } } else { block.cast() }
 }
 
-// Tail calls leave the caller's return address on the stack: it goes along, for stories to tell.
+// Tail calls leave the caller's return address on the stack: it goes along, for stories to tell. The byte that is
+// asked for says that the mode is hardened: see `pagoda_malloc_core::process`.
 core::arch::global_asm!(
     ".text",
     ".hidden pagoda_c_malloc",
@@ -41,6 +42,8 @@ core::arch::global_asm!(
     ".type pagoda_c_malloc, @function",
     "pagoda_c_malloc:",
     "mov rsi, qword ptr [rsp]",
+    "cmp byte ptr [rip + pagoda_malloc_window_0_1 + 16], 0",
+    "jne {hard_malloc}",
     "jmp {malloc}",
     ".hidden pagoda_c_calloc",
     ".globl pagoda_c_calloc",
@@ -61,6 +64,7 @@ core::arch::global_asm!(
     "mov rdx, qword ptr [rsp]",
     "jmp {realloc}",
     malloc = sym malloc_from,
+    hard_malloc = sym hard_malloc_from,
     calloc = sym calloc_from,
     aligned = sym aligned_from,
     realloc = sym realloc_from,
@@ -75,6 +79,10 @@ unsafe extern "C" {
 
 extern "C" fn malloc_from(bytes: usize, pc: usize) -> *mut c_void {
     or_enomem(process::alloc_slow_from(bytes, pc))
+}
+
+extern "C" fn hard_malloc_from(bytes: usize, pc: usize) -> *mut c_void {
+    or_enomem(process::hard_alloc_from(bytes, pc))
 }
 
 extern "C" fn calloc_from(bytes: usize, pc: usize) -> *mut c_void {

@@ -303,7 +303,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         };
         if !done {
             // SAFETY: the caller's promise is ours.
-            unsafe { self.free_kept(at, (claimed != usize::MAX).then_some(claimed), pc) }
+            unsafe { self.free_kept(at, claimed, pc) }
         }
     }
 
@@ -311,7 +311,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// As for [`Allocator::free`].
     #[cold]
     #[inline(never)]
-    unsafe fn free_kept(&self, at: *mut u8, claimed: Option<usize>, pc: usize) {
+    unsafe fn free_kept(&self, at: *mut u8, claimed: usize, pc: usize) {
         if self.is_hardened() {
             return self.hard_free(at, claimed, pc);
         }

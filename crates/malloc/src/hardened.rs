@@ -3,29 +3,33 @@
 //! A layer above the ordinary ways: each block lies in an *inner* block, between a header and a tail.
 //!
 //! ```text
-//! inner block: | lead | header: 16 bytes | the program's bytes | tail: 8 to 15 bytes |
+//! inner block: | lead | header: 16 bytes | the program's bytes | tail: 1 to 16 bytes |
 //! ```
 //!
 //! - The *header* names who allocated it, and ends with a *mark*: size and standing, sealed with the
 //!   address and a secret of the process. A pointer is a block exactly if the seal before it fits.
-//! - The *tail* is a pattern: checked when the block is freed, and at exit.
+//! - The *tail* is a pattern, to the next multiple of 16 bytes: checked when the block is freed, and at exit.
 //! - A freed block says at its start who freed it, is filled with junk behind that (all of a small one, the
-//!   first and the last 256 bytes of others) and waits in the *quarantine* of the thread that freed it, up
-//!   to [`PLACES`] small blocks, [`MEDIUM_PLACES`] others and [`BYTES`] bytes of these; mark and junk are checked when it leaves.
+//!   first and the last 256 bytes of others) and waits in the *quarantine* of the thread that freed it. There
+//!   wait as many blocks in slabs as have [`SMALL_BYTES`], each counted with [`TOLL`] more (270 blocks of 40
+//!   bytes; some leave at a time, so that it is an eighth less at times), and up to [`MEDIUM_PLACES`]
+//!   others and [`BYTES`] bytes of these; mark and junk are checked when they leave. More would find
+//!   more late writes, and take the first-level cache from the program.
 //! - A large block ends at a page that faults.
 //! - Free lists below are encoded with the secret.
 //!
-//! What it costs for a small block: 24 bytes, and 15 of rounding at most; some 85 instructions to allocate it
-//! and 200 to free it, of which two thirds are junk that is written and compared, and the block that
-//! leaves the quarantine; the cache lines of header and tail, which are asked for together. For a large
-//! block: the calls that map it and make one page fault, each time.
+//! What it costs for a small block: 17 bytes, and 15 of rounding at most; some 65 instructions to allocate
+//! it (16 without this mode) and 220 to free it (18), of which half are for the block that leaves the
+//! quarantine; the cache lines of header and tail, which are asked for together. For a large block: the
+//! calls that map it and make one page fault, each time.
 //!
 //! The short ways find no slab and no owner (`direct` stays empty, keys never fit), so that normal
 //! mode pays nothing for this. What is found is told with the block's story, then the program is
 //! stopped.
 //!
 //! Left out: reads of freed or foreign memory (large blocks excepted, whose pages are gone); writes that
-//! jump over the tail into another block's bytes.
+//! jump over the tail into another block's bytes; writes into the middle of a freed block of more than 512
+//! bytes; a write behind a block that happens to be the pattern.
 #![allow(unsafe_code)] // headers and tails around blocks
 
 use core::ptr;
@@ -38,29 +42,35 @@ use crate::heap::Heap;
 use crate::options::Options;
 use crate::story::{Site, Story, Trouble};
 use crate::system::{Local, System};
-use crate::unit::Place;
 
 mod exit;
 mod find;
 mod large;
+mod mark;
+mod pair;
 mod pattern;
 mod quarantine;
 
 pub use exit::{Leak, Leaks};
 use large::Fence;
 pub(crate) use large::Fences;
+use mark::{GONE, Header, LOW, bytes_of, epitaph, header, low_of};
 
 /// Bytes before the program's.
 const HEADER: usize = 16;
 /// At least so many bytes behind the program's.
-const TAIL: usize = 8;
+const TAIL: usize = 1;
 /// The "distance" of a large block from its inner block's start.
 const FENCED: usize = 1;
-/// Blocks of up to 1 KiB that wait in a thread's quarantine.
+/// Blocks in slabs that may wait in a thread's quarantine.
 pub const PLACES: usize = 512;
-/// Larger blocks that wait there.
+/// What each of them counts beside its own bytes.
+pub const TOLL: usize = 48;
+/// Bytes of them, so counted, that may wait there: 24 KiB, about what a first-level cache has room for.
+pub const SMALL_BYTES: usize = (PLACES - 1) * TOLL;
+/// Other blocks that wait there.
 pub const MEDIUM_PLACES: usize = 64;
-/// Bytes of those larger blocks, but for one.
+/// Bytes of those other blocks, but for one.
 pub const BYTES: usize = 128 << 10;
 /// Freed bytes.
 const JUNK: u8 = 0xdb;
@@ -78,26 +88,6 @@ pub enum Standing {
     Gone = 3,
 }
 
-/// Before the block.
-///
-/// `mark`, from its lowest bit: standing (2 bits), binary logarithm of the distance from the inner
-/// block's start (6), bytes asked for (18; all ones: a large block, which keeps them elsewhere), seal.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Header {
-    allocated: Site,
-    /// Last, so that a write before the block breaks it; its last byte is never zero.
-    mark: u64,
-}
-
-const _: () = assert!(size_of::<Header>() == HEADER);
-
-const STANDING: u64 = 3;
-const LOW: u64 = (1 << 26) - 1;
-/// The size of a block that is larger than a header can say.
-const FAR: u64 = (1 << 18) - 1;
-const _: () = assert!(MEDIUM_MAX < FAR as usize);
-
 /// What a header says, once its seal has been confirmed.
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
@@ -108,21 +98,6 @@ pub struct Found {
     allocated: Site,
     freed: Site,
     standing: Standing,
-}
-
-fn header(at: *mut u8) -> *mut Header {
-    at.wrapping_sub(HEADER).cast()
-}
-
-/// The lower bits of a live block's mark, but for its standing.
-fn low_of(bytes: usize, lead: usize) -> u64 {
-    (bytes as u64).min(FAR) << 8 | u64::from(lead.trailing_zeros()) << 2
-}
-
-/// Two words at the start of a freed block: who freed it, and (when it has left the quarantine) who
-/// allocated it. The inner block has room for both: its tail, at least, and its bytes are a multiple of 16.
-fn epitaph(at: *mut u8) -> *mut [Site; 2] {
-    at.cast()
 }
 
 impl<S: System, L: Local> Allocator<S, L> {
@@ -138,44 +113,6 @@ impl<S: System, L: Local> Allocator<S, L> {
         heap.map_or(0, |heap| heap.number.load(Ordering::Relaxed) as u16 + 1)
     }
 
-    /// The mark of a block, but for its standing.
-    #[inline]
-    fn blank(&self, at: *mut u8, low: u64) -> u64 {
-        let secret = self.secret.load(Ordering::Relaxed) as u64;
-        let mixed = (at as u64 ^ secret ^ low.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        mixed & !LOW | 1 << 63 | low
-    }
-
-    /// What the header of a block says, if there is one. The memory before `at` must be readable, and of
-    /// a freed block its start.
-    #[inline]
-    fn read_header(&self, at: *mut u8) -> Option<Found> {
-        // SAFETY: the callers have made sure that it is memory of ours.
-        let Header { mut allocated, mark } = unsafe { header(at).read() };
-        let low = mark & LOW & !STANDING;
-        let standing = match mark ^ self.blank(at, low) {
-            1 => Standing::Live,
-            2 => Standing::Freed,
-            3 => Standing::Gone,
-            _ => return None,
-        };
-        let mut freed = Site::NOBODY;
-        if standing != Standing::Live {
-            // SAFETY: as above.
-            let told = unsafe { epitaph(at).read() };
-            freed = told[0];
-            if standing == Standing::Gone {
-                allocated = told[1];
-            }
-        }
-        let bytes = match low >> 8 {
-            FAR => large::bytes(at),
-            bytes => bytes as usize,
-        };
-        let lead = 1 << (low >> 2 & 63);
-        Some(Found { bytes, lead, allocated, freed, standing })
-    }
-
     /// A block with its header and tail; null when there is no memory.
     pub(crate) fn hard_alloc(
         &self,
@@ -184,53 +121,59 @@ impl<S: System, L: Local> Allocator<S, L> {
         zeroed: bool,
         pc: usize,
     ) -> *mut u8 {
-        if bytes > SMALL_MAX - HEADER - TAIL || align > HEADER {
-            return self.hard_alloc_rest(bytes, align, zeroed, pc);
+        if align <= HEADER {
+            let at = self.hard_alloc_short(bytes, pc);
+            if !at.is_null() {
+                if zeroed {
+                    // SAFETY: the block's own bytes.
+                    unsafe { at.write_bytes(0, bytes) };
+                }
+                return at;
+            }
         }
-        let Some(heap) = self.heap() else {
-            return self.hard_alloc_rest(bytes, align, zeroed, pc);
-        };
-        let class = classes::class_of(bytes + HEADER + TAIL);
-        let inner = self.pop_small(heap, class);
-        if inner.is_null() {
-            return self.hard_alloc_rest(bytes, align, zeroed, pc);
-        }
-        let at = inner.wrapping_add(HEADER);
-        self.dress(Some(heap), at, bytes, HEADER, pc);
-        if zeroed {
-            // SAFETY: the block's own bytes.
-            unsafe { at.write_bytes(0, bytes) };
-        }
-        at
+        self.hard_alloc_rest(bytes, align, zeroed, pc)
     }
 
-    /// The first free block of a class's head slab; null if there is none, or if it is not what it should
-    /// be: the long way tells.
-    #[inline]
-    fn pop_small(&self, heap: &Heap, class: usize) -> *mut u8 {
-        let number = heap.queues.get(class).map_or(0, core::cell::Cell::get);
-        if number == 0 {
+    /// A small block from the head slab of its class, with header and tail; null when there is none, or
+    /// when the free list is not what it should be: the long way tells.
+    #[inline(always)]
+    pub(crate) fn hard_alloc_short(&self, bytes: usize, pc: usize) -> *mut u8 {
+        if bytes > SMALL_MAX - HEADER - TAIL {
             return ptr::null_mut();
         }
-        let unit = self.unit(number - 1);
-        let block = unit.free.get();
-        if unit.place() != Place::Head || block.is_null() {
-            return ptr::null_mut();
+        // SAFETY: the heap is this thread's or the one that is never written; entries point to headers; a
+        // header's free list is the owner's.
+        unsafe {
+            let heap = &*self.local.get();
+            let words = (bytes + HEADER + TAIL + 15) >> 4;
+            let Some(unit) = heap.sealed.get(words) else { return ptr::null_mut() };
+            let unit = &*unit.get();
+            let block = unit.free.get();
+            if block.is_null() {
+                return ptr::null_mut();
+            }
+            let next = self.next(block);
+            let apart = next as usize ^ block as usize;
+            if !next.is_null() && apart & !(UNIT_BYTES - 16) != 0 {
+                return ptr::null_mut();
+            }
+            unit.free.set(next);
+            unit.countdown.set(unit.countdown.get().wrapping_add(1));
+            let at = block.cast::<u8>().wrapping_add(HEADER);
+            self.dress(Some(heap), at, bytes, HEADER, pc);
+            at
         }
-        // SAFETY: a block on the free list of a slab of ours.
-        let next = unsafe { self.next(block) };
-        let distance = (next as usize).wrapping_sub(self.window.memory(number - 1) as usize);
-        if next == block || !next.is_null() && !unit.holds(distance) {
-            return ptr::null_mut();
-        }
-        unit.free.set(next);
-        unit.countdown.set(unit.countdown.get().wrapping_add(1));
-        block.cast()
     }
 
     #[cold]
     #[inline(never)]
-    fn hard_alloc_rest(&self, bytes: usize, align: usize, zeroed: bool, pc: usize) -> *mut u8 {
+    pub(crate) fn hard_alloc_rest(
+        &self,
+        bytes: usize,
+        align: usize,
+        zeroed: bool,
+        pc: usize,
+    ) -> *mut u8 {
         if !align.is_power_of_two() || bytes > isize::MAX as usize / 2 || align > 1 << 40 {
             return ptr::null_mut();
         }
@@ -244,9 +187,11 @@ impl<S: System, L: Local> Allocator<S, L> {
         };
         let at = inner.wrapping_add(lead);
         self.dress(heap, at, bytes, lead, pc);
-        if zeroed && !clean {
+        if zeroed {
+            // The tail was written over the last bytes of clean memory too.
+            let dirty = if clean { bytes % 16 } else { bytes };
             // SAFETY: the block's own bytes.
-            unsafe { at.write_bytes(0, bytes) };
+            unsafe { at.add(bytes - dirty).write_bytes(0, dirty) };
         }
         at
     }
@@ -279,17 +224,18 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[inline]
     fn sign(&self, heap: Option<&Heap>, at: *mut u8, bytes: usize, lead: usize, pc: usize) {
         let allocated = Site::new(pc, Self::who(heap));
-        let mark = self.blank(at, low_of(bytes, lead)) | Standing::Live as u64;
+        let low = low_of(bytes, lead) | Standing::Live as u64;
+        let mark = self.seal(at, low) & !LOW | low;
         // SAFETY: the inner block has room before the program's bytes.
         unsafe { header(at).write(Header { allocated, mark }) };
     }
 
-    /// Writes header and tail.
+    /// Writes header and tail of a fresh block.
     #[inline]
     fn dress(&self, heap: Option<&Heap>, at: *mut u8, bytes: usize, lead: usize, pc: usize) {
         self.sign(heap, at, bytes, lead, pc);
         // SAFETY: the inner block has room for it.
-        unsafe { pattern::write_tail(at, bytes) };
+        unsafe { pattern::write_fresh_tail(at, bytes) };
     }
 
     /// Writes header and tail of a large block.
@@ -300,42 +246,69 @@ impl<S: System, L: Local> Allocator<S, L> {
         fence.at
     }
 
-    /// Frees a block; stops the program if it is none. `claimed` is what the caller says of its size.
+    /// The mark of a live small block that is in order.
+    ///
+    /// The seal alone says that there is such a block: it holds the address and the secret.
+    #[inline(always)]
+    fn small_in_order(&self, at: *mut u8) -> Option<u64> {
+        let before = (at as usize).wrapping_sub(HEADER);
+        if before % 16 != 0 || !self.window.is_readable(before) {
+            return None;
+        }
+        // SAFETY: readable, and aligned.
+        let mark = unsafe { (*header(at)).mark };
+        if !self.is_near(at, mark, Standing::Live) {
+            return None;
+        }
+        // SAFETY: a live block has its tail.
+        unsafe { pattern::is_tail_whole(at, bytes_of(mark)) }.then_some(mark)
+    }
+
+    /// Frees a block; stops the program if it is none. `claimed` is what the caller says of its size; the
+    /// largest number is nothing.
     ///
     /// The short way is for a small block that is in order.
-    pub(crate) fn hard_free(&self, at: *mut u8, claimed: Option<usize>, pc: usize) {
+    #[inline]
+    pub(crate) fn hard_free(&self, at: *mut u8, claimed: usize, pc: usize) {
         // The header says where the tail is: both are asked for at once.
         pattern::fetch(at.wrapping_add(64 - HEADER));
-        let before = (at as usize).wrapping_sub(HEADER);
-        if let (Some(heap), true) =
-            (self.own_heap(), before % 16 == 0 && self.window.is_small(before))
-        {
-            // SAFETY: *every-header-readable*.
-            let unit = unsafe { &*self.window.unit_of(at as usize) };
-            if !unit.owner.load(Ordering::Relaxed).is_null() {
-                // SAFETY: before a place in a slab lies committed memory.
-                let mark = unsafe { (*header(at)).mark };
-                let bytes = (mark & LOW) as usize >> 8;
-                if mark == self.blank(at, low_of(bytes, HEADER)) | Standing::Live as u64
-                    && claimed.is_none_or(|claimed| claimed == bytes)
-                    // SAFETY: a live block has its tail.
-                    && unsafe { pattern::is_tail_whole(at, bytes) }
-                {
-                    return self.retire(heap, at, bytes, pc);
-                }
-            }
+        let Some(mark) = self.small_in_order(at) else {
+            return self.hard_free_rest(at, claimed, pc);
+        };
+        let (Some(heap), bytes) = (self.own_heap(), bytes_of(mark)) else {
+            return self.hard_free_rest(at, claimed, pc);
+        };
+        if claimed != usize::MAX && claimed != bytes {
+            return self.hard_free_rest(at, claimed, pc);
         }
-        self.hard_free_rest(at, claimed, pc);
+        if pattern::is_short(bytes) {
+            self.retire(heap, at, mark, pc);
+        } else {
+            self.retire_longer(heap, at, mark, pc);
+        }
+    }
+
+    /// Makes a freed block of a live one in a slab, and lets it wait.
+    #[inline(always)]
+    fn retire(&self, heap: &Heap, at: *mut u8, mark: u64, pc: usize) {
+        let freed = self.bury(heap, at, mark, pc);
+        self.quarantine(heap, at, freed, bytes_of(mark));
+    }
+
+    /// Its own function, so that the other needs few registers.
+    #[inline(never)]
+    fn retire_longer(&self, heap: &Heap, at: *mut u8, mark: u64, pc: usize) {
+        self.retire(heap, at, mark, pc);
     }
 
     #[cold]
     #[inline(never)]
-    fn hard_free_rest(&self, at: *mut u8, claimed: Option<usize>, pc: usize) {
+    fn hard_free_rest(&self, at: *mut u8, claimed: usize, pc: usize) {
         if at.is_null() {
             return;
         }
         let (found, capacity) = self.must_be_live(at, Trouble::Freed);
-        if claimed.is_some_and(|claimed| claimed != found.bytes) {
+        if claimed != usize::MAX && claimed != found.bytes {
             self.tell(Trouble::WrongSize, at, at, &found);
         }
         self.check_tail(at, &found, capacity);
@@ -344,23 +317,27 @@ impl<S: System, L: Local> Allocator<S, L> {
             return self.unfence(at, &Found { freed, ..found });
         }
         // Without a heap of its own a thread has no quarantine: then the block stays where it is.
-        if let Some(heap) = self.heap() {
-            self.retire(heap, at, found.bytes, pc);
+        let Some(heap) = self.heap() else { return };
+        // SAFETY: its mark was just confirmed.
+        let mark = unsafe { (*header(at)).mark };
+        if self.window.is_small(at.wrapping_sub(found.lead) as usize) {
+            self.retire_longer(heap, at, mark, pc);
+        } else {
+            let freed = self.bury(heap, at, mark, pc);
+            self.quarantine_medium(heap, at, freed, found.bytes);
         }
     }
 
-    /// Fills a block with junk and lets it wait.
-    #[inline]
-    fn retire(&self, heap: &Heap, at: *mut u8, bytes: usize, pc: usize) {
+    /// Makes a freed block, full of junk, of a live one.
+    #[inline(always)]
+    fn bury(&self, heap: &Heap, at: *mut u8, mark: u64, pc: usize) -> Site {
         let freed = Site::new(pc, Self::who(Some(heap)));
-        // SAFETY: the block is the caller's, who gives it up. Its mark was just confirmed.
-        let mark = unsafe {
-            let mark = (*header(at)).mark ^ Standing::Live as u64 ^ Standing::Freed as u64;
-            (*header(at)).mark = mark;
-            pattern::write_junk(at, bytes, freed.bits());
-            mark
-        };
-        self.quarantine(heap, at, mark, freed, bytes);
+        // SAFETY: the block is the caller's, who gives it up.
+        unsafe {
+            (*header(at)).mark = mark ^ Standing::Live as u64 ^ Standing::Freed as u64;
+            pattern::write_junk(at, bytes_of(mark), freed.bits());
+        }
+        freed
     }
 
     /// The header of a live block and the bytes of its inner block, or the end of the program.
@@ -417,7 +394,9 @@ impl<S: System, L: Local> Allocator<S, L> {
         } else {
             let room = capacity - found.lead - TAIL;
             if bytes <= room && bytes >= room / 2 {
-                self.dress(heap, at, bytes, found.lead, pc);
+                self.sign(heap, at, bytes, found.lead, pc);
+                // SAFETY: inside the inner block, whose bytes are a multiple of 16.
+                unsafe { pattern::fill(at.add(bytes), pattern::tail(bytes)) };
                 return at;
             }
         }
@@ -425,7 +404,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         if !new.is_null() {
             // SAFETY: two blocks, of at least that many bytes.
             unsafe { ptr::copy_nonoverlapping(at, new, found.bytes.min(bytes)) };
-            self.hard_free(at, None, pc);
+            self.hard_free(at, usize::MAX, pc);
         }
         new
     }

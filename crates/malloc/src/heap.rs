@@ -40,6 +40,8 @@ pub const BUSY: u32 = 3;
 pub struct Heap {
     /// For each request size in 16-byte words: the slab to take a block from.
     pub(crate) direct: [Cell<*const Unit>; WORDS],
+    /// The same in hardened mode, whose blocks have a way of their own.
+    pub(crate) sealed: [Cell<*const Unit>; WORDS],
     /// For each class: unit number + 1 of the first slab with room.
     pub(crate) queues: [Cell<u32>; CLASSES],
     /// Blocks freed for other heaps.
@@ -87,6 +89,7 @@ impl Heap {
     pub(crate) const fn new() -> Self {
         Self {
             direct: [const { Cell::new(ptr::from_ref(&NONE.0)) }; WORDS],
+            sealed: [const { Cell::new(ptr::from_ref(&NONE.0)) }; WORDS],
             queues: [const { Cell::new(0) }; CLASSES],
             outgoing: Outgoing::new(),
             recents: Recents::new(),
@@ -103,9 +106,10 @@ impl Heap {
     }
 
     /// Points the requests that a class serves to a slab.
-    pub(crate) fn set_direct(&self, class: usize, unit: *const Unit) {
+    pub(crate) fn set_direct(&self, hardened: bool, class: usize, unit: *const Unit) {
+        let direct = if hardened { &self.sealed } else { &self.direct };
         let first = if class == 0 { 0 } else { words_of(class - 1) + 1 };
-        for entry in self.direct.iter().take(words_of(class) + 1).skip(first) {
+        for entry in direct.iter().take(words_of(class) + 1).skip(first) {
             entry.set(unit);
         }
     }

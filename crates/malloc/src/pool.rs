@@ -121,6 +121,7 @@ impl Pool {
                 return None;
             }
             books.committed.set(number + (bytes / UNIT_BYTES) as u32);
+            window.set_readable(number as usize * UNIT_BYTES + bytes);
         }
         books.frontier.set(number + 1);
         books.regret.taken(1);

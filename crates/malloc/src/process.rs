@@ -346,12 +346,15 @@ unsafe extern "C" fn free_slow_from(at: *mut u8, bytes: usize, pc: usize) {
     unsafe { PROCESS.free_long(at, bytes, pc) }
 }
 
-extern "C" fn hard_alloc_from(bytes: usize, pc: usize) -> *mut u8 {
-    PROCESS.hard_alloc(bytes, 1, false, pc)
+/// [`alloc_slow_from`] in hardened mode.
+#[inline(always)]
+pub extern "C" fn hard_alloc_from(bytes: usize, pc: usize) -> *mut u8 {
+    let block = PROCESS.hard_alloc_short(bytes, pc);
+    if block.is_null() { PROCESS.hard_alloc_rest(bytes, 1, false, pc) } else { block }
 }
 
 unsafe extern "C" fn hard_free_from(at: *mut u8, bytes: usize, pc: usize) {
-    PROCESS.hard_free(at, (bytes != usize::MAX).then_some(bytes), pc);
+    PROCESS.hard_free(at, bytes, pc);
 }
 
 /// [`Allocator::alloc_zeroed`]; `pc` is who asks.

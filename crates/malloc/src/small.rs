@@ -72,9 +72,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let unit = self.unit(number - 1);
         if unit.place() != Place::Head {
             unit.set_place(Place::Head, unit.used());
-            if !self.is_hardened() {
-                heap.set_direct(class, unit);
-            }
+            heap.set_direct(self.is_hardened(), class, unit);
         }
         Some(unit)
     }
@@ -236,7 +234,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             queue.set(after);
         }
         if unit.place() == Place::Head {
-            heap.set_direct(class, &raw const crate::unit::NONE.0);
+            heap.set_direct(self.is_hardened(), class, &raw const crate::unit::NONE.0);
         }
     }
 
@@ -403,7 +401,7 @@ impl<S: System, L: Local> Allocator<S, L> {
                 let unit = self.unit(number - 1);
                 number = unit.next.get();
                 if unit.place() == Place::Head {
-                    heap.set_direct(class, &raw const crate::unit::NONE.0);
+                    heap.set_direct(self.is_hardened(), class, &raw const crate::unit::NONE.0);
                     unit.set_place(Place::Listed, unit.used());
                 }
                 self.release_if_empty(heap, unit);

@@ -45,6 +45,8 @@ pub struct Window {
     /// Bytes of the small window, and of the medium one.
     half: AtomicUsize,
     small: AtomicPtr<u8>,
+    /// Bytes of the small window that can be read: from its start, never fewer.
+    readable: AtomicUsize,
     medium: AtomicPtr<u8>,
     cells: AtomicPtr<Cell>,
     locks: [ArenaLock; ARENAS],
@@ -94,6 +96,7 @@ impl Window {
             bytes: AtomicUsize::new(0),
             half: AtomicUsize::new(0),
             small: AtomicPtr::new(ptr::null_mut()),
+            readable: AtomicUsize::new(0),
             medium: AtomicPtr::new(ptr::null_mut()),
             cells: AtomicPtr::new(ptr::null_mut()),
             locks: [const { ArenaLock(Lock::new()) }; ARENAS],
@@ -163,6 +166,7 @@ impl Window {
     pub unsafe fn close<S: System>(&self, system: &S) {
         let start = self.start.swap(ptr::null_mut(), Ordering::Relaxed);
         self.small.store(ptr::null_mut(), Ordering::Relaxed);
+        self.readable.store(0, Ordering::Relaxed);
         if let Some(start) = NonNull::new(start) {
             // SAFETY: as the caller promised.
             unsafe { system.unmap(start, self.bytes.load(Ordering::Relaxed)) };
@@ -225,6 +229,17 @@ impl Window {
     pub fn is_small(&self, at: usize) -> bool {
         at.wrapping_sub(self.small.load(Ordering::Relaxed) as usize)
             < self.half.load(Ordering::Relaxed)
+    }
+
+    /// Whether the address lies in memory of the small window that can be read.
+    #[inline(always)]
+    pub fn is_readable(&self, at: usize) -> bool {
+        self.small_offset(at) < self.readable.load(Ordering::Relaxed)
+    }
+
+    /// So many bytes of the small window can be read from now on.
+    pub fn set_readable(&self, bytes: usize) {
+        self.readable.store(bytes, Ordering::Relaxed);
     }
 
     /// The distance of an address from the start of the medium window, if it lies in it.

@@ -1,23 +1,22 @@
 //! Bytes that nobody may change: the tail of a block, and the junk in a freed one.
 //!
-//! Both are written and compared without a loop over bytes, and without a branch for each word: that is
-//! what makes them cheap for the small blocks that programs are full of.
+//! Both are written and compared in pairs of words, and for the small blocks that programs are full of
+//! without a loop, whose end a processor guesses wrong as often as sizes differ.
 #![allow(unsafe_code)] // raw bytes
 
-use core::hint::black_box;
-use core::ptr;
-
-use super::{JUNK, PATTERN, TAIL};
+use super::pair::{PAIR, Pair, both, differ, zeroes};
+use super::{JUNK, PATTERN};
 
 const WORD: usize = size_of::<u64>();
 const TAIL_WORD: u64 = u64::from_ne_bytes([PATTERN; WORD]);
 const JUNK_WORD: u64 = u64::from_ne_bytes([JUNK; WORD]);
-const _: () = assert!(TAIL == WORD);
 
-/// Junk is written in pairs of words.
-const PAIR: usize = 2 * WORD;
+/// What [`zeroes`] says of a pair of zeroes.
+const ALL: u32 = 0xffff;
 /// The junk of a freed block: so many bytes at its start, and again at its end.
 const SPAN: usize = 256;
+/// Up to twice so many are written without a loop: so many from each end.
+const STRAIGHT: usize = 64;
 
 /// Asks for the memory at an address, which need not be one.
 #[inline]
@@ -32,38 +31,55 @@ pub fn fetch(at: *mut u8) {
     let _ = at;
 }
 
-/// Bytes of the tail of a block that is not large: to the next multiple of 8 behind the first 8.
+/// Bytes behind the header that are the block's own and its tail's, in pairs of words. Junk takes them all.
 #[inline]
-pub fn tail(bytes: usize) -> usize {
-    // Written out: the general way to round asks whether there is something to round.
-    ((bytes + TAIL + WORD - 1) & !(WORD - 1)) - bytes
+pub fn room(bytes: usize) -> usize {
+    (bytes & !(PAIR - 1)) + PAIR
 }
 
-/// Writes the tail of a block: `tail(bytes)` bytes behind it.
+/// Bytes of the tail of a block that is not large: to the next multiple of 16, and 16 behind such a one.
+#[inline]
+pub fn tail(bytes: usize) -> usize {
+    PAIR - bytes % PAIR
+}
+
+/// # Safety
+/// The pair at that distance may be written.
+#[inline(always)]
+unsafe fn put(at: *mut u8, distance: usize, word: u64) {
+    // SAFETY: as promised; blocks are aligned to 16 bytes, and so are the distances.
+    unsafe { at.add(distance).cast::<Pair>().write(both(word)) };
+}
+
+/// What differs from a word in the pair at that distance, added to what differed before.
 ///
 /// # Safety
-/// They are the block's.
+/// It may be read.
+#[inline(always)]
+unsafe fn look(before: Pair, at: *const u8, distance: usize, word: u64) -> Pair {
+    // SAFETY: as for `put`.
+    differ(before, unsafe { at.add(distance).cast::<Pair>().read() }, both(word))
+}
+
+/// Writes the tail of a fresh block, and over some bytes before it.
+///
+/// # Safety
+/// `room(bytes)` bytes are the block's, aligned to 16, and hold nothing yet.
 #[inline]
-pub unsafe fn write_tail(at: *mut u8, bytes: usize) {
-    // SAFETY: as promised; the two words overlap or touch.
-    unsafe {
-        at.add(bytes).cast::<u64>().write_unaligned(TAIL_WORD);
-        at.add(bytes + tail(bytes) - WORD).cast::<u64>().write_unaligned(TAIL_WORD);
-    }
+pub unsafe fn write_fresh_tail(at: *mut u8, bytes: usize) {
+    // SAFETY: as promised.
+    unsafe { put(at, room(bytes) - PAIR, TAIL_WORD) };
 }
 
 /// Whether the tail of a block is as it was written.
 ///
 /// # Safety
-/// The block has a tail.
+/// The block, aligned to 16 bytes, has a tail.
 #[inline]
 pub unsafe fn is_tail_whole(at: *mut u8, bytes: usize) -> bool {
-    // SAFETY: as promised.
-    unsafe {
-        let first = at.add(bytes).cast::<u64>().read_unaligned();
-        let last = at.add(bytes + tail(bytes) - WORD).cast::<u64>().read_unaligned();
-        (first ^ TAIL_WORD) | (last ^ TAIL_WORD) == 0
-    }
+    // SAFETY: as promised. What lies before the tail in its pair is the block's.
+    let unlike = unsafe { look(both(0), at, room(bytes) - PAIR, TAIL_WORD) };
+    (zeroes(unlike) ^ ALL) >> (bytes % PAIR) == 0
 }
 
 /// Writes the pattern over a range.
@@ -91,101 +107,58 @@ unsafe fn first_unlike(at: *mut u8, bytes: usize, byte: u8) -> Option<usize> {
     (0..bytes).find(|&index| unsafe { at.add(index).read() } != byte)
 }
 
-/// Bytes of a block that junk may take: its own and those of its tail, in pairs of words.
-#[inline]
-fn room(bytes: usize) -> usize {
-    (bytes + TAIL + PAIR - 1) & !(PAIR - 1)
+/// The junk of a block with more room than twice [`STRAIGHT`] that lies not that near to either end.
+fn middles(room: usize) -> [core::ops::Range<usize>; 2] {
+    let end = room - STRAIGHT;
+    [STRAIGHT..end.min(SPAN), room.saturating_sub(SPAN).max(SPAN).min(end)..end]
 }
 
-/// Two words, written and compared as one where the processor can.
-mod pair {
-    #[cfg(target_arch = "x86_64")]
-    pub use core::arch::x86_64::__m128i as Pair;
-    #[cfg(target_arch = "x86_64")]
-    use core::arch::x86_64::{
-        _mm_cmpeq_epi8, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi64x, _mm_xor_si128,
-    };
-
-    #[cfg(not(target_arch = "x86_64"))]
-    #[derive(Clone, Copy)]
-    #[repr(C, align(16))]
-    pub struct Pair([u64; 2]);
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    pub fn both(word: u64) -> Pair {
-        // SAFETY: each x86-64 processor has SSE2.
-        unsafe { _mm_set1_epi64x(word as i64) }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    pub fn both(word: u64) -> Pair {
-        Pair([word; 2])
-    }
-
-    /// What differs, added to what differed before.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    pub fn differ(before: Pair, one: Pair, other: Pair) -> Pair {
-        // SAFETY: as above.
-        unsafe { _mm_or_si128(before, _mm_xor_si128(one, other)) }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    pub fn differ(before: Pair, one: Pair, other: Pair) -> Pair {
-        Pair(core::array::from_fn(|word| before.0[word & 1] | one.0[word & 1] ^ other.0[word & 1]))
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    pub fn is_zero(pair: Pair) -> bool {
-        // SAFETY: as above.
-        unsafe { _mm_movemask_epi8(_mm_cmpeq_epi8(pair, both(0))) == 0xffff }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    pub fn is_zero(pair: Pair) -> bool {
-        pair.0 == [0; 2]
-    }
-}
-use pair::{Pair, both, differ, is_zero};
-
-/// Where the junk at a block's end starts.
-fn end_span(room: usize) -> usize {
-    room.saturating_sub(SPAN).max(SPAN)
+/// Whether junk is written without a loop.
+#[inline(always)]
+pub fn is_short(bytes: usize) -> bool {
+    room(bytes) <= 2 * STRAIGHT
 }
 
 /// Fills a freed block with junk, behind its first word, which becomes `first`.
 ///
 /// # Safety
-/// The block is the caller's, aligned to 16 bytes, and has its tail: both round up to a multiple of 16 that
-/// is inside the inner block.
-#[inline]
+/// The block is the caller's, aligned to 16 bytes, with its tail behind it.
+#[inline(always)]
 pub unsafe fn write_junk(at: *mut u8, bytes: usize, first: u64) {
     let room = room(bytes);
-    // SAFETY: as promised.
+    let last = room - PAIR;
+    // SAFETY: as promised: all distances are below the room.
     unsafe {
+        if room <= STRAIGHT {
+            put(at, last.min(PAIR), JUNK_WORD);
+            put(at, last.min(2 * PAIR), JUNK_WORD);
+        } else {
+            for index in 1..STRAIGHT / PAIR {
+                put(at, index * PAIR, JUNK_WORD);
+                put(at, last - index * PAIR, JUNK_WORD);
+            }
+            if !is_short(bytes) {
+                write_middles(at, room);
+            }
+        }
+        put(at, last, JUNK_WORD);
         at.cast::<[u64; 2]>().write([first, JUNK_WORD]);
-        if room > SPAN {
-            return write_long_junk(at, room);
-        }
-        // Hidden, or a call to fill memory would become of a loop that has two or three turns.
-        let junk = both(black_box(JUNK_WORD));
-        let (mut place, end) = (at.add(PAIR).cast::<Pair>(), at.add(room).cast());
-        while place < end {
-            place.write(junk);
-            place = place.add(1);
-        }
     }
 }
 
-#[cold]
-unsafe fn write_long_junk(at: *mut u8, room: usize) {
-    let start = end_span(room);
-    // SAFETY: as for `write_junk`.
-    unsafe {
-        ptr::write_bytes(at.add(PAIR), JUNK, SPAN - PAIR);
-        ptr::write_bytes(at.add(start), JUNK, room - start);
+#[inline(never)]
+unsafe fn write_middles(at: *mut u8, room: usize) {
+    for range in middles(room) {
+        let mut index = range.start;
+        while index < range.end {
+            // Four pairs at a time, the last of them perhaps again.
+            let last = range.end - PAIR;
+            for ahead in 0..4 {
+                // SAFETY: as for `write_junk`.
+                unsafe { put(at, last.min(index + ahead * PAIR), JUNK_WORD) };
+            }
+            index += 4 * PAIR;
+        }
     }
 }
 
@@ -193,42 +166,53 @@ unsafe fn write_long_junk(at: *mut u8, room: usize) {
 ///
 /// # Safety
 /// As for [`write_junk`], which has been called.
-#[inline]
+#[inline(always)]
 pub unsafe fn is_junk_whole(at: *mut u8, bytes: usize, first: u64) -> bool {
     let room = room(bytes);
+    let last = room - PAIR;
     // SAFETY: as promised.
     unsafe {
         let [word, junk] = at.cast::<[u64; 2]>().read();
         if (word ^ first) | (junk ^ JUNK_WORD) != 0 {
             return false;
         }
-        if room > SPAN {
-            return is_long_junk_whole(at, room);
+        if last == 0 {
+            return true;
         }
-        is_junk(at.add(PAIR), at.add(room))
+        let mut unlike = look(both(0), at, last, JUNK_WORD);
+        if room <= STRAIGHT {
+            unlike = look(unlike, at, PAIR, JUNK_WORD);
+            unlike = look(unlike, at, last.min(2 * PAIR), JUNK_WORD);
+        } else {
+            for index in 1..STRAIGHT / PAIR {
+                unlike = look(unlike, at, index * PAIR, JUNK_WORD);
+                unlike = look(unlike, at, last - index * PAIR, JUNK_WORD);
+            }
+            if !is_short(bytes) && !are_middles_whole(at, room) {
+                return false;
+            }
+        }
+        zeroes(unlike) == ALL
     }
 }
 
-/// # Safety
-/// The range may be read, and is made of whole pairs.
-#[inline]
-unsafe fn is_junk(from: *const u8, end: *const u8) -> bool {
-    let (mut others, junk) = (both(0), both(JUNK_WORD));
-    let (mut place, end) = (from.cast::<Pair>(), end.cast());
-    while place < end {
-        // SAFETY: as promised.
+#[inline(never)]
+unsafe fn are_middles_whole(at: *const u8, room: usize) -> bool {
+    middles(room).into_iter().all(|range| {
+        let (mut unlike, mut index) = ([both(0); 2], range.start);
+        // SAFETY: as for `is_junk_whole`; in fours as above.
         unsafe {
-            others = differ(others, place.read(), junk);
-            place = place.add(1);
+            while index < range.end {
+                let last = range.end - PAIR;
+                unlike[0] = look(unlike[0], at, index, JUNK_WORD);
+                unlike[1] = look(unlike[1], at, last.min(index + PAIR), JUNK_WORD);
+                unlike[0] = look(unlike[0], at, last.min(index + 2 * PAIR), JUNK_WORD);
+                unlike[1] = look(unlike[1], at, last.min(index + 3 * PAIR), JUNK_WORD);
+                index += 4 * PAIR;
+            }
         }
-    }
-    is_zero(others)
-}
-
-#[cold]
-unsafe fn is_long_junk_whole(at: *const u8, room: usize) -> bool {
-    // SAFETY: as for `is_junk_whole`; both numbers are multiples of a pair.
-    unsafe { is_junk(at.add(PAIR), at.add(SPAN)) && is_junk(at.add(end_span(room)), at.add(room)) }
+        zeroes(differ(unlike[0], unlike[1], both(0))) == ALL
+    })
 }
 
 /// Where a freed block first differs from its junk.
@@ -243,7 +227,7 @@ pub unsafe fn first_written(at: *mut u8, bytes: usize) -> Option<usize> {
     // SAFETY: as promised.
     unsafe {
         first_unlike(at.add(WORD), first, JUNK).map(|found| found + WORD).or_else(|| {
-            let start = end_span(room).min(room);
+            let start = room.saturating_sub(SPAN).max(SPAN).min(room);
             first_unlike(at.add(start), room - start, JUNK).map(|found| found + start)
         })
     }
@@ -262,12 +246,13 @@ mod tests {
         for bytes in 0..70 {
             let mut memory = Memory([1; 1100]);
             let at = memory.0.as_mut_ptr();
-            unsafe { write_tail(at, bytes) };
+            unsafe { write_fresh_tail(at, bytes) };
             let tail = bytes..bytes + tail(bytes);
-            assert!((8..16).contains(&tail.len()));
+            assert!((1..17).contains(&tail.len()) && tail.end == room(bytes));
             for index in 0..memory.0.len() {
                 let inside = tail.contains(&index);
-                assert_eq!(memory.0[index], if inside { PATTERN } else { 1 });
+                let before = index < bytes && index >= bytes - bytes % 16;
+                assert_eq!(memory.0[index], if inside || before { PATTERN } else { 1 });
                 memory.0[index] ^= 9;
                 assert_eq!(unsafe { is_tail_whole(memory.0.as_mut_ptr(), bytes) }, !inside);
                 memory.0[index] ^= 9;
@@ -277,7 +262,10 @@ mod tests {
 
     #[test]
     fn junk_covers_a_small_block_and_both_ends_of_a_larger_one() {
-        for bytes in [0, 1, 7, 8, 9, 24, 40, 100, 240, 248, 249, 300, 500, 520, 700, 1000] {
+        for bytes in [
+            0, 1, 7, 8, 9, 16, 24, 40, 48, 63, 64, 100, 127, 128, 240, 255, 256, 300, 511, 520,
+            1000,
+        ] {
             let mut memory = Memory([1; 1100]);
             let room = room(bytes);
             unsafe { write_junk(memory.0.as_mut_ptr(), bytes, 0x0101_0101_0101_0101) };

@@ -1,16 +1,17 @@
-//! Where freed blocks wait: two rings for each thread, of small blocks and of others, in the pages behind
-//! its heap.
+//! Where freed blocks wait: two rings for each thread, of blocks in slabs and of others, in the pages
+//! behind its heap.
+//!
+//! Blocks in slabs leave some at a time, in a loop of their own, whose turns do not wait for each other.
 #![allow(unsafe_code)] // reads and writes freed blocks
 
 use core::cell::Cell;
 use core::ptr;
 
 use super::{
-    BYTES, Found, HEADER, Header, LOW, MEDIUM_PLACES, PLACES, Standing, epitaph, header, low_of,
-    pattern,
+    BYTES, Found, GONE, HEADER, Header, MEDIUM_PLACES, PLACES, SMALL_BYTES, Standing, TOLL,
+    bytes_of, epitaph, header, pattern,
 };
 use crate::allocator::Allocator;
-use crate::classes::SMALL_MAX;
 use crate::heap::{HEAP_STRIDE, Heap};
 use crate::story::{Site, Trouble};
 use crate::system::{Local, PAGE_BYTES, System};
@@ -21,41 +22,39 @@ use crate::unit::Block;
 struct Rings {
     small: Ring<PLACES>,
     medium: Ring<MEDIUM_PLACES>,
-    /// Blocks in the second, and their bytes.
-    count: Cell<usize>,
-    bytes: Cell<usize>,
 }
 
 /// Blocks in the order in which they were freed.
 #[repr(C)]
 struct Ring<const N: usize> {
-    /// The place that is used next: the block in it, if there is one, waits longest.
-    next: Cell<usize>,
-    /// Each block, and what must still be at its start.
-    waiting: [Cell<(*mut u8, Site)>; N],
-    /// The marks of the blocks in the places, folded.
-    marks: [Cell<u32>; N],
+    /// How many have ever come, and how many of them have left.
+    came: Cell<usize>,
+    left: Cell<usize>,
+    /// Bytes of those that wait, as the ring counts them.
+    bytes: Cell<usize>,
+    waiting: [Cell<Place>; N],
 }
 
 /// A block that waits.
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Place {
     at: *mut u8,
     /// What must still be at the block's start.
     freed: Site,
-    /// What its mark must still fold to.
-    mark: u32,
 }
 
-/// A mark in half the bits: whatever changes in one half shows.
-#[inline]
-fn fold(mark: u64) -> u32 {
-    (mark ^ mark >> 32) as u32
-}
-
-const NOTHING: Place = Place { at: ptr::null_mut(), freed: Site::NOBODY, mark: 0 };
+const NOTHING: Place = Place { at: ptr::null_mut(), freed: Site::NOBODY };
 
 const _: () = assert!(size_of::<Rings>() <= HEAP_STRIDE - PAGE_BYTES);
+// What waits has a place: one more comes before some leave.
+const _: () = assert!(SMALL_BYTES / TOLL < PLACES && PLACES.is_power_of_two());
+
+/// When there is no room: until so many bytes are left.
+const SMALL_KEPT: usize = SMALL_BYTES - SMALL_BYTES / 8;
+
+/// A block that will leave soon is asked for so many turns before.
+const SOON: usize = 3;
 
 fn rings(heap: &Heap) -> &Rings {
     // SAFETY: behind each heap lie committed pages up to the next, which nothing else uses.
@@ -65,103 +64,98 @@ fn rings(heap: &Heap) -> &Rings {
 impl<const N: usize> Ring<N> {
     #[inline]
     fn place(&self, index: usize) -> Place {
-        match (self.waiting.get(index % N), self.marks.get(index % N)) {
-            (Some(waiting), Some(mark)) => {
-                let (at, freed) = waiting.get();
-                Place { at, freed, mark: mark.get() }
-            }
-            _ => NOTHING,
-        }
+        self.waiting.get(index % N).map_or(NOTHING, Cell::get)
     }
 
-    /// Puts a block where another was, which is given.
-    #[inline]
-    fn replace(&self, index: usize, new: Place) -> Place {
-        let old = self.place(index);
-        if let (Some(waiting), Some(mark)) =
-            (self.waiting.get(index % N), self.marks.get(index % N))
-        {
-            waiting.set((new.at, new.freed));
-            mark.set(new.mark);
-        }
-        old
+    fn count(&self) -> usize {
+        self.came.get() - self.left.get()
     }
 
-    /// Puts a block behind all others; the one that waited longest is given.
+    /// Puts a block behind all others. Bytes that wait now.
     #[inline]
-    fn turn(&self, new: Place) -> Place {
-        let next = self.next.get() % N;
-        self.next.set(next + 1);
-        self.replace(next, new)
+    fn put(&self, new: Place, bytes: usize) -> usize {
+        let came = self.came.get();
+        if let Some(place) = self.waiting.get(came % N) {
+            place.set(new);
+        }
+        self.came.set(came + 1);
+        let bytes = self.bytes.get() + bytes;
+        self.bytes.set(bytes);
+        bytes
+    }
+
+    /// The one that has waited longest leaves.
+    #[inline]
+    fn take(&self) -> Place {
+        let left = self.left.get();
+        self.left.set(left + 1);
+        self.place(left)
+    }
+
+    fn all(&self) -> impl Iterator<Item = Place> {
+        (self.left.get()..self.came.get()).map(|index| self.place(index))
     }
 }
 
 impl<S: System, L: Local> Allocator<S, L> {
-    /// Lets a freed block wait, whose mark is given; the one that waits longest leaves.
+    /// Lets a freed block wait that lies in a slab. If too much waits, those that wait longest leave.
     #[inline]
-    pub(super) fn quarantine(
-        &self,
-        heap: &Heap,
-        at: *mut u8,
-        mark: u64,
-        freed: Site,
-        bytes: usize,
-    ) {
-        let (rings, place) = (rings(heap), Place { at, freed, mark: fold(mark) });
-        if bytes > SMALL_MAX {
-            return self.quarantine_medium(rings, place, bytes);
-        }
-        let left = rings.small.turn(place);
-        // Most have not been looked at for a while.
-        let soon = rings.small.place(rings.small.next.get()).at;
-        pattern::fetch(soon.wrapping_sub(HEADER));
-        pattern::fetch(soon.wrapping_add(64 - HEADER));
-        if !self.leave(heap, &left) {
-            self.leave_rest(&left);
+    pub(super) fn quarantine(&self, heap: &Heap, at: *mut u8, freed: Site, bytes: usize) {
+        if rings(heap).small.put(Place { at, freed }, bytes + TOLL) > SMALL_BYTES {
+            self.make_room(heap);
         }
     }
 
+    #[inline(never)]
+    fn make_room(&self, heap: &Heap) {
+        let ring = &rings(heap).small;
+        while ring.bytes.get() > SMALL_KEPT {
+            let place = ring.take();
+            // Most have not been looked at for a while.
+            let soon = ring.place(ring.left.get() + SOON).at;
+            pattern::fetch(soon.wrapping_sub(HEADER));
+            pattern::fetch(soon.wrapping_add(64 - HEADER));
+            let bytes = self.leave(heap, &place).unwrap_or_else(|| self.leave_rest(&place));
+            ring.bytes.set(ring.bytes.get() - (bytes + TOLL));
+        }
+    }
+
+    /// Lets a freed block wait that lies in no slab.
     #[cold]
     #[inline(never)]
-    fn quarantine_medium(&self, rings: &Rings, place: Place, bytes: usize) {
-        while rings.count.get() == MEDIUM_PLACES
-            || (rings.count.get() > 0 && rings.bytes.get() + bytes > BYTES)
+    pub(super) fn quarantine_medium(&self, heap: &Heap, at: *mut u8, freed: Site, bytes: usize) {
+        let ring = &rings(heap).medium;
+        while ring.count() == MEDIUM_PLACES
+            || (ring.count() > 0 && ring.bytes.get() + bytes > BYTES)
         {
-            let oldest = rings.medium.next.get() + MEDIUM_PLACES - rings.count.get();
-            let left = self.leave_rest(&rings.medium.replace(oldest, NOTHING));
-            rings.count.set(rings.count.get() - 1);
-            rings.bytes.set(rings.bytes.get() - left);
+            let left = self.leave_rest(&ring.take());
+            ring.bytes.set(ring.bytes.get() - left);
         }
-        rings.medium.turn(place);
-        rings.count.set(rings.count.get() + 1);
-        rings.bytes.set(rings.bytes.get() + bytes);
+        ring.put(Place { at, freed }, bytes);
     }
 
-    /// The short way of a block that leaves: a small one of a slab of this thread's, in order. False:
+    /// The short way of a block that leaves: one of a slab of this thread's, in order. Its bytes. Nothing:
     /// nothing has happened.
     #[inline]
-    fn leave(&self, heap: &Heap, place: &Place) -> bool {
+    fn leave(&self, heap: &Heap, place: &Place) -> Option<usize> {
         let (at, inner) = (place.at, place.at.wrapping_sub(HEADER));
-        // SAFETY: *every-header-readable*.
+        // SAFETY: *every-header-readable*; the block lies in the small window.
         let unit = unsafe { &*self.window.unit_of(inner as usize) };
-        if !self.window.is_small(inner as usize) || !unit.is_of(heap) {
-            return false;
-        }
         // SAFETY: what waits is a block with a header, and has its junk unless somebody wrote there.
         unsafe {
             let Header { allocated, mark } = header(at).read();
             let bytes = bytes_of(mark);
-            if fold(mark) != place.mark
-                || mark & LOW != low_of(bytes, HEADER) | Standing::Freed as u64
+            if !self.is_near(at, mark, Standing::Freed)
                 || !pattern::is_junk_whole(at, bytes, place.freed.bits())
+                || !unit.is_of(heap)
             {
-                return false;
+                return None;
             }
-            (*header(at)).mark = mark ^ Standing::Freed as u64 ^ Standing::Gone as u64;
+            (*header(at)).mark = mark ^ GONE;
             (*epitaph(at))[1] = allocated;
             self.free_own(heap, unit, inner.cast::<Block>());
+            Some(bytes)
         }
-        true
     }
 
     /// A block leaves: its junk is checked, then the inner block is free. Its bytes.
@@ -169,13 +163,10 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[inline(never)]
     fn leave_rest(&self, place: &Place) -> usize {
         let at = place.at;
-        if at.is_null() {
-            return 0;
-        }
         let found = self.check_freed(place);
         // SAFETY: its mark was just confirmed, and nobody uses the block.
         unsafe {
-            (*header(at)).mark ^= Standing::Freed as u64 ^ Standing::Gone as u64;
+            (*header(at)).mark ^= GONE;
             (*epitaph(at))[1] = found.allocated;
             self.free_rest(at.wrapping_sub(found.lead));
         }
@@ -209,29 +200,22 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// Lets everything go that this thread freed.
     pub(crate) fn empty_quarantine(&self, heap: &Heap) {
-        let rings = rings(heap);
-        for _ in 0..PLACES {
-            self.leave_rest(&rings.small.turn(NOTHING));
+        let Rings { small, medium } = rings(heap);
+        while small.count() > 0 {
+            self.leave_rest(&small.take());
         }
-        for _ in 0..MEDIUM_PLACES {
-            self.leave_rest(&rings.medium.turn(NOTHING));
+        while medium.count() > 0 {
+            self.leave_rest(&medium.take());
         }
-        rings.count.set(0);
-        rings.bytes.set(0);
+        small.bytes.set(0);
+        medium.bytes.set(0);
     }
 
     /// Checks everything that this thread freed, and leaves it where it is.
     pub(super) fn check_quarantine(&self, heap: &Heap) {
-        let rings = rings(heap);
-        let small = (0..PLACES).map(|index| rings.small.place(index));
-        let medium = (0..MEDIUM_PLACES).map(|index| rings.medium.place(index));
-        for place in small.chain(medium).filter(|place| !place.at.is_null()) {
+        let Rings { small, medium } = rings(heap);
+        for place in small.all().chain(medium.all()) {
             self.check_freed(&place);
         }
     }
-}
-
-#[inline]
-fn bytes_of(mark: u64) -> usize {
-    (mark & LOW) as usize >> 8
 }

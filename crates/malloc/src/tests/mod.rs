@@ -1,5 +1,6 @@
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)] // tests call the unsafe interface
 
+mod hardened;
 mod life;
 mod misuse;
 mod model;

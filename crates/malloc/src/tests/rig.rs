@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::ThreadId;
 
-use crate::{Allocator, Heap, Local, PAGE_BYTES, Stop, System};
+use crate::{Allocator, Heap, Local, Options, PAGE_BYTES, Stop, System};
 
 /// Reservations above this are refused, so that the smallest window is chosen.
 const RESERVABLE: usize = 40 << 20;
@@ -21,6 +21,7 @@ pub struct Host {
     pub process: AtomicU32,
     /// Whether every other thread counts as gone.
     pub alone: AtomicBool,
+    pub options: Options,
     maps: Mutex<HashMap<usize, (usize, usize)>>,
     reserved: Mutex<HashMap<usize, usize>>,
 }
@@ -126,6 +127,9 @@ unsafe impl System for Host {
     fn is_gone(&self, _thread: u32) -> bool {
         self.alone.load(Ordering::Relaxed)
     }
+    fn options(&self) -> Options {
+        self.options
+    }
     fn stop(&self, why: &Stop) -> ! {
         std::panic::panic_any(*why)
     }
@@ -154,6 +158,11 @@ pub type Rig = Allocator<Host, Slots>;
 
 pub fn rig() -> Rig {
     Allocator::new(Host::default(), Slots::default())
+}
+
+pub fn hardened_rig() -> Rig {
+    let host = Host { options: Options::HARDENED, ..Host::default() };
+    Allocator::new(host, Slots::default())
 }
 
 /// Everything was freed: nothing may be left, and the books must say so.
