@@ -270,10 +270,8 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
     }
 
-    /// What is left to do when [`Allocator::free_short`] has said [`Short::Look`].
-    ///
     /// # Safety
-    /// It has, just now, of this block.
+    /// [`Allocator::free_short`] has said [`Short::Look`], just now, of this block.
     #[cold]
     #[inline(never)]
     pub(crate) unsafe fn free_look(&self, at: *mut u8) {
@@ -427,6 +425,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             unsafe { self.tidy_own(heap) };
             self.dismiss_all(heap);
         }
+        self.dismiss_mappings();
         for number in 0..self.threads.count.load(Ordering::Acquire) as usize {
             // SAFETY: places below the count have been written.
             let heap = unsafe { &*self.window.heap(number) };
@@ -455,6 +454,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             self.dismiss_all(heap);
             self.local.set(Heap::none());
         }
+        self.dismiss_mappings();
         // SAFETY: as the caller promised.
         unsafe { self.window.close(&self.system) };
     }

@@ -15,13 +15,14 @@
 //!   bytes; some leave at a time, so that it is an eighth less at times), and up to [`MEDIUM_PLACES`]
 //!   others and [`BYTES`] bytes of these; mark and junk are checked when they leave. More would find
 //!   more late writes, and take the first-level cache from the program.
-//! - A large block ends at a page that faults.
+//! - A large block ends at a page that faults. When it is freed its pages are out of reach; the mapping waits
+//!   so for a block of the same length, if the program has wanted such mappings again before.
 //! - Free lists below are encoded with the secret.
 //!
 //! What it costs for a small block: 17 bytes, and 15 of rounding at most; some 65 instructions to allocate
 //! it (16 without this mode) and 220 to free it (18), of which half are for the block that leaves the
 //! quarantine; the cache lines of header and tail, which are asked for together. For a large block: the
-//! calls that map it and make one page fault, each time.
+//! calls that map it and a page fault for each page, or two calls if a mapping of its length waits.
 //!
 //! The short ways find no slab and no owner (`direct` stays empty, keys never fit), so that normal
 //! mode pays nothing for this. What is found is told with the block's story, then the program is
@@ -50,6 +51,7 @@ mod mark;
 mod pair;
 mod pattern;
 mod quarantine;
+mod waiting;
 
 pub use exit::{Leak, Leaks};
 use large::Fence;
@@ -183,7 +185,12 @@ impl<S: System, L: Local> Allocator<S, L> {
             .then(|| self.inner(heap, lead + bytes + TAIL, align));
         let Some((inner, clean)) = inside.flatten() else {
             let Some(fence) = self.fenced(bytes, align) else { return ptr::null_mut() };
-            return self.dress_fenced(heap, &fence, bytes, pc);
+            let at = self.dress_fenced(heap, &fence, bytes, pc);
+            if zeroed && !fence.zeroed {
+                // SAFETY: the block's own bytes.
+                unsafe { at.write_bytes(0, bytes) };
+            }
+            return at;
         };
         let at = inner.wrapping_add(lead);
         self.dress(heap, at, bytes, lead, pc);

@@ -30,6 +30,7 @@ const GETRANDOM: usize = 318;
 
 const O_CLOEXEC: usize = 0o2_000_000;
 
+const PROT_NONE: usize = 0;
 const PROT_READ_WRITE: usize = 3;
 const MAP_PRIVATE_ANONYMOUS: usize = 0x22;
 const MAP_NORESERVE: usize = 0x4000;
@@ -114,6 +115,16 @@ unsafe impl System for Linux {
 
     unsafe fn commit(&self, start: NonNull<u8>, bytes: usize) -> bool {
         // SAFETY: the caller owns the range.
+        unsafe { call(MPROTECT, [start.addr().get(), bytes, PROT_READ_WRITE, 0, 0, 0]) == 0 }
+    }
+
+    unsafe fn hide(&self, start: NonNull<u8>, bytes: usize) -> bool {
+        // SAFETY: the caller owns the range.
+        unsafe { call(MPROTECT, [start.addr().get(), bytes, PROT_NONE, 0, 0, 0]) == 0 }
+    }
+
+    unsafe fn show(&self, start: NonNull<u8>, bytes: usize) -> bool {
+        // SAFETY: as above.
         unsafe { call(MPROTECT, [start.addr().get(), bytes, PROT_READ_WRITE, 0, 0, 0]) == 0 }
     }
 

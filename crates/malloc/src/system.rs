@@ -46,6 +46,20 @@ pub unsafe trait System: Sync {
     /// # Safety
     /// The range came whole from [`System::map`] or [`System::remap`]; if it moves, nobody uses the old one.
     unsafe fn remap(&self, start: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>>;
+    /// Makes a committed range neither readable nor writable; what is in it stays. False: nothing has happened.
+    ///
+    /// # Safety
+    /// The range is the caller's.
+    unsafe fn hide(&self, _start: NonNull<u8>, _bytes: usize) -> bool {
+        false
+    }
+    /// Undoes [`System::hide`]. False: nothing has happened.
+    ///
+    /// # Safety
+    /// The range was hidden as it is.
+    unsafe fn show(&self, _start: NonNull<u8>, _bytes: usize) -> bool {
+        false
+    }
     /// Moves the pages of a committed range into a reservation, where the range gets another length: fresh
     /// pages follow, or the last ones are lost. Where it was, nothing is mapped then. False: nothing has
     /// happened.

@@ -15,6 +15,7 @@ use core::cell::Cell;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
+use super::waiting::{Hidden, Waiting};
 use super::{Found, HEADER, Standing};
 use crate::allocator::Allocator;
 use crate::arena::MEDIUM_MAX;
@@ -25,8 +26,8 @@ use crate::system::{Local, PAGE_BYTES, System};
 
 /// Places in the table: more mappings than that Linux does not permit by default.
 const PLACES: usize = 1 << 16;
-const TABLE_BYTES: usize = PLACES * size_of::<usize>() + PAGE_BYTES;
-/// So many freed blocks are remembered, behind the table.
+const TABLE_BYTES: usize = PLACES * size_of::<usize>() + 2 * PAGE_BYTES;
+/// So many freed blocks are remembered, in the page behind the table; the next has mappings that wait.
 const REMEMBERED: usize = PAGE_BYTES / size_of::<Gone>();
 /// A block was here.
 const ERASED: usize = 1;
@@ -38,6 +39,7 @@ pub struct Fences {
     table: AtomicPtr<Cell<usize>>,
     used: AtomicUsize,
     turns: AtomicUsize,
+    pub(super) waiting: Waiting,
 }
 
 /// What is remembered of large blocks that were freed.
@@ -81,8 +83,9 @@ impl Books {
         unsafe { at.wrapping_sub(FRONT).cast::<Self>().read() }
     }
 
-    fn mapping(&self, at: *mut u8) -> Option<NonNull<u8>> {
-        NonNull::new(at.wrapping_sub(self.lead + self.before))
+    fn mapping(&self, at: *mut u8) -> Hidden {
+        let start = at.wrapping_sub(self.lead + self.before);
+        Hidden { mapping: start.expose_provenance(), reserved: self.reserved, open: self.open() }
     }
 
     /// Readable bytes.
@@ -95,6 +98,8 @@ impl Books {
 pub(super) struct Fence {
     pub at: *mut u8,
     pub capacity: usize,
+    /// Whether the block is full of zeroes.
+    pub zeroed: bool,
 }
 
 /// Bytes that were asked for.
@@ -122,6 +127,7 @@ impl Fences {
             table: AtomicPtr::new(ptr::null_mut()),
             used: AtomicUsize::new(0),
             turns: AtomicUsize::new(0),
+            waiting: Waiting::new(),
         }
     }
 
@@ -179,6 +185,15 @@ impl Fences {
         let page = table.wrapping_add(PLACES).cast::<Cell<Gone>>();
         // SAFETY: a page behind the table; all zero is a valid value, of no block.
         (!table.is_null()).then(|| unsafe { &*page.wrapping_add(index % REMEMBERED) })
+    }
+
+    /// A place for a mapping that waits; to be used under the lock.
+    pub(super) fn hidden(&self, index: usize) -> Option<&Cell<Hidden>> {
+        let table = self.table.load(Ordering::Relaxed);
+        let page = table.wrapping_add(PLACES).wrapping_byte_add(PAGE_BYTES).cast::<Cell<Hidden>>();
+        let inside = (index + 1) * size_of::<Hidden>() <= PAGE_BYTES;
+        // SAFETY: the second page behind the table; all zero is a valid value.
+        (inside && !table.is_null()).then(|| unsafe { &*page.wrapping_add(index) })
     }
 
     /// What is remembered of a large block that was freed not long ago.
@@ -258,31 +273,50 @@ impl<S: System, L: Local> Allocator<S, L> {
         let room = bytes.checked_next_multiple_of(align)?.checked_add(PAGE_BYTES + align)?;
         let room = room.checked_next_multiple_of(PAGE_BYTES)?;
         let reserved = (room + PAGE_BYTES).checked_next_multiple_of(UNIT_BYTES)?;
-        let mapping = self.system.reserve(reserved)?;
         // The end of the program's bytes lies as near to the page that faults as the alignment permits.
-        let end = mapping.as_ptr() as usize + reserved - PAGE_BYTES;
-        let at = (end - bytes) & !(align - 1);
-        let first = (at - FRONT) & !(PAGE_BYTES - 1);
-        let before = first - mapping.as_ptr() as usize;
-        let open = mapping.as_ptr().wrapping_add(before);
+        let place = |mapping: usize| (mapping + reserved - PAGE_BYTES - bytes) & !(align - 1);
+        let page = |at: usize| (at - FRONT) & !(PAGE_BYTES - 1);
+        if align <= PAGE_BYTES {
+            // Mappings start at pages: where they do makes no difference then.
+            let open = reserved - PAGE_BYTES - (page(place(reserved)) - reserved);
+            if let Some(old) = self.recall_mapping(reserved, open) {
+                return self.settle(&old, place(old.mapping), bytes, false);
+            }
+        }
+        let mapping = self.system.reserve(reserved)?;
+        let start = mapping.as_ptr().expose_provenance();
+        let at = place(start);
+        let before = page(at) - start;
+        let open = reserved - PAGE_BYTES - before;
+        let first = mapping.as_ptr().wrapping_add(before);
         // SAFETY: inside the fresh reservation, all but its last page.
-        let ours = unsafe { self.system.commit(NonNull::new(open)?, end - first) };
-        if !ours || !self.fences.add(&self.system, at) {
+        if !unsafe { self.system.commit(NonNull::new(first)?, open) } {
             // SAFETY: nobody knows it.
             unsafe { self.system.unmap(mapping, reserved) };
             return None;
         }
-        let lead = at - first;
-        Some(self.enter(open.wrapping_add(lead), Books { reserved, before, lead, bytes }))
+        self.large.bytes.fetch_add(open, Ordering::Relaxed);
+        self.large.count.fetch_add(1, Ordering::Relaxed);
+        self.settle(&Hidden { mapping: start, reserved, open }, at, bytes, true)
     }
 
-    /// Writes a large block's books, and counts it.
-    fn enter(&self, at: *mut u8, books: Books) -> Fence {
+    /// Makes a block at `at` in a mapping.
+    fn settle(&self, mapping: &Hidden, at: usize, bytes: usize, zeroed: bool) -> Option<Fence> {
+        if !self.fences.add(&self.system, at) {
+            self.retire_mapping(*mapping);
+            return None;
+        }
+        let before = mapping.reserved - PAGE_BYTES - mapping.open;
+        let lead = at - mapping.mapping - before;
+        let books = Books { reserved: mapping.reserved, before, lead, bytes };
+        Some(self.enter(ptr::with_exposed_provenance_mut(at), books, zeroed))
+    }
+
+    /// Writes a large block's books.
+    fn enter(&self, at: *mut u8, books: Books, zeroed: bool) -> Fence {
         // SAFETY: the block's first page has room for them before the header.
         unsafe { at.wrapping_sub(FRONT).cast::<Books>().write(books) };
-        self.large.bytes.fetch_add(books.open(), Ordering::Relaxed);
-        self.large.count.fetch_add(1, Ordering::Relaxed);
-        Fence { at, capacity: books.open() - books.lead }
+        Fence { at, capacity: books.open() - books.lead, zeroed }
     }
 
     /// Changes a large block's length by moving its pages; then the old block has been freed. Nothing: it
@@ -297,7 +331,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         if open == old.open() {
             // SAFETY: as above.
             unsafe { at.wrapping_sub(FRONT).cast::<Books>().write(Books { bytes, ..old }) };
-            return Some(Fence { at, capacity: open - old.lead });
+            return Some(Fence { at, capacity: open - old.lead, zeroed: false });
         }
         let reserved = (open + PAGE_BYTES).checked_next_multiple_of(UNIT_BYTES)?;
         let mapping = self.system.reserve(reserved)?;
@@ -313,24 +347,20 @@ impl<S: System, L: Local> Allocator<S, L> {
             unsafe { self.system.unmap(mapping, reserved) };
             return None;
         }
-        self.forget(at, found, &old);
-        Some(self.enter(new, books))
+        self.fences.remove(&self.system, at as usize, Some(found));
+        self.large.bytes.fetch_add(open.wrapping_sub(old.open()), Ordering::Relaxed);
+        if let Some(rest) = NonNull::new(at.wrapping_sub(old.lead + old.before)) {
+            // SAFETY: the reservation is the block's, whose pages are elsewhere.
+            unsafe { self.system.unmap(rest, old.reserved) };
+        }
+        Some(self.enter(new, books, false))
     }
 
-    /// Ends a large block. Its pages are gone at once: whoever uses it again faults.
+    /// Ends a large block. Its pages are out of reach at once: whoever uses it again faults.
     pub(super) fn unfence(&self, at: *mut u8, found: &Found) {
         // SAFETY: `found` is a large block's.
         let books = unsafe { Books::of(at) };
-        self.forget(at, found, &books);
-    }
-
-    fn forget(&self, at: *mut u8, found: &Found, books: &Books) {
         self.fences.remove(&self.system, at as usize, Some(found));
-        self.large.bytes.fetch_sub(books.open(), Ordering::Relaxed);
-        self.large.count.fetch_sub(1, Ordering::Relaxed);
-        if let Some(start) = books.mapping(at) {
-            // SAFETY: the reservation is the block's, who is freed.
-            unsafe { self.system.unmap(start, books.reserved) };
-        }
+        self.retire_mapping(books.mapping(at));
     }
 }

@@ -143,3 +143,33 @@ fn a_broken_header_is_noticed_free_or_live() {
         }
     }
 }
+
+#[test]
+fn large_blocks_that_come_and_go_wait_out_of_reach_and_are_used_again() {
+    let rig = hardened_rig();
+    let mut hidden = 0;
+    for round in 0..4 {
+        let blocks: Vec<_> = (0..6).map(|n| rig.alloc_zeroed(150_001 + n * 50_000)).collect();
+        for (n, &at) in blocks.iter().enumerate() {
+            let bytes = 150_001 + n * 50_000;
+            let block = unsafe { std::slice::from_raw_parts_mut(at, bytes) };
+            assert!(block.iter().all(|&byte| byte == 0), "round {round}, block {n}");
+            block.fill(0xff);
+            let old = unsafe { at.add(bytes).replace(0) };
+            let told = trouble(&rig, |rig| unsafe { rig.free(at) });
+            assert_eq!(told, Some(Trouble::Behind), "round {round}, block {n}");
+            unsafe { at.add(bytes).write(old) };
+        }
+        for &at in &blocks {
+            unsafe { rig.free(at) };
+            assert_eq!(trouble(&rig, |rig| unsafe { rig.free(at) }), Some(Trouble::Freed));
+        }
+        hidden = rig.system.hidden();
+        // The first time tells only that they are wanted again.
+        assert_eq!(hidden > 0, round > 0, "round {round}");
+        assert_eq!(rig.stats().large_bytes, hidden);
+    }
+    assert!(hidden > 1 << 20, "{hidden}");
+    rig.trim(0);
+    assert_eq!((rig.system.hidden(), rig.stats().large_bytes, rig.stats().large_count), (0, 0, 0));
+}

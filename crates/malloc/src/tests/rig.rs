@@ -22,6 +22,7 @@ pub struct Host {
     /// Whether every other thread counts as gone.
     pub alone: AtomicBool,
     pub options: Options,
+    hidden: Mutex<HashMap<usize, usize>>,
     maps: Mutex<HashMap<usize, (usize, usize)>>,
     reserved: Mutex<HashMap<usize, usize>>,
 }
@@ -38,6 +39,11 @@ impl Host {
                 true
             }
         }
+    }
+
+    /// Bytes that are hidden.
+    pub fn hidden(&self) -> usize {
+        self.hidden.lock().unwrap().values().sum()
     }
 
     pub fn mapped(&self) -> usize {
@@ -66,6 +72,15 @@ unsafe impl System for Host {
     unsafe fn commit(&self, _start: NonNull<u8>, _bytes: usize) -> bool {
         self.allowed()
     }
+    unsafe fn hide(&self, start: NonNull<u8>, bytes: usize) -> bool {
+        self.allowed()
+            && self.hidden.lock().unwrap().insert(start.as_ptr() as usize, bytes).is_none()
+    }
+    unsafe fn show(&self, start: NonNull<u8>, bytes: usize) -> bool {
+        let mut hidden = self.hidden.lock().unwrap();
+        assert_eq!(hidden.get(&(start.as_ptr() as usize)), Some(&bytes));
+        self.allowed() && hidden.remove(&(start.as_ptr() as usize)).is_some()
+    }
     unsafe fn decommit(&self, start: NonNull<u8>, bytes: usize) {
         assert_eq!(start.as_ptr() as usize % PAGE_BYTES, 0);
         assert_eq!(bytes % PAGE_BYTES, 0);
@@ -82,6 +97,7 @@ unsafe impl System for Host {
     }
     unsafe fn unmap(&self, start: NonNull<u8>, bytes: usize) {
         let at = start.as_ptr() as usize;
+        self.hidden.lock().unwrap().retain(|hidden, _| !(at..at + bytes).contains(hidden));
         if let Some(whole) = self.reserved.lock().unwrap().remove(&at) {
             assert_eq!(whole, bytes);
             return unsafe { dealloc(start.as_ptr(), pages(bytes, 1 << 14)) };
