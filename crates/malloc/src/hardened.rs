@@ -11,7 +11,7 @@
 //! - The *tail* is a pattern, to the next multiple of 16 bytes: checked when the block is freed, and at exit.
 //! - A freed block says at its start who freed it, is filled with junk behind that (all of a small one, the
 //!   first and the last 256 bytes of others) and waits in the *quarantine* of the thread that freed it. There
-//!   wait as many blocks in slabs as have [`SMALL_BYTES`], each counted with [`TOLL`] more (270 blocks of 40
+//!   wait as many blocks in slabs as have [`SMALL_BYTES`], each counted with [`TOLL`] more (156 blocks of 40
 //!   bytes; some leave at a time, so that it is an eighth less at times), and up to [`MEDIUM_PLACES`]
 //!   others and [`BYTES`] bytes of these; mark and junk are checked when they leave. More would find
 //!   more late writes, and take the first-level cache from the program.
@@ -20,7 +20,7 @@
 //! - Free lists below are encoded with the secret.
 //!
 //! What it costs for a small block: 17 bytes, and 15 of rounding at most; some 65 instructions to allocate
-//! it (16 without this mode) and 220 to free it (18), of which half are for the block that leaves the
+//! it (16 without this mode) and 215 to free it (18), of which half are for the block that leaves the
 //! quarantine; the cache lines of header and tail, which are asked for together. For a large block: the
 //! calls that map it and a page fault for each page, or two calls if a mapping of its length waits.
 //!
@@ -65,10 +65,10 @@ const TAIL: usize = 1;
 /// The "distance" of a large block from its inner block's start.
 const FENCED: usize = 1;
 /// Blocks in slabs that may wait in a thread's quarantine.
-pub const PLACES: usize = 512;
+pub const PLACES: usize = 256;
 /// What each of them counts beside its own bytes.
-pub const TOLL: usize = 48;
-/// Bytes of them, so counted, that may wait there: 24 KiB, about what a first-level cache has room for.
+pub const TOLL: usize = 64;
+/// Bytes of them, so counted, that may wait there: 16 KiB, a third of a first-level cache.
 pub const SMALL_BYTES: usize = (PLACES - 1) * TOLL;
 /// Other blocks that wait there.
 pub const MEDIUM_PLACES: usize = 64;
@@ -390,6 +390,9 @@ impl<S: System, L: Local> Allocator<S, L> {
         if at.is_null() {
             return self.hard_alloc(bytes, 1, false, pc);
         }
+        if let (Some(mark), Some(heap)) = (self.small_in_order(at), self.own_heap()) {
+            return self.resize_small(heap, at, mark, bytes, pc);
+        }
         let (mut found, capacity) = self.must_be_live(at, Trouble::Resized);
         self.check_tail(at, &found, capacity);
         let heap = self.heap();
@@ -401,9 +404,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         } else {
             let room = capacity - found.lead - TAIL;
             if bytes <= room && bytes >= room / 2 {
-                self.sign(heap, at, bytes, found.lead, pc);
-                // SAFETY: inside the inner block, whose bytes are a multiple of 16.
-                unsafe { pattern::fill(at.add(bytes), pattern::tail(bytes)) };
+                self.redress(heap, at, bytes, found.lead, pc);
                 return at;
             }
         }
@@ -414,6 +415,38 @@ impl<S: System, L: Local> Allocator<S, L> {
             self.hard_free(at, usize::MAX, pc);
         }
         new
+    }
+
+    /// The short way of [`Allocator::hard_realloc`]: a small block in order, whose mark is given.
+    fn resize_small(
+        &self,
+        heap: &Heap,
+        at: *mut u8,
+        mark: u64,
+        bytes: usize,
+        pc: usize,
+    ) -> *mut u8 {
+        // SAFETY: *every-header-readable*; the block lies in a slab.
+        let unit = unsafe { &*self.window.unit_of(at as usize - HEADER) };
+        let room = unit.class().bytes as usize - HEADER - TAIL;
+        if bytes <= room && bytes >= room / 2 {
+            self.redress(Some(heap), at, bytes, HEADER, pc);
+            return at;
+        }
+        let new = self.hard_alloc(bytes, 1, false, pc);
+        if !new.is_null() {
+            // SAFETY: two blocks, of at least that many bytes.
+            unsafe { ptr::copy_nonoverlapping(at, new, bytes_of(mark).min(bytes)) };
+            self.retire_longer(heap, at, mark, pc);
+        }
+        new
+    }
+
+    /// Writes header and tail of a block that gets another size where it is.
+    fn redress(&self, heap: Option<&Heap>, at: *mut u8, bytes: usize, lead: usize, pc: usize) {
+        self.sign(heap, at, bytes, lead, pc);
+        // SAFETY: inside the inner block, whose bytes are a multiple of 16.
+        unsafe { pattern::fill(at.add(bytes), pattern::tail(bytes)) };
     }
 
     /// Says what happened to which block, and stops the program.

@@ -23,6 +23,9 @@ const BUDGET: u32 = 32;
 /// So many more may wait in a program that goes up and down, and half of what is used: 4 MiB.
 const EXTRA: u32 = 256;
 
+/// In hardened mode, whose blocks are larger and come back later: this many times what may wait else.
+const HARDENED: u32 = 4;
+
 /// The pool of units.
 pub struct Pool {
     /// Rank 3 of the locks: after the sweep, before the arenas.
@@ -129,7 +132,7 @@ impl Pool {
     }
 
     /// Gives a unit back. Its header has no owner any more.
-    pub fn give<S: System>(&self, window: &Window, system: &S, number: u32) {
+    pub fn give<S: System>(&self, window: &Window, system: &S, number: u32, hardened: bool) {
         let _held = self.lock.take(system);
         let books = &self.books;
         window_unit_is_nobodys(window, number);
@@ -137,7 +140,8 @@ impl Pool {
         books.dirty.set(books.dirty.get() + 1);
         books.hint.set(books.hint.get().min(number / 64));
         let used = books.frontier.get() - books.dirty.get() - books.clean.get();
-        let budget = BUDGET + used / 16 + books.regret.extra(EXTRA + used / 2);
+        let times = if hardened { HARDENED } else { 1 };
+        let budget = times * (BUDGET + used / 16) + books.regret.extra(times * (EXTRA + used / 2));
         let dirty = books.dirty.get();
         if dirty > budget {
             self.purge(window, system, budget / 2);

@@ -241,7 +241,8 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// Gives an empty slab, which is on no list, back to the pool.
     pub(crate) fn release(&self, heap: &Heap, unit: &Unit) {
         heap.count_slab(usize::from(unit.class.load(Ordering::Relaxed)), false);
-        self.pool.give(&self.window, &self.system, self.window.number_of(unit));
+        let number = self.window.number_of(unit);
+        self.pool.give(&self.window, &self.system, number, self.is_hardened());
     }
 
     /// Looks at a slab of this heap whose countdown reached zero.
