@@ -268,6 +268,7 @@ fn after_any_one_internal_failure_nothing_is_lost() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore)] // the same places as above, for half an hour
 fn after_any_stretch_of_internal_failures_nothing_is_lost() {
     for (many, stride) in [(7, STRIDE), (usize::MAX, 4 * STRIDE)] {
         let (places, refused) = sweep("", many, stride);
