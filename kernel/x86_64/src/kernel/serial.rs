@@ -1,4 +1,4 @@
-//! The three serial lines (16550, driven by the crate `uart_16550`).
+//! The three serial lines (16550).
 //!
 //! Bytes go out by polling: the line says when its 16-byte buffer is empty, then up to 16 are
 //! written. Bytes come in by interrupt into a ring; when the ring is full the line's receive
@@ -24,15 +24,23 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use pagoda_kernel_core::machine::Port as Line;
 use pagoda_sync::SpinMutex;
-use uart_16550::backend::PioBackend;
-use uart_16550::spec::registers::IER;
-use uart_16550::{BaudRate, Config, Uart16550};
 use x86_64::instructions::port::Port;
 
 /// Received bytes that wait for a reader, at most.
 const RING_BYTES: usize = 8192;
-/// 115200 8N1 with buffers, silent for now.
-const CONFIG: Config = Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT };
+/// Bytes in the device's transmit buffer.
+const FIFO_BYTES: usize = 16;
+
+/// Register offsets from a line's base port.
+mod register {
+    pub(super) const DATA: u16 = 0;
+    pub(super) const INTERRUPT_ENABLE: u16 = 1;
+    pub(super) const FIFO_CONTROL: u16 = 2;
+    pub(super) const LINE_CONTROL: u16 = 3;
+    pub(super) const MODEM_CONTROL: u16 = 4;
+    pub(super) const LINE_STATUS: u16 = 5;
+    pub(super) const SCRATCH: u16 = 7;
+}
 
 /// The debug console, which reads as its own number.
 const DEBUG_CONSOLE: u16 = 0xe9;
@@ -40,14 +48,18 @@ const DEBUG_CONSOLE: u16 = 0xe9;
 /// What the control line begins with.
 const READY: &[u8] = b"pagoda-ready\n";
 
+const RECEIVED: u8 = 1 << 0; // of the line status
+const TRANSMIT_EMPTY: u8 = 1 << 5; // of the line status
+const ON_RECEIVE: u8 = 1 << 0; // of interrupt enable
+const ON_EMPTY: u8 = 1 << 1; // of interrupt enable
+
 fn debug_console() -> Port<u8> {
     Port::new(DEBUG_CONSOLE)
 }
 
-/// One line: its device and what it has received.
+/// One line: its base port and what it has received.
 struct Uart {
     base: u16,
-    device: Uart16550<PioBackend>,
     present: bool,
     ring: [u8; RING_BYTES],
     /// Bytes ever put into and taken out of the ring; their difference is at most `RING_BYTES`.
@@ -72,50 +84,68 @@ fn line(line: Line) -> &'static SpinMutex<Uart> {
     }
 }
 
-const fn device(base: u16) -> Uart16550<PioBackend> {
-    // SAFETY: the ports are registers of this line or of nothing at all; a 16550's registers move
-    // bytes in and out of the device and never touch memory.
-    match unsafe { Uart16550::new_port(base) } {
-        Ok(device) => device,
-        Err(_) => panic!("the ports of a line"),
-    }
-}
-
 impl Uart {
     const fn at(base: u16) -> Self {
-        let (device, ring) = (device(base), [0; RING_BYTES]);
-        Self { base, device, present: false, ring, put: 0, taken: 0, listening: false }
+        Self { base, present: false, ring: [0; RING_BYTES], put: 0, taken: 0, listening: false }
     }
 
-    /// Finds out whether there is a device, and sets it up.
+    fn write(&self, register: u16, value: u8) {
+        // SAFETY: the port is a register of this line or of nothing at all; a 16550's registers
+        // move bytes in and out of the device and never touch memory.
+        unsafe { Port::new(self.base + register).write(value) }
+    }
+
+    fn read(&self, register: u16) -> u8 {
+        // SAFETY: as in `write`.
+        unsafe { Port::new(self.base + register).read() }
+    }
+
+    /// Finds out whether there is a device, and sets it to 115200 8N1 with buffers.
     fn init(&mut self) {
-        if self.device.check_present() {
-            self.fetch(); // setting it up empties its buffers
-            self.present = self.device.init(CONFIG).is_ok();
+        self.write(register::SCRATCH, 0x5a);
+        self.present = self.read(register::SCRATCH) == 0x5a;
+        if !self.present {
+            return;
         }
+        self.write(register::LINE_CONTROL, 0x03);
+        self.write(register::INTERRUPT_ENABLE, 0);
+        self.fetch(); // switching the buffers on empties them
+        self.write(register::LINE_CONTROL, 0x80); // the divisor takes the place of data
+        self.write(register::DATA, 1);
+        self.write(register::INTERRUPT_ENABLE, 0);
+        self.write(register::LINE_CONTROL, 0x03); // 8N1
+        self.write(register::FIFO_CONTROL, 0xc7); // on, cleared, interrupt at 14 bytes or a pause
+        self.write(register::MODEM_CONTROL, 0x0b); // ready, and the interrupt line connected
     }
 
-    fn send(&mut self, bytes: &[u8]) {
-        if self.present {
-            self.device.send_bytes_exact(bytes);
+    fn send(&self, bytes: &[u8]) {
+        if !self.present {
+            return;
+        }
+        for chunk in bytes.chunks(FIFO_BYTES) {
+            while self.read(register::LINE_STATUS) & TRANSMIT_EMPTY == 0 {
+                core::hint::spin_loop();
+            }
+            for &byte in chunk {
+                self.write(register::DATA, byte);
+            }
         }
     }
 
     fn listen(&mut self, on: bool) {
         if self.listening != on {
             self.listening = on;
-            match on {
-                true => self.device.enable_interrupts(IER::DATA_READY),
-                false => self.device.disable_interrupts(IER::DATA_READY),
-            }
+            self.write(register::INTERRUPT_ENABLE, if on { ON_RECEIVE } else { 0 });
         }
     }
 
     /// Moves what has arrived into the ring, as far as there is room.
     fn fetch(&mut self) {
         while self.put.wrapping_sub(self.taken) < RING_BYTES {
-            let Ok(byte) = self.device.try_receive_byte() else { return };
-            self.ring[self.put % RING_BYTES] = byte;
+            if self.read(register::LINE_STATUS) & RECEIVED == 0 {
+                return;
+            }
+            self.ring[self.put % RING_BYTES] = self.read(register::DATA);
             self.put = self.put.wrapping_add(1);
         }
         self.listen(false); // until there is room
@@ -165,14 +195,11 @@ pub(crate) fn interrupts() -> u64 {
     INTERRUPTS.load(Ordering::Relaxed)
 }
 
-/// Makes a line interrupt because it has nothing to send, or no longer; false if it is not there.
+/// Makes a line interrupt because it has nothing to send, or listen again; false if it is not there.
 pub(crate) fn call(from: Line, on: bool) -> bool {
-    let mut uart = line(from).lock();
+    let uart = line(from).lock();
     if uart.present {
-        match on {
-            true => uart.device.enable_interrupts(IER::THR_EMPTY),
-            false => uart.device.disable_interrupts(IER::THR_EMPTY),
-        }
+        uart.write(register::INTERRUPT_ENABLE, if on { ON_EMPTY } else { ON_RECEIVE });
     }
     uart.present
 }
@@ -221,14 +248,10 @@ pub(crate) fn send_anyway(to: Line, bytes: &[u8]) {
         return;
     }
     let lock = line(to);
-    if let Some(mut uart) = lock.try_lock() {
-        uart.send(bytes);
-        return;
-    }
-    // SAFETY: only these two are read, which do not change after `init`.
-    let (base, present) = unsafe { ((*lock.data_ptr()).base, (*lock.data_ptr()).present) };
-    if present {
-        device(base).send_bytes_exact(bytes); // as it was set up
+    match lock.try_lock() {
+        Some(uart) => uart.send(bytes),
+        // SAFETY: only `base` and `present` are read, which do not change after `init`.
+        None => unsafe { (*lock.data_ptr()).send(bytes) },
     }
 }
 
