@@ -95,8 +95,8 @@ fn an_nmi_from_outside_finds_programs_and_does_them_no_harm() {
         let socket = socket.clone();
         move || {
             let mut asked = 0;
-            for _ in 0..250 {
-                std::thread::sleep(std::time::Duration::from_millis(200));
+            for _ in 0..500 {
+                std::thread::sleep(std::time::Duration::from_millis(50));
                 let Ok(mut monitor) = UnixStream::connect(&socket) else {
                     // Not there yet, or not there any more.
                     if asked > 0 {
@@ -105,6 +105,8 @@ fn an_nmi_from_outside_finds_programs_and_does_them_no_harm() {
                     continue;
                 };
                 asked += u32::from(monitor.write_all(b"nmi\n").is_ok());
+                // Who hangs up at once may not have been heard.
+                std::thread::sleep(std::time::Duration::from_millis(100));
             }
             asked
         }
