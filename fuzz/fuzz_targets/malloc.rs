@@ -68,6 +68,7 @@ unsafe impl System for Stage {
         panic!("somebody waits for a lock in a program with one thread");
     }
     fn wake(&self, _: &AtomicU32) {}
+    fn pause(&self, _milliseconds: u32) {}
     fn thread(&self) -> u32 {
         self.playing.get() as u32 + 1
     }

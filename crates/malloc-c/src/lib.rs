@@ -7,8 +7,8 @@
 //! - `cxx`: the twenty replaceable operators of C++.
 //! - `tell`: statistics and tuning.
 //!
-//! What the program must have: a C library that defines `__errno_location`. Taken when present, by weak
-//! reference: fork and thread hooks, `fputs`, and what libstdc++ has to report that memory ran out.
+//! What the program must have: a C library that defines `__errno_location` and `pthread_atfork`. Taken when
+//! present, by weak reference: thread hooks, `fputs`, and what libstdc++ has to report that memory ran out.
 //!
 //! Left out: `__malloc_hook` and its kin, `malloc_set_state`; the tuning of `mallopt` (its hints are
 //! accepted, and change nothing).
@@ -37,6 +37,17 @@ static AT_EXIT: extern "C" fn() = {
     }
     at_exit
 };
+
+// The allocator asks for this by weak name, which brings nothing into a static program. With musl, only this
+// one tells of forks.
+#[used]
+static AT_FORK: unsafe extern "C" fn(Handler, Handler, Handler) -> core::ffi::c_int = {
+    unsafe extern "C" {
+        fn pthread_atfork(_: Handler, _: Handler, _: Handler) -> core::ffi::c_int;
+    }
+    pthread_atfork
+};
+type Handler = Option<unsafe extern "C" fn()>;
 
 mod c;
 mod cxx;

@@ -140,7 +140,7 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut c_void) -> c_i
         text,
         "<malloc version=\"pagoda-1\">\n<small slabs=\"{}\" bytes=\"{}\" idle=\"{}\"/>\n\
          <medium live=\"{}\" free=\"{}\"/>\n<large count=\"{}\" bytes=\"{}\"/>\n\
-         <heaps count=\"{}\"/>\n</malloc>\n",
+         <heaps count=\"{}\"/>\n<helper bytes=\"{}\"/>\n</malloc>\n",
         stats.slabs.iter().sum::<u32>(),
         stats.slab_bytes(),
         stats.pool.dirty as usize * pagoda_malloc_core::UNIT_BYTES,
@@ -149,6 +149,7 @@ pub unsafe extern "C" fn malloc_info(options: c_int, stream: *mut c_void) -> c_i
         stats.large_count,
         stats.large_bytes,
         stats.heaps,
+        stats.helper.unwrap_or(0),
     );
     // SAFETY: the text ends with a zero; the stream is as the caller promised.
     unsafe { fputs(text.as_c().as_ptr(), stream) };

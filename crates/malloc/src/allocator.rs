@@ -8,9 +8,9 @@ use crate::arena::{ARENAS, Ground};
 use crate::classes::{self, SMALL_MAX, UNIT_BYTES};
 use crate::hardened::Fences;
 use crate::heap::Heap;
+use crate::idle::Idle;
 use crate::large::Large;
 use crate::medium::Given;
-use crate::options::Options;
 use crate::pool::Pool;
 use crate::system::{Corruption, Local, Misuse, Stop, System};
 use crate::threads::Threads;
@@ -61,6 +61,7 @@ pub struct Allocator<S: System, L: Local> {
     /// Mixed into links and seals in hardened mode; else zero.
     pub(crate) secret: AtomicUsize,
     pub(crate) fences: Fences,
+    pub(crate) idle: Idle,
 }
 
 impl<S: System, L: Local> Allocator<S, L> {
@@ -79,6 +80,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             options: AtomicU32::new(0),
             secret: AtomicUsize::new(0),
             fences: Fences::new(),
+            idle: Idle::new(),
         }
     }
 
@@ -483,18 +485,5 @@ impl<S: System, L: Local> Allocator<S, L> {
         } else {
             self.alloc_aligned(layout.size(), layout.align())
         })
-    }
-}
-
-impl<S: System, L: Local> Allocator<S, L> {
-    /// What the process was asked to do beside its work; nothing before the first allocation.
-    #[inline]
-    pub fn options(&self) -> Options {
-        Options::from_bits(self.options.load(Ordering::Relaxed))
-    }
-
-    /// The system below.
-    pub fn system(&self) -> &S {
-        &self.system
     }
 }

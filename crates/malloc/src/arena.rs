@@ -80,6 +80,8 @@ pub struct Arena {
     committed: Own<u32>,
     live: Own<u32>,
     dirty: Own<u32>,
+    /// How often a block was taken.
+    takes: Own<u32>,
     regret: Regret,
     maps: [Own<u64>; MAPS],
     /// Granule + 1 of each bin's first block.
@@ -168,6 +170,7 @@ impl<'a, S: System> Ground<'a, S> {
     /// Allocates so many granules (more than a cell's) at a multiple of `align` granules.
     pub fn take(&self, size: u32, align: u32) -> Option<Found> {
         let size = size.max(SMALLEST);
+        self.arena.takes.set(self.arena.takes.get().wrapping_add(1));
         let found = match self.search(size.checked_add(align - 1)?) {
             Some(start) => self.cut(start, size, align),
             None => self.extend(size, align)?,
@@ -241,8 +244,8 @@ impl<'a, S: System> Ground<'a, S> {
         Some(())
     }
 
-    /// Frees a block of that size, which the cell has confirmed.
-    pub fn give(&self, start: u32, size: u32) {
+    /// Frees a block of that size, which the cell has confirmed. Bytes that are free and dirty now.
+    pub fn give(&self, start: u32, size: u32) -> usize {
         let cell = self.cell(start);
         cell.state.store(FREED, Ordering::Relaxed);
         cell.block.store(0, Ordering::Relaxed);
@@ -254,6 +257,12 @@ impl<'a, S: System> Ground<'a, S> {
             self.purge(budget / 2);
             self.arena.regret.gives(free - self.dirty());
         }
+        self.dirty() as usize * GRANULE
+    }
+
+    /// How often a block was taken.
+    pub fn takes(&self) -> u32 {
+        self.arena.takes.get()
     }
 
     /// Makes a range free and merges it with its neighbours.

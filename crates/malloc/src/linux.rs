@@ -22,6 +22,7 @@ const MPROTECT: usize = 10;
 const MUNMAP: usize = 11;
 const MREMAP: usize = 25;
 const MADVISE: usize = 28;
+const NANOSLEEP: usize = 35;
 const GETPID: usize = 39;
 const GETTID: usize = 186;
 const FUTEX: usize = 202;
@@ -54,7 +55,7 @@ const ESRCH: isize = -3;
 /// # Safety
 /// As the call demands.
 #[inline]
-unsafe fn call(number: usize, args: [usize; 6]) -> isize {
+pub(crate) unsafe fn call(number: usize, args: [usize; 6]) -> isize {
     let result;
     // SAFETY: the registers are as the kernel's convention says; what the call does to memory is the
     // caller's duty.
@@ -177,6 +178,12 @@ unsafe impl System for Linux {
     fn wake(&self, word: &AtomicU32) {
         // SAFETY: only the address is used.
         unsafe { call(FUTEX, [word.as_ptr() as usize, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0]) };
+    }
+
+    fn pause(&self, milliseconds: u32) {
+        let time = [milliseconds as usize / 1000, milliseconds as usize % 1000 * 1_000_000];
+        // SAFETY: seconds and nanoseconds.
+        unsafe { call(NANOSLEEP, [time.as_ptr() as usize, 0, 0, 0, 0, 0]) };
     }
 
     fn thread(&self) -> u32 {

@@ -12,6 +12,7 @@ use crate::allocator::Allocator;
 use crate::arena::{ARENAS, CELL_BYTES, Cell, FREED, GRANULE, Ground, KEPT, LIVE, MEDIUM_MAX};
 use crate::classes::{SMALL_MAX, UNIT_BYTES};
 use crate::heap::Heap;
+use crate::idle::Part;
 use crate::large::{self, Block, Large};
 use crate::recent::{Kept, Key, LARGEST_KEPT, Offer};
 use crate::system::{Local, Misuse, PAGE_BYTES, System};
@@ -253,8 +254,14 @@ impl<S: System, L: Local> Allocator<S, L> {
                 Offer::Refused(others) => self.dismiss(others),
             }
         }
+        self.give_medium(&place);
+    }
+
+    fn give_medium(&self, place: &Place) {
         let ground = Ground::enter(&self.window, &self.system, place.arena);
-        ground.give(place.granule, place.size);
+        let dirty = ground.give(place.granule, place.size);
+        drop(ground);
+        self.note(Part::arena(place.arena), dirty);
     }
 
     unsafe fn free_large(&self, heap: Option<&Heap>, at: *mut u8) {
@@ -287,8 +294,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             } else if let Some((offset, cell)) = self.cell(at) {
                 cell.state.store(LIVE, Relaxed);
                 let place = self.confirm(offset, cell, at);
-                let ground = Ground::enter(&self.window, &self.system, place.arena);
-                ground.give(place.granule, place.size);
+                self.give_medium(&place);
             }
         }
     }

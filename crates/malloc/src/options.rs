@@ -1,5 +1,10 @@
 //! What a process may ask for: `PAGODA_MALLOC=word,word` in its environment.
 
+use core::sync::atomic::Ordering;
+
+use crate::allocator::Allocator;
+use crate::system::{Local, System};
+
 /// The words, as bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options(u32);
@@ -19,6 +24,9 @@ impl Options {
 
     /// `picture`: at exit, a picture of the memory.
     pub const PICTURE: Self = Self(16);
+
+    /// `nohelper`: no thread of our own gives back what is idle. So it is in hardened mode.
+    pub const NO_HELPER: Self = Self(32);
 
     /// Whether all of `other` was asked for.
     pub const fn has(self, other: Self) -> bool {
@@ -49,10 +57,24 @@ impl Options {
                 b"stats" => Self::STATS,
                 b"leaks" => Self::LEAKS.with(Self::HARDENED),
                 b"picture" => Self::PICTURE,
+                b"nohelper" => Self::NO_HELPER,
                 b"profile" => Self::PROFILE.with(Self::HARDENED),
                 _ => Self::NONE,
             })
         })
+    }
+}
+
+impl<S: System, L: Local> Allocator<S, L> {
+    /// What the process was asked to do beside its work; nothing before the first allocation.
+    #[inline]
+    pub fn options(&self) -> Options {
+        Options::from_bits(self.options.load(Ordering::Relaxed))
+    }
+
+    /// The system below.
+    pub fn system(&self) -> &S {
+        &self.system
     }
 }
 
@@ -67,6 +89,7 @@ mod tests {
         assert!(!options.has(Options::LEAKS));
         assert!(Options::parse(b"leaks").has(Options::HARDENED));
         assert!(Options::parse(b"profile").has(Options::HARDENED.with(Options::PROFILE)));
+        assert_eq!(Options::parse(b"nohelper"), Options::NO_HELPER);
         assert_eq!(Options::parse(b""), Options::NONE);
     }
 }

@@ -41,6 +41,8 @@ struct Books {
     clean: Cell<u32>,
     /// No set bit in either bitmap below this word.
     hint: Cell<u32>,
+    /// How often a unit was taken.
+    takes: Cell<u32>,
     regret: Regret,
 }
 
@@ -74,6 +76,7 @@ impl Pool {
             dirty: Cell::new(0),
             clean: Cell::new(0),
             hint: Cell::new(0),
+            takes: Cell::new(0),
             regret: Regret::new(),
         };
         Self { lock: Lock::new(), books }
@@ -83,6 +86,7 @@ impl Pool {
     pub fn take<S: System>(&self, window: &Window, system: &S) -> Option<u32> {
         let _held = self.lock.take(system);
         let books = &self.books;
+        books.takes.set(books.takes.get().wrapping_add(1));
         for (map, count) in [(Map::Dirty, &books.dirty), (Map::Clean, &books.clean)] {
             if count.get() > 0 {
                 if let Some(number) = self.lowest(window, map) {
@@ -131,8 +135,8 @@ impl Pool {
         Some(number)
     }
 
-    /// Gives a unit back. Its header has no owner any more.
-    pub fn give<S: System>(&self, window: &Window, system: &S, number: u32, hardened: bool) {
+    /// Gives a unit back. Its header has no owner any more. How many are dirty now.
+    pub fn give<S: System>(&self, window: &Window, system: &S, number: u32, hardened: bool) -> u32 {
         let _held = self.lock.take(system);
         let books = &self.books;
         window_unit_is_nobodys(window, number);
@@ -147,6 +151,19 @@ impl Pool {
             self.purge(window, system, budget / 2);
             books.regret.gives(dirty - books.dirty.get());
         }
+        books.dirty.get()
+    }
+
+    /// Gives all dirty units back to the system if the pool is idle, which is told how often a unit was
+    /// taken. Bytes given back.
+    pub fn settle<S: System>(
+        &self,
+        window: &Window,
+        system: &S,
+        is_idle: impl FnOnce(u32) -> bool,
+    ) -> Option<usize> {
+        let _held = self.lock.take(system);
+        is_idle(self.books.takes.get()).then(|| self.purge(window, system, 0))
     }
 
     /// Gives dirty units back to the system until at most `keep` are left. Bytes given back.

@@ -16,16 +16,15 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::{asm, global_asm};
 use core::ffi::{c_int, c_void};
-use core::fmt::Write;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::allocator::{Allocator, MIN_ALIGN, Short, push};
 use crate::classes::SMALL_MAX;
 use crate::heap::{Heap, NO_HEAP};
-use crate::linux::{self, Line, Linux, process};
+use crate::linux::{self, Linux, process};
 use crate::options::Options;
-pub use crate::report::{write_picture, write_profile};
+pub use crate::report::{at_exit, write_picture, write_profile};
 use crate::system::Local;
 use crate::unit::{NONE, Unit};
 
@@ -152,6 +151,10 @@ unsafe impl Local for Slot {
     fn arm(&self, heap: *const Heap) {
         hooks(heap);
     }
+
+    fn helper(&self) -> bool {
+        crate::helper::start()
+    }
 }
 
 unsafe extern "C" fn fault(_signal: c_int, info: *const [usize; 3], _context: *const u8) {
@@ -213,13 +216,19 @@ fn hooks(heap: *const Heap) {
 }
 
 fn at_fork() {
-    if let Some(register) = weak!("__register_atfork" as RegisterAtFork) {
+    let register = weak!("__register_atfork" as RegisterAtFork);
+    let failed = match (register, weak!("pthread_atfork" as AtFork)) {
         // SAFETY: the handlers live as long as the program.
-        unsafe { register(before_fork, after_fork_in_parent, after_fork_in_child, ptr::null()) };
-    } else if let Some(register) = weak!("pthread_atfork" as AtFork) {
+        (Some(register), _) => unsafe {
+            register(before_fork, after_fork_in_parent, after_fork_in_child, ptr::null())
+        },
         // SAFETY: as above.
-        unsafe { register(before_fork, after_fork_in_parent, after_fork_in_child) };
-    }
+        (None, Some(register)) => unsafe {
+            register(before_fork, after_fork_in_parent, after_fork_in_child)
+        },
+        (None, None) => -1,
+    };
+    crate::helper::may_be(failed == 0);
 }
 
 unsafe extern "C" fn thread_ends(_heap: *mut c_void) {
@@ -236,6 +245,7 @@ unsafe extern "C" fn after_fork_in_parent() {
 
 unsafe extern "C" fn after_fork_in_child() {
     PROCESS.after_fork_in_child();
+    crate::helper::after_fork();
 }
 
 unsafe extern "C" {
@@ -374,38 +384,6 @@ pub fn alloc_aligned(bytes: usize, align: usize, pc: usize) -> *mut u8 {
 pub unsafe fn realloc(at: *mut u8, bytes: usize, pc: usize) -> *mut u8 {
     // SAFETY: the caller's promise is ours.
     unsafe { PROCESS.realloc_from(at, bytes, pc) }
-}
-
-/// To be called when the program ends: does what `PAGODA_MALLOC` asked for.
-pub fn at_exit() {
-    let options = PROCESS.options();
-    if options.has(Options::HARDENED) {
-        let leaks = PROCESS.check_all();
-        if let (true, Some(mut live)) = (options.has(Options::PROFILE), leaks) {
-            crate::report::write_profile_at_exit(&mut live);
-        }
-        if let (true, Some(mut leaks)) = (options.has(Options::LEAKS), leaks) {
-            for leak in leaks.sorted() {
-                let mut line = Line::new();
-                let _ = write!(
-                    line,
-                    "pagoda-malloc: never freed: {} bytes in {} blocks, allocated at ",
-                    leak.bytes, leak.blocks
-                );
-                linux::place(leak.pc, &mut line);
-                let _ = writeln!(line);
-                linux::write(2, line.as_bytes());
-            }
-        }
-    }
-    if options.has(Options::PICTURE) {
-        crate::report::write_picture_at_exit();
-    }
-    if options.has(Options::STATS) {
-        let mut line = Line::new();
-        let _ = writeln!(line, "pagoda-malloc: at exit\n{}", PROCESS.stats());
-        linux::write(2, line.as_bytes());
-    }
 }
 
 /// [`Allocator::usable`].

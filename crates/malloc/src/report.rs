@@ -1,10 +1,11 @@
-//! Heap profiles of this process, and pictures of its memory, as files.
+//! What a process says of itself at its end; heap profiles and pictures of its memory, as files.
 
 use core::ffi::CStr;
 use core::fmt::Write as _;
 
 use crate::hardened::Leaks;
 use crate::linux::{self, Line, process};
+use crate::options::Options;
 use crate::pprof::{Profile, Sink};
 use crate::process::PROCESS;
 
@@ -43,6 +44,38 @@ impl core::fmt::Write for File {
     }
 }
 
+/// To be called when the program ends: does what `PAGODA_MALLOC` asked for.
+pub fn at_exit() {
+    let options = PROCESS.options();
+    if options.has(Options::HARDENED) {
+        let leaks = PROCESS.check_all();
+        if let (true, Some(mut live)) = (options.has(Options::PROFILE), leaks) {
+            write_profile_at_exit(&mut live);
+        }
+        if let (true, Some(mut leaks)) = (options.has(Options::LEAKS), leaks) {
+            for leak in leaks.sorted() {
+                let mut line = Line::new();
+                let _ = write!(
+                    line,
+                    "pagoda-malloc: never freed: {} bytes in {} blocks, allocated at ",
+                    leak.bytes, leak.blocks
+                );
+                linux::place(leak.pc, &mut line);
+                let _ = writeln!(line);
+                linux::write(2, line.as_bytes());
+            }
+        }
+    }
+    if options.has(Options::PICTURE) {
+        write_picture_at_exit();
+    }
+    if options.has(Options::STATS) {
+        let mut line = Line::new();
+        let _ = writeln!(line, "pagoda-malloc: at exit\n{}", PROCESS.stats());
+        linux::write(2, line.as_bytes());
+    }
+}
+
 /// Writes what is live, by the place that allocated it, for `pprof`. Only in hardened mode, whose headers
 /// know the place, and while no other thread has a heap. False: not so, or the file cannot be written.
 pub fn write_profile(path: &CStr) -> bool {
@@ -63,15 +96,15 @@ pub fn write_picture(path: &CStr) -> bool {
 
 /// Writes `pagoda-malloc.PID.heap` in the working directory.
 pub(crate) fn write_profile_at_exit(live: &mut Leaks) {
-    at_exit("heap", |path| write(path, live));
+    file_at_exit("heap", |path| write(path, live));
 }
 
 /// Writes `pagoda-malloc.PID.svg` in the working directory.
 pub(crate) fn write_picture_at_exit() {
-    at_exit("svg", write_picture);
+    file_at_exit("svg", write_picture);
 }
 
-fn at_exit(kind: &str, write: impl FnOnce(&CStr) -> bool) {
+fn file_at_exit(kind: &str, write: impl FnOnce(&CStr) -> bool) {
     let mut name = Line::new();
     let _ = write!(name, "pagoda-malloc.{}.{kind}\0", process());
     let path = CStr::from_bytes_until_nul(name.as_bytes()).unwrap_or_default();

@@ -13,8 +13,9 @@ use core::ptr;
 use core::sync::atomic::Ordering;
 
 use crate::allocator::Allocator;
-use crate::classes;
+use crate::classes::{self, UNIT_BYTES};
 use crate::heap::{BUSY, DEAD, Heap};
+use crate::idle::Part;
 use crate::remote::Chain;
 use crate::system::{Corruption, Local, Misuse, PAGE_BYTES, System};
 use crate::unit::{Block, Place, Unit};
@@ -242,7 +243,8 @@ impl<S: System, L: Local> Allocator<S, L> {
     pub(crate) fn release(&self, heap: &Heap, unit: &Unit) {
         heap.count_slab(usize::from(unit.class.load(Ordering::Relaxed)), false);
         let number = self.window.number_of(unit);
-        self.pool.give(&self.window, &self.system, number, self.is_hardened());
+        let dirty = self.pool.give(&self.window, &self.system, number, self.is_hardened());
+        self.note(Part::POOL, dirty as usize * UNIT_BYTES);
     }
 
     /// Looks at a slab of this heap whose countdown reached zero.

@@ -24,6 +24,8 @@ pub struct Stats {
     pub large_count: usize,
     /// Heaps ever used: the most threads at a time that allocated.
     pub heaps: u32,
+    /// Bytes that the helper thread gave back; nothing if there is none.
+    pub helper: Option<usize>,
 }
 
 impl Stats {
@@ -54,7 +56,11 @@ impl fmt::Display for Stats {
         writeln!(f, "medium: blocks          {:>10} KiB", kib(self.medium.live))?;
         writeln!(f, "medium: free, not given back {:>5} KiB", kib(self.medium.dirty))?;
         writeln!(f, "large: {:>6} mappings  {:>10} KiB", self.large_count, kib(self.large_bytes))?;
-        writeln!(f, "in all                  {:>10} KiB", kib(self.footprint()))
+        writeln!(f, "in all                  {:>10} KiB", kib(self.footprint()))?;
+        match self.helper {
+            Some(given) => writeln!(f, "given back while idle   {:>10} KiB", kib(given)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -71,6 +77,7 @@ impl<S: System, L: Local> Allocator<S, L> {
                 *total = total.saturating_add(count);
             }
         }
+        stats.helper = self.idle.given();
         stats.pool = self.pool.stats(&self.system);
         for number in 0..ARENAS {
             let arena = Ground::enter(&self.window, &self.system, number).stats();

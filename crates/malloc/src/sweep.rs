@@ -26,7 +26,9 @@
 use core::sync::atomic::Ordering;
 
 use crate::allocator::Allocator;
+use crate::classes::UNIT_BYTES;
 use crate::heap::{DEAD, Heap};
+use crate::idle::Part;
 use crate::system::{Corruption, Local, System};
 use crate::unit::Place;
 
@@ -41,6 +43,8 @@ impl<S: System, L: Local> Allocator<S, L> {
         let whole = owner.whole.fetch_add(1, Ordering::Relaxed) + 1;
         if whole >= owner.sweep_at.load(Ordering::Relaxed).max(WORTH) {
             self.sweep(owner, WORTH);
+        } else {
+            self.note(Part::HEAPS, whole as usize * UNIT_BYTES);
         }
     }
 

@@ -79,6 +79,8 @@ pub unsafe trait System: Sync {
     fn wait(&self, word: &AtomicU32, value: u32);
     /// Wakes one sleeper.
     fn wake(&self, word: &AtomicU32);
+    /// Sleeps for so long, or less.
+    fn pause(&self, milliseconds: u32);
     /// The number of the running thread; never zero.
     fn thread(&self) -> u32;
     /// The number of the process: another one after a fork.
@@ -115,6 +117,12 @@ pub unsafe trait Local: Sync {
     /// Called when a thread got a heap of its own: arrange that the allocator's `thread_ends` is
     /// called when the thread ends. Without that, the heap is found when the next thread needs one.
     fn arm(&self, heap: *const Heap);
+    /// Called once, when memory lies idle in a program with threads, perhaps with locks held; it must not
+    /// allocate: start a thread that calls [`Allocator::tend`](crate::Allocator::tend). False: there will be
+    /// none.
+    fn helper(&self) -> bool {
+        false
+    }
 }
 
 /// Why the program was stopped.

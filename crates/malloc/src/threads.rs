@@ -89,11 +89,13 @@ impl<S: System, L: Local> Allocator<S, L> {
             }
             None => return None,
         };
+        let process = self.system.process();
         heap.thread.store(thread, Ordering::Relaxed);
-        heap.process.store(self.system.process(), Ordering::Relaxed);
+        heap.process.store(process, Ordering::Relaxed);
         heap.generation.store(self.generation.load(Ordering::Relaxed), Ordering::Relaxed);
         heap.state.store(LIVE, Ordering::Relaxed);
         self.local.set(heap);
+        self.idle.count_thread(process);
         drop(held);
         self.local.arm(heap);
         Some(heap)
@@ -202,6 +204,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         self.pool.lock.reset();
         self.threads.sweep.reset();
         self.threads.lock.reset();
+        self.idle.after_fork(self.system.process(), u32::from(self.own_heap().is_some()));
         if let Some(heap) = self.own_heap() {
             heap.thread.store(self.system.thread(), Ordering::Relaxed);
             heap.process.store(self.system.process(), Ordering::Relaxed);

@@ -129,6 +129,9 @@ unsafe impl System for Host {
         std::thread::yield_now();
     }
     fn wake(&self, _word: &AtomicU32) {}
+    fn pause(&self, milliseconds: u32) {
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds.into()));
+    }
     fn thread(&self) -> u32 {
         NUMBER.with(|number| {
             if number.get() == 0 {
@@ -153,21 +156,29 @@ unsafe impl System for Host {
 
 /// Thread-local pointers of one allocator.
 #[derive(Default)]
-pub struct Slots(Mutex<HashMap<ThreadId, Pointer>>);
+pub struct Slots {
+    slots: Mutex<HashMap<ThreadId, Pointer>>,
+    /// How often a helper was asked for.
+    pub helpers: AtomicU32,
+}
 
 struct Pointer(*const Heap);
 unsafe impl Send for Pointer {}
 
 unsafe impl Local for Slots {
     fn get(&self) -> *const Heap {
-        let slots = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let slots = self.slots.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         slots.get(&std::thread::current().id()).map_or(Heap::none(), |pointer| pointer.0)
     }
     fn set(&self, heap: *const Heap) {
-        let mut slots = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut slots = self.slots.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         slots.insert(std::thread::current().id(), Pointer(heap));
     }
     fn arm(&self, _heap: *const Heap) {}
+    fn helper(&self) -> bool {
+        self.helpers.fetch_add(1, Ordering::Relaxed);
+        true
+    }
 }
 
 pub type Rig = Allocator<Host, Slots>;
