@@ -24,6 +24,7 @@ use core::cell::Cell as Own;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
+use crate::huge::{self, REGION};
 use crate::regret::Regret;
 use crate::system::{PAGE_BYTES, System};
 use crate::window::{STEP, Window};
@@ -44,6 +45,7 @@ const SMALLEST: u32 = (CELL_BYTES / GRANULE) as u32 + 1;
 
 const GRANULES_IN_CELL: u32 = (CELL_BYTES / GRANULE) as u32;
 const PAGE_GRANULES: u32 = (PAGE_BYTES / GRANULE) as u32;
+const REGION_GRANULES: u32 = (REGION / GRANULE) as u32;
 const EXACT: u32 = 64;
 const BINS: usize = 64 + 24 * 16;
 const MAPS: usize = BINS / 64;
@@ -118,6 +120,7 @@ pub struct Ground<'a, S: System> {
     memory: *mut u8,
     cells: *const Cell,
     room: u32,
+    huge_from: usize,
     _held: crate::lock::Held<'a, S>,
 }
 
@@ -152,6 +155,7 @@ impl<'a, S: System> Ground<'a, S> {
             memory: window.medium().wrapping_add(number * bytes),
             cells: window.cells().wrapping_add(number * bytes / CELL_BYTES),
             room: (bytes / GRANULE) as u32,
+            huge_from: window.huge_from(),
             _held: window.lock(number).take(system),
         }
     }
@@ -216,12 +220,26 @@ impl<'a, S: System> Ground<'a, S> {
         self.arena.top.set(end);
         let old_high = self.arena.high.get();
         self.arena.high.set(old_high.max(end));
+        self.open_regions(old_high, end);
         self.arena.regret.taken(end.saturating_sub(old_high.max(start)));
         self.cell(start).before_is_free.store(0, Ordering::Relaxed);
         if start > top {
             self.insert(top, start - top, old_high.saturating_sub(top).min(start - top));
         }
         Some(Found { start, zeroed })
+    }
+
+    /// Says of the regions of [`crate::huge`] that begin between two granules, of which the first was beyond
+    /// everything ever touched, whether they may have huge pages.
+    fn open_regions(&self, from: u32, to: u32) {
+        let first = from.next_multiple_of(REGION_GRANULES);
+        if first < to && first as usize * GRANULE >= self.huge_from {
+            // A block is smaller than a region, so that there is one at most.
+            // SAFETY: it lies beyond all blocks, and what is committed ends with a region.
+            unsafe {
+                huge::tell(self.system, self.address(first), self.arena.live.get() >= first / 2)
+            };
+        }
     }
 
     fn grow_to(&self, end: u32) -> Option<()> {
@@ -306,7 +324,9 @@ impl<'a, S: System> Ground<'a, S> {
                     return false;
                 }
                 self.arena.top.set(start + new);
-                self.arena.high.set(self.arena.high.get().max(start + new));
+                let old_high = self.arena.high.get();
+                self.arena.high.set(old_high.max(start + new));
+                self.open_regions(old_high, start + new);
             } else {
                 if self.cell(end).block_at(end).is_some() || self.node(end).size < more {
                     return false;

@@ -14,8 +14,8 @@
 //! - [`hardened`], `story`: a mode that says who wrote where, and who freed twice. `options`: how it is
 //!   asked for.
 //! - `pprof`, `picture`, `report`: heap profiles and pictures of the memory, as files.
-//! - `window`: where everything lies. `regret`: how much may wait before it goes back. `idle`, `helper`: what
-//!   goes back while nobody calls.
+//! - `window`: where everything lies. `huge`: where huge pages may stand. `regret`: how much may wait before
+//!   it goes back. `idle`, `helper`: what goes back while nobody calls.
 //!
 //! # Lock order
 //!
@@ -23,8 +23,8 @@
 //!
 //! # Left out
 //!
-//! Huge pages; giving back what sleeping threads keep for themselves (see `idle`); being called from signal
-//! handlers.
+//! Huge pages for large blocks; giving back what sleeping threads keep for themselves (see `idle`); being
+//! called from signal handlers.
 #![cfg_attr(not(test), no_std)]
 #![cfg(not(loom))]
 #![deny(unsafe_code)]
@@ -37,6 +37,7 @@ pub mod hardened;
 mod heap;
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
 mod helper;
+mod huge;
 mod idle;
 mod large;
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]

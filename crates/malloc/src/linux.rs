@@ -38,6 +38,7 @@ const MAP_NORESERVE: usize = 0x4000;
 const MREMAP_MAYMOVE: usize = 1;
 const MREMAP_FIXED: usize = 2;
 const MADV_DONTNEED: usize = 4;
+const MADV_HUGEPAGE: usize = 14;
 const MADV_NOHUGEPAGE: usize = 15;
 const FUTEX_WAIT_PRIVATE: usize = 128;
 const FUTEX_WAKE_PRIVATE: usize = 129;
@@ -102,7 +103,7 @@ unsafe impl System for Linux {
         let start = map(whole, 0, MAP_NORESERVE)?;
         let lead = start.align_offset(UNIT_BYTES);
         // SAFETY: parts of the fresh mapping that the caller never learns of; the advice changes no
-        // contents (no huge pages: a page of a sparse heap should cost a page).
+        // contents (no huge pages but where `may_be_huge` says so).
         unsafe {
             if lead > 0 {
                 self.unmap(start, lead);
@@ -137,6 +138,12 @@ unsafe impl System for Linux {
                 start.write_bytes(0, bytes);
             }
         }
+    }
+
+    unsafe fn may_be_huge(&self, start: NonNull<u8>, bytes: usize, may: bool) {
+        let advice = if may { MADV_HUGEPAGE } else { MADV_NOHUGEPAGE };
+        // SAFETY: the advice changes no contents.
+        unsafe { call(MADVISE, [start.addr().get(), bytes, advice, 0, 0, 0]) };
     }
 
     fn map(&self, bytes: usize) -> Option<NonNull<u8>> {

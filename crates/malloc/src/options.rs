@@ -28,6 +28,9 @@ impl Options {
     /// `nohelper`: no thread of our own gives back what is idle. So it is in hardened mode.
     pub const NO_HELPER: Self = Self(32);
 
+    /// `nohuge`: no huge pages anywhere.
+    pub const NO_HUGE: Self = Self(64);
+
     /// Whether all of `other` was asked for.
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -58,6 +61,7 @@ impl Options {
                 b"leaks" => Self::LEAKS.with(Self::HARDENED),
                 b"picture" => Self::PICTURE,
                 b"nohelper" => Self::NO_HELPER,
+                b"nohuge" => Self::NO_HUGE,
                 b"profile" => Self::PROFILE.with(Self::HARDENED),
                 _ => Self::NONE,
             })
@@ -90,6 +94,7 @@ mod tests {
         assert!(Options::parse(b"leaks").has(Options::HARDENED));
         assert!(Options::parse(b"profile").has(Options::HARDENED.with(Options::PROFILE)));
         assert_eq!(Options::parse(b"nohelper"), Options::NO_HELPER);
+        assert_eq!(Options::parse(b"nohuge"), Options::NO_HUGE);
         assert_eq!(Options::parse(b""), Options::NONE);
     }
 }

@@ -12,6 +12,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 use crate::classes::UNIT_BYTES;
+use crate::huge::{self, REGION};
 use crate::lock::Lock;
 use crate::regret::Regret;
 use crate::system::System;
@@ -22,6 +23,10 @@ const BUDGET: u32 = 32;
 
 /// So many more may wait in a program that goes up and down, and half of what is used: 4 MiB.
 const EXTRA: u32 = 256;
+
+/// Units of a region of [`crate::huge`]: whole words of the bitmaps.
+const REGION_UNITS: u32 = (REGION / UNIT_BYTES) as u32;
+const _: () = assert!(REGION_UNITS % 64 == 0 && STEP % REGION == 0);
 
 /// In hardened mode, whose blocks are larger and come back later: this many times what may wait else.
 const HARDENED: u32 = 4;
@@ -82,14 +87,19 @@ impl Pool {
         Self { lock: Lock::new(), books }
     }
 
-    /// Takes a unit, or nothing if there is no memory or no room.
-    pub fn take<S: System>(&self, window: &Window, system: &S) -> Option<u32> {
+    /// Takes a unit, or nothing if there is no memory or no room. `dense`: more of its kind are to be
+    /// expected ([`crate::huge`]).
+    pub fn take<S: System>(&self, window: &Window, system: &S, dense: bool) -> Option<u32> {
         let _held = self.lock.take(system);
         let books = &self.books;
         books.takes.set(books.takes.get().wrapping_add(1));
         for (map, count) in [(Map::Dirty, &books.dirty), (Map::Clean, &books.clean)] {
             if count.get() > 0 {
                 if let Some(number) = self.lowest(window, map) {
+                    if map == Map::Clean && opens_region(window, number) {
+                        // SAFETY: nobody has any of its units.
+                        unsafe { huge::tell(system, window.memory(number), dense) };
+                    }
                     change(window, map, number, false);
                     count.set(count.get() - 1);
                     books.regret.taken(u32::from(map == Map::Clean));
@@ -97,7 +107,12 @@ impl Pool {
                 }
             }
         }
-        self.advance(window, system)
+        let number = self.advance(window, system)?;
+        if dense && starts_region(window, number) {
+            // SAFETY: all that lies behind the frontier; the step that was committed ends with a region.
+            unsafe { huge::tell(system, window.memory(number), true) };
+        }
+        Some(number)
     }
 
     fn lowest(&self, window: &Window, map: Map) -> Option<u32> {
@@ -228,6 +243,18 @@ fn window_unit_is_nobodys(window: &Window, number: u32) {
     let unit = unsafe { &*window.unit(number) };
     unit.limit.store(0, Ordering::Relaxed);
     unit.owner.store(core::ptr::null_mut(), Ordering::Relaxed);
+}
+
+/// Whether a unit is the first of a region that may have a huge page.
+fn starts_region(window: &Window, number: u32) -> bool {
+    number % REGION_UNITS == 0 && number as usize * UNIT_BYTES >= window.huge_from()
+}
+
+/// Whether it is, and nothing stands behind the whole region.
+fn opens_region(window: &Window, number: u32) -> bool {
+    let words = number / 64..(number + REGION_UNITS) / 64;
+    starts_region(window, number)
+        && words.fold(u64::MAX, |all, index| all & word(window, Map::Clean, index)) == u64::MAX
 }
 
 fn opposite(map: Map) -> Map {

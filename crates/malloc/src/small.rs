@@ -183,7 +183,9 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// Takes a unit of the pool as the class's only slab. False: there is none.
     fn new_slab(&self, heap: &Heap, class: usize) -> bool {
-        let Some(number) = self.pool.take(&self.window, &self.system) else { return false };
+        let same = heap.slabs.get(class).map_or(0, |count| count.load(Ordering::Relaxed));
+        let unit = self.pool.take(&self.window, &self.system, same >= crate::huge::SAME);
+        let Some(number) = unit else { return false };
         let unit = self.unit(number);
         let described = classes::of(class);
         unit.free.set(ptr::null_mut());

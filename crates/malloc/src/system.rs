@@ -34,6 +34,12 @@ pub unsafe trait System: Sync {
     /// # Safety
     /// Nobody needs the contents.
     unsafe fn decommit(&self, start: NonNull<u8>, bytes: usize);
+    /// Says whether a huge page may stand behind a part of a reservation that nothing stands behind yet;
+    /// before any call, none may. Advice: nothing depends on it.
+    ///
+    /// # Safety
+    /// The range is the caller's.
+    unsafe fn may_be_huge(&self, _start: NonNull<u8>, _bytes: usize, _may: bool) {}
     /// Maps fresh pages of their own; aligned to a page.
     fn map(&self, bytes: usize) -> Option<NonNull<u8>>;
     /// Ends a mapping, a part of one, or a reservation.

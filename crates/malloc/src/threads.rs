@@ -70,6 +70,9 @@ impl<S: System, L: Local> Allocator<S, L> {
             if options.has(Options::HARDENED) {
                 self.secret.store(self.system.random() & !0xffff | 0x5a50, Ordering::Relaxed);
             }
+            if options.has(Options::NO_HUGE) {
+                self.window.set_huge_from(usize::MAX);
+            }
             self.options.store(options.bits(), Ordering::Relaxed);
             self.local.opened(headers.cast(), mask);
         }

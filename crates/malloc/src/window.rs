@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A unit header describes 16 KiB of the small window, a cell 1 KiB of the medium window. Both windows
-//! are equally large, a power of two; when the system refuses, half of it is tried, down to 16 MiB.
+//! start at multiples of 2 MiB and are equally large, a power of two; when the system refuses, half of it is tried, down to 16 MiB.
 //!
 //! Invariant *every-header-readable*: a header is found by masking the address, so that every address
 //! whatsoever leads to some readable header. Whether the address belongs to it, *exact-block* says.
@@ -19,6 +19,7 @@ use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use crate::arena::{ARENAS, Arena, CELL_BYTES, Cell};
 use crate::classes::{UNIT_BYTES, UNIT_SHIFT};
 use crate::heap::{HEAP_STRIDE, Heap};
+use crate::huge::{FROM, REGION};
 use crate::lock::Lock;
 use crate::system::System;
 use crate::unit::{NONE, Unit};
@@ -49,6 +50,8 @@ pub struct Window {
     readable: AtomicUsize,
     medium: AtomicPtr<u8>,
     cells: AtomicPtr<Cell>,
+    /// Where huge pages begin in the small window and in each arena: [`FROM`] or nowhere.
+    huge_from: AtomicUsize,
     locks: [ArenaLock; ARENAS],
 }
 
@@ -83,7 +86,8 @@ fn layout(half: usize) -> Layout {
     let headers = bitmaps + (units / 4).next_multiple_of(UNIT_BYTES);
     let cells = headers + units * size_of::<Unit>();
     let small = (cells + half / CELL_BYTES * size_of::<Cell>()).next_multiple_of(UNIT_BYTES);
-    Layout { bitmaps, headers, cells, small, total: small + 2 * half }
+    // The windows begin at the next region's start.
+    Layout { bitmaps, headers, cells, small, total: small + REGION - UNIT_BYTES + 2 * half }
 }
 
 impl Window {
@@ -99,6 +103,7 @@ impl Window {
             readable: AtomicUsize::new(0),
             medium: AtomicPtr::new(ptr::null_mut()),
             cells: AtomicPtr::new(ptr::null_mut()),
+            huge_from: AtomicUsize::new(FROM),
             locks: [const { ArenaLock(Lock::new()) }; ARENAS],
         }
     }
@@ -139,9 +144,11 @@ impl Window {
         // subtraction is needed.
         self.headers.store(at(layout.headers).cast(), Ordering::Relaxed);
         self.mask.store((half / UNIT_BYTES - 1) * size_of::<Unit>(), Ordering::Relaxed);
-        self.medium.store(at(layout.small + half), Ordering::Relaxed);
+        let small = at(layout.small);
+        let small = small.wrapping_add((small as usize).wrapping_neg() % REGION);
+        self.medium.store(small.wrapping_add(half), Ordering::Relaxed);
         self.cells.store(at(layout.cells).cast(), Ordering::Relaxed);
-        self.small.store(at(layout.small), Ordering::Release);
+        self.small.store(small, Ordering::Release);
     }
 
     /// Locks of the arenas, by number: rank 4 of the locks.
@@ -271,6 +278,16 @@ impl Window {
     pub fn bitmaps(&self) -> *mut u64 {
         let half = self.half.load(Ordering::Relaxed);
         self.start.load(Ordering::Relaxed).wrapping_add(layout(half).bitmaps).cast()
+    }
+
+    /// How far from the start of the small window, and of each arena, huge pages begin.
+    pub fn huge_from(&self) -> usize {
+        self.huge_from.load(Ordering::Relaxed)
+    }
+
+    /// From now on they begin at another distance; nowhere, at the largest number.
+    pub fn set_huge_from(&self, bytes: usize) {
+        self.huge_from.store(bytes, Ordering::Relaxed);
     }
 
     /// How many heaps there is room for.

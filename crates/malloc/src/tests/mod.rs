@@ -1,6 +1,7 @@
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)] // tests call the unsafe interface
 
 mod hardened;
+mod huge;
 mod idle;
 mod life;
 mod misuse;

@@ -22,6 +22,10 @@ pub struct Host {
     /// Whether every other thread counts as gone.
     pub alone: AtomicBool,
     pub options: Options,
+    /// Bytes that may be reserved beyond [`RESERVABLE`].
+    roomy: usize,
+    /// What was said of huge pages, in order.
+    pub huge: Mutex<Vec<(usize, bool)>>,
     hidden: Mutex<HashMap<usize, usize>>,
     maps: Mutex<HashMap<usize, (usize, usize)>>,
     reserved: Mutex<HashMap<usize, usize>>,
@@ -62,7 +66,7 @@ static NUMBERS: AtomicU32 = AtomicU32::new(1);
 
 unsafe impl System for Host {
     fn reserve(&self, bytes: usize) -> Option<NonNull<u8>> {
-        if bytes > RESERVABLE || !self.allowed() {
+        if bytes > RESERVABLE + self.roomy || !self.allowed() {
             return None;
         }
         let start = NonNull::new(unsafe { alloc_zeroed(pages(bytes, 1 << 14)) })?;
@@ -86,6 +90,13 @@ unsafe impl System for Host {
         assert_eq!(bytes % PAGE_BYTES, 0);
         self.decommitted.fetch_add(bytes, Ordering::Relaxed);
         unsafe { start.write_bytes(0, bytes) };
+    }
+    unsafe fn may_be_huge(&self, start: NonNull<u8>, bytes: usize, may: bool) {
+        assert_eq!(
+            (start.as_ptr() as usize % crate::huge::REGION, bytes),
+            (0, crate::huge::REGION)
+        );
+        self.huge.lock().unwrap().push((start.as_ptr() as usize, may));
     }
     fn map(&self, bytes: usize) -> Option<NonNull<u8>> {
         if bytes > 64 << 20 || !self.allowed() {
@@ -190,6 +201,11 @@ pub fn rig() -> Rig {
 pub fn hardened_rig() -> Rig {
     let host = Host { options: Options::HARDENED, ..Host::default() };
     Allocator::new(host, Slots::default())
+}
+
+/// A rig whose windows have 32 MiB each.
+pub fn roomy_rig(options: Options) -> Rig {
+    Allocator::new(Host { options, roomy: 60 << 20, ..Host::default() }, Slots::default())
 }
 
 /// Everything was freed: nothing may be left, and the books must say so.

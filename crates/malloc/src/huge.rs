@@ -1,0 +1,44 @@
+//! # Where may huge pages stand?
+//!
+//! A first touch through a huge page costs a sixth of what 512 small ones cost, giving it back a
+//! twentieth, and what uses it misses the address cache less. But it is there whole from its first byte
+//! on: a heap of huge pages is as large as its holes.
+//!
+//! So a *region*, the 2 MiB that one huge page covers, may have one only where it will be full:
+//!
+//! - behind the first [`FROM`] bytes of slabs, or of an arena, which are all in use then (both are
+//!   taken lowest first): so that the last region, which nobody can foretell, adds an eighth at most;
+//! - where the slab that opens it is the [`SAME`]th or a later one of its class and thread, so that a crowd
+//!   of threads with a page each does not open any; in an arena, where half of it is live.
+//!
+//! It is decided when a region is opened: when its first byte is taken and nothing stands behind any
+//! of it, be it new or given back. The system is told once for each region and opening.
+//!
+//! What goes back goes in units and pages all the same. Where that is a part of a region, the system splits
+//! the huge page: the part counts no more for the program, but becomes free only when the system wants
+//! memory. The uppermost regions go first, and mostly whole.
+//!
+//! Left out: large blocks, of which nobody knows how much will be touched.
+#![allow(unsafe_code)] // advice about memory
+
+use core::ptr::NonNull;
+
+use crate::system::System;
+
+/// Bytes of a region. Windows and arenas start at multiples of it.
+pub const REGION: usize = 2 << 20;
+/// No region below this distance from the start of the slabs, or of an arena, has a huge page.
+pub const FROM: usize = 16 << 20;
+/// So many slabs of a class foretell more.
+pub const SAME: u32 = 8;
+
+/// Says of a region that is about to be opened whether it may have a huge page.
+///
+/// # Safety
+/// It starts a region of memory that is committed whole and the caller's to open.
+pub unsafe fn tell<S: System>(system: &S, region: *mut u8, may: bool) {
+    if let Some(region) = NonNull::new(region) {
+        // SAFETY: the caller's promise is ours.
+        unsafe { system.may_be_huge(region, REGION, may) };
+    }
+}
