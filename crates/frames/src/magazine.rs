@@ -9,14 +9,16 @@
 //!
 //! *owner-only*: all of a stock but `wanted` is written by the CPU that owns it, pinned
 //! (`pagoda_sync`'s *pin-exclusive*). The fields are atomics all the same, used without any
-//! read-modify-write: a plain load or store each, and other CPUs may read the counts.
+//! read-modify-write: a plain load or store each, and other CPUs may read the counts. The frames only
+//! the owner reads (or who has stopped it), so that whole batches are copied as memory is.
+#![allow(unsafe_code)] // promises about who looks at the frames
 
 use lock_api::{Mutex, RawMutex};
 use pagoda_sync::CachePadded;
 
 use crate::{Mobility, Node};
 
-use crate::shim::{AtomicU32, AtomicU64, Ordering::*};
+use crate::shim::{AtomicU32, AtomicU64, Ordering::*, load_all, store_all};
 
 /// Frames in a batch, and in a full basket.
 pub(crate) const BATCH: usize = if cfg!(loom) { 2 } else { 64 };
@@ -200,26 +202,27 @@ impl Magazine {
 
     /// A batch of zeroed frames, when the clean stack is empty.
     pub(crate) fn load_clean(&self, batch: &[u64; BATCH]) {
-        self.clean.iter().zip(batch).for_each(|(slot, &frame)| slot.store(frame, Relaxed));
+        // SAFETY: *owner-only*.
+        unsafe { store_all(&self.clean, batch) };
         self.cleaned.store(BATCH as u32, Relaxed);
     }
 
     /// The uppermost batch of a full stack.
     pub(crate) fn unload(&self) -> [u64; BATCH] {
-        let batch = self.uppermost(1).next().unwrap_or([0; BATCH]);
-        self.drop_batches(1);
+        let mut batch = [0; BATCH];
+        self.unload_to(core::slice::from_mut(&mut batch));
         batch
     }
 
-    /// The `count` uppermost batches of a full stack, the lowest of them first.
-    fn uppermost(&self, count: usize) -> impl Iterator<Item = [u64; BATCH]> {
-        let uppermost = self.slots.rchunks_exact(BATCH).take(count).rev();
-        uppermost.map(|slots| core::array::from_fn(|place| slots[place].load(Relaxed)))
-    }
-
-    fn drop_batches(&self, count: usize) {
-        let top = self.top(Way::Stack);
-        top.store(top.load(Relaxed) - (count * BATCH) as u32, Relaxed);
+    /// The uppermost batches of a full stack, as many as there is room for, the lowest of them first.
+    fn unload_to(&self, batches: &mut [[u64; BATCH]]) {
+        let frames = batches.as_flattened_mut();
+        if let Some((_, uppermost)) = self.slots.split_at_checked(self.slots.len() - frames.len()) {
+            // SAFETY: *owner-only*.
+            unsafe { load_all(uppermost, frames) };
+            let top = self.top(Way::Stack);
+            top.store(top.load(Relaxed) - frames.len() as u32, Relaxed);
+        }
     }
 
     /// What is in the basket.
@@ -258,6 +261,14 @@ impl Room<'_> {
     pub(crate) fn fill(self, frames: impl Iterator<Item = u64>) {
         let filled = self.slots.zip(frames).map(|(slot, frame)| slot.store(frame, Relaxed)).count();
         self.top.store(self.top.load(Relaxed) + filled as u32, Relaxed);
+    }
+
+    /// Fills one place for each of `frames`, for which there must be room.
+    fn fill_from(self, frames: &[u64]) {
+        let room = &self.slots.as_slice()[..frames.len()];
+        // SAFETY: *owner-only*.
+        unsafe { store_all(room, frames) };
+        self.top.store(self.top.load(Relaxed) + frames.len() as u32, Relaxed);
     }
 }
 
@@ -301,8 +312,7 @@ impl<'m, R: RawMutex> Shelf<'m, R> {
         let room = batches.get_mut(*full..).unwrap_or_default();
         let count = room.len().min(MOVED);
         self.0.0.count.fetch_add((count * BATCH) as u64, Relaxed);
-        room.iter_mut().zip(magazine.uppermost(count)).for_each(|(slot, batch)| *slot = batch);
-        magazine.drop_batches(count);
+        magazine.unload_to(&mut room[..count]);
         *full += count;
         count > 0
     }
@@ -316,7 +326,7 @@ impl<'m, R: RawMutex> Shelf<'m, R> {
         let Batches { batches, full } = &mut *guard;
         let left = full.saturating_sub(MOVED);
         let taken = batches.get(left..*full).unwrap_or_default();
-        magazine.all_room(Way::Stack).fill(taken.as_flattened().iter().copied());
+        magazine.all_room(Way::Stack).fill_from(taken.as_flattened());
         self.0.0.count.fetch_sub((taken.len() * BATCH) as u64, Relaxed);
         *full = left;
         !taken.is_empty()
