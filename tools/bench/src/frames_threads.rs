@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pagoda_sync::SpinMutex;
 
 use crate::frames_peers::{Frames, GIB, Ours, everybody, on_cpu};
-use crate::measure::{figure, thread_time};
+use crate::measure::{figure, in_turn, thread_time};
 use crate::report::Row;
 
 pub fn two_threads(rows: &mut Vec<Row>, quick: bool) {
@@ -27,7 +27,7 @@ pub fn two_threads(rows: &mut Vec<Row>, quick: bool) {
             both.push(together(&[&shared, &shared], turns / 2, work));
             apart.push(together(&[&one, &two], turns / 2, work));
         }
-        let figures = [figure("ours", both), figure("two allocators of ours", apart)];
+        let figures = in_turn(("ours", both), ("two allocators of ours", apart));
         let case = format!("two threads, {what}, beside two independent allocators");
         rows.push(Row::times(&case, &figures, Some(1.0 / 0.95)));
     }
@@ -52,7 +52,7 @@ fn hand_overs(rows: &mut Vec<Row>, quick: bool) {
         both.push(hand_over(&shared, turns / 2));
         apart.push(hand_over_apart(&one, &two, turns / 2));
     }
-    let figures = [figure("ours", both), figure("two allocators of ours", apart)];
+    let figures = in_turn(("ours", both), ("two allocators of ours", apart));
     let case = "two threads, one allocates what the other frees, beside two independent allocators";
     rows.push(Row::times(case, &figures, Some(1.0 / 0.95)));
 }

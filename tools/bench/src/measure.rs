@@ -71,6 +71,16 @@ pub fn figure(name: &str, mut samples: Vec<f64>) -> Figure {
     Figure { name: name.to_owned(), median: at(0.5), quartiles: (at(0.25), at(0.75)) }
 }
 
+/// Two that were measured in turn, window by window, on a machine whose speed drifts: the two windows one
+/// after the other whose ratio is the median of all ratios. The quartiles are those of all windows.
+pub fn in_turn(one: (&str, Vec<f64>), other: (&str, Vec<f64>)) -> [Figure; 2] {
+    let mut pairs: Vec<_> = one.1.iter().copied().zip(other.1.iter().copied()).collect();
+    pairs.sort_by(|a, b| f64::total_cmp(&(a.0 / a.1), &(b.0 / b.1)));
+    let (first, second) = pairs.get(pairs.len() / 2).copied().unwrap_or((f64::NAN, f64::NAN));
+    let [one, other] = [one, other].map(|(name, samples)| figure(name, samples));
+    [Figure { median: first, ..one }, Figure { median: second, ..other }]
+}
+
 /// A reproducible source of numbers (xorshift64*, Vigna 2016).
 pub struct Numbers(u64);
 
