@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pagoda_sync::SpinMutex;
 
 use crate::frames_peers::{Frames, GIB, Ours, everybody, on_cpu};
-use crate::measure::{figure, in_turn, thread_time};
+use crate::measure::{figure, in_turn, stay_on, thread_time};
 use crate::report::Row;
 
 pub fn two_threads(rows: &mut Vec<Row>, quick: bool) {
@@ -90,6 +90,7 @@ fn together(frames: &[&dyn Frames], turns: u64, work: Work) -> f64 {
                 let barrier = &barrier;
                 scope.spawn(move || {
                     on_cpu(place + 1);
+                    stay_on(place);
                     work(frames, turns / 10);
                     barrier.wait();
                     let before = thread_time();
@@ -159,6 +160,7 @@ fn pass_on(
     let spent: u128 = std::thread::scope(|scope| {
         let producer = scope.spawn(move || {
             on_cpu(1);
+            stay_on(0);
             let mut spent = 0;
             for batch in 0..batches {
                 wait(&full[batch % RING], false);
@@ -171,6 +173,7 @@ fn pass_on(
         });
         let consumer = scope.spawn(move || {
             on_cpu(2);
+            stay_on(1);
             let mut spent = 0;
             for batch in 0..batches {
                 wait(&full[batch % RING], true);

@@ -14,6 +14,24 @@ pub fn thread_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// Keeps this thread on one of the machine's CPUs, one after the other, as long as the system allows it.
+/// Two threads that mostly wait for each other would else share one.
+pub fn stay_on(place: usize) {
+    // SAFETY: plain bits, which the calls fill and read.
+    unsafe {
+        let mut allowed: libc::cpu_set_t = std::mem::zeroed();
+        let bytes = size_of_val(&allowed);
+        if libc::sched_getaffinity(0, bytes, &mut allowed) != 0 {
+            return;
+        }
+        let cpus: Vec<_> =
+            (0..libc::CPU_SETSIZE as usize).filter(|&cpu| libc::CPU_ISSET(cpu, &allowed)).collect();
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpus[place % cpus.len()], &mut one);
+        libc::sched_setaffinity(0, bytes, &one);
+    }
+}
+
 /// One of several that are measured against each other: a name, and the work. The work does as many
 /// operations as it likes and returns their number.
 pub struct Contestant<'a> {
