@@ -113,26 +113,25 @@ fn hand_over(frames: &dyn Frames, turns: u64) -> f64 {
     )
 }
 
-/// The same work and the same buffers, but each thread gives back to its own allocator what it took
-/// there: each does half of what it does in [`hand_over`] of both kinds.
+/// The same work and the same buffers, number by number, but each thread gives back to its own allocator
+/// what it took there: each does half of what it does in [`hand_over`] of both kinds. What it took it keeps in
+/// a list of its own meanwhile, which costs it some tenths of a nanosecond.
 fn hand_over_apart(one: &dyn Frames, two: &dyn Frames, turns: u64) -> f64 {
-    let mut kept = Vec::with_capacity(512);
-    let half = |frames: &dyn Frames, kept: &mut Vec<u64>| {
-        kept.extend((0..256).map(|_| frames.alloc(0).expect("a frame")));
-        kept.drain(..).for_each(|frame| frames.free(frame, 0));
-    };
+    let (mut kept, mut others) = (Vec::with_capacity(256), Vec::with_capacity(256));
     pass_on(
         turns,
         move |buffer| {
-            half(one, &mut kept);
-            buffer.extend(0..512);
+            buffer.extend((0..256).map(|_| {
+                let frame = one.alloc(0).expect("a frame");
+                kept.push(frame);
+                frame
+            }));
+            buffer.extend(kept.drain(..).inspect(|&frame| one.free(frame, 0)));
         },
-        {
-            let mut kept = Vec::with_capacity(512);
-            move |buffer| {
-                half(two, &mut kept);
-                std::hint::black_box(buffer.drain(..).sum::<u64>());
-            }
+        move |buffer| {
+            let mut numbers = buffer.drain(..).map(std::hint::black_box);
+            others.extend(numbers.by_ref().take(256).map(|_| two.alloc(0).expect("a frame")));
+            others.drain(..).zip(numbers).for_each(|(frame, _)| two.free(frame, 0));
         },
     )
 }
