@@ -122,7 +122,7 @@ pub fn write(dir: &Path, name: &str, command: &str, rows: &[Row]) -> Result<()> 
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let json = serde_json::to_string_pretty(rows)?;
     std::fs::write(dir.join(format!("{name}.json")), json + "\n")?;
-    let table = format!("Made by `{command}`.\n\n{}", markdown(rows));
+    let table = format!("Made by `{command}` on {}.\n\n{}", machine(), markdown(rows));
     std::fs::write(dir.join(format!("{name}.md")), table)?;
     let picture = dir.join(format!("{name}.svg"));
     draw(&picture, name, rows).map_err(|error| anyhow!("{}: {error}", picture.display()))
@@ -208,4 +208,17 @@ fn draw(path: &Path, name: &str, rows: &[Row]) -> Result<(), Box<dyn std::error:
     root.draw(&PathElement::new([(equal, 30), (equal, bottom)], BLACK.mix(0.4)))?;
     root.present()?;
     Ok(())
+}
+
+/// The machine in a few words, as far as it tells: processor, CPUs, system.
+fn machine() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find(|line| line.starts_with("model name"));
+    let model =
+        model.and_then(|line| line.split_once(": ")).map_or("a processor", |(_, name)| name);
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let version: String = release.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+    let guest = if info.contains(" hypervisor") { ", a virtual machine" } else { "" };
+    format!("{}, {cpus} CPUs{guest}, Linux {version}", model.trim())
 }
