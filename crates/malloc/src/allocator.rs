@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crate::arena::{ARENAS, Ground};
 use crate::classes::{self, SMALL_MAX, UNIT_BYTES};
-use crate::hardened::Fences;
+use crate::hardened::{Fences, Sites};
 use crate::heap::Heap;
 use crate::idle::Idle;
 use crate::large::Large;
@@ -61,6 +61,7 @@ pub struct Allocator<S: System, L: Local> {
     /// Mixed into links and seals in hardened mode; else zero.
     pub(crate) secret: AtomicUsize,
     pub(crate) fences: Fences,
+    pub(crate) sites: Sites,
     pub(crate) idle: Idle,
 }
 
@@ -80,6 +81,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             options: AtomicU32::new(0),
             secret: AtomicUsize::new(0),
             fences: Fences::new(),
+            sites: Sites::new(),
             idle: Idle::new(),
         }
     }

@@ -140,7 +140,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         if owner.state.load(Ordering::Relaxed) == DEAD {
             self.tidy(owner, false);
-        } else if pushed.count == class.blocks {
+        } else if pushed.count == self.blocks(class) {
             self.is_whole(owner);
         }
     }

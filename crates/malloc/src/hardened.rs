@@ -3,12 +3,15 @@
 //! A layer above the ordinary ways: each block lies in an *inner* block, between a header and a tail.
 //!
 //! ```text
-//! inner block: | lead | header: 16 bytes | the program's bytes | tail: 1 to 16 bytes |
+//! inner block: | lead | header: 8 or 16 bytes | the program's bytes | tail: 1 to 16 bytes |
 //! ```
 //!
 //! - The *header* names who allocated it, and ends with a *mark*: size and standing, sealed with the
-//!   address and a secret of the process. A pointer is a block exactly if the seal before it fits.
-//! - The *tail* is a pattern, to the next multiple of 16 bytes: checked when the block is freed, and at exit.
+//!   address and a secret of the process. A pointer is a block exactly if the seal before it fits. Of a block
+//!   in a slab the mark is the whole header, and names who allocated it by a number.
+//! - The *tail* is a pattern, to 8 bytes before a multiple of 16: checked when the block is freed, and at exit.
+//! - Blocks in slabs are aligned to 16 bytes because a slab's first starts 16 bytes behind the slab's
+//!   start, and its header 8 bytes before it; the last 8 of each are the next one's header.
 //! - A freed block says at its start who freed it, is filled with junk behind that (all of a small one, the
 //!   first and the last 256 bytes of others) and waits in the *quarantine* of the thread that freed it. There
 //!   wait as many blocks in slabs as have [`SMALL_BYTES`], each counted with [`TOLL`] more (156 blocks of 40
@@ -19,14 +22,19 @@
 //!   so for a block of the same length, if the program has wanted such mappings again before.
 //! - Free lists below are encoded with the secret.
 //!
-//! What it costs for a small block: 17 bytes, and 15 of rounding at most; some 65 instructions to allocate
-//! it (16 without this mode) and 215 to free it (18), of which half are for the block that leaves the
-//! quarantine; the cache lines of header and tail, which are asked for together. For a large block: the
+//! What it costs for a small block: 9 bytes, and 15 of rounding at most; some 60 instructions to allocate
+//! it (16 without this mode) and 200 to free it (18), of which half are for the block that leaves the
+//! quarantine; the cache lines of header and tail, which are asked for together, but are waited for: of a block
+//! that the program has not touched for long this is most of it. For a large block: the
 //! calls that map it and a page fault for each page, or two calls if a mapping of its length waits.
 //!
 //! The short ways find no slab and no owner (`direct` stays empty, keys never fit), so that normal
 //! mode pays nothing for this. What is found is told with the block's story, then the program is
 //! stopped.
+//!
+//! Of the next block on a free list the short way of allocation asks only that it is another one, aligned to
+//! 16 bytes, in the same 16 KiB; the long way asks whether a block starts there. What a stray write makes of
+//! a link passes the short way once in 2^54 times, or if it is made with the secret.
 //!
 //! Left out: reads of freed or foreign memory (large blocks excepted, whose pages are gone); writes that
 //! jump over the tail into another block's bytes; writes into the middle of a freed block of more than 512
@@ -38,7 +46,7 @@ use core::sync::atomic::Ordering;
 
 use crate::allocator::Allocator;
 use crate::arena::MEDIUM_MAX;
-use crate::classes::{self, SMALL_MAX, UNIT_BYTES};
+use crate::classes::{self, Class, SMALL_MAX, UNIT_BYTES};
 use crate::heap::Heap;
 use crate::options::Options;
 use crate::story::{Site, Story, Trouble};
@@ -51,17 +59,26 @@ mod mark;
 mod pair;
 mod pattern;
 mod quarantine;
+mod resize;
+mod sites;
 mod waiting;
 
 pub use exit::{Leak, Leaks};
 use large::Fence;
 pub(crate) use large::Fences;
-use mark::{GONE, Header, LOW, bytes_of, epitaph, header, low_of};
+use mark::{DEATH, GONE, Header, bytes_of, epitaph, header, is_plain, mark_of, said_of};
+use quarantine::Place;
+use sites::Known;
+pub(crate) use sites::Sites;
 
-/// Bytes before the program's.
-const HEADER: usize = 16;
-/// At least so many bytes behind the program's.
-const TAIL: usize = 1;
+/// Bytes of the mark: the header of a block in a slab.
+const MARK: usize = 8;
+/// Bytes of the header of any other block.
+const FAR_HEADER: usize = 16;
+/// Where a slab's first block starts: a multiple of 16 with room for its header.
+pub(crate) const FIRST: usize = 16;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// The "distance" of a large block from its inner block's start.
 const FENCED: usize = 1;
 /// Blocks in slabs that may wait in a thread's quarantine.
@@ -102,6 +119,17 @@ pub struct Found {
     standing: Standing,
 }
 
+/// Blocks in a slab of a class, when the first starts at [`FIRST`].
+pub(crate) fn blocks(class: &Class) -> u32 {
+    ((UNIT_BYTES - FIRST + MARK) as u32 / class.bytes).min(class.blocks)
+}
+
+/// Bytes of a slab's block with so many for the program.
+#[inline(always)]
+fn inner_bytes(bytes: usize) -> usize {
+    MARK + pattern::room(bytes)
+}
+
 impl<S: System, L: Local> Allocator<S, L> {
     /// Whether the process asked for this mode. False before its first allocation.
     #[inline]
@@ -123,7 +151,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         zeroed: bool,
         pc: usize,
     ) -> *mut u8 {
-        if align <= HEADER {
+        if align <= FIRST {
             let at = self.hard_alloc_short(bytes, pc);
             if !at.is_null() {
                 if zeroed {
@@ -136,33 +164,45 @@ impl<S: System, L: Local> Allocator<S, L> {
         self.hard_alloc_rest(bytes, align, zeroed, pc)
     }
 
-    /// A small block from the head slab of its class, with header and tail; null when there is none, or
-    /// when the free list is not what it should be: the long way tells.
+    /// A small block from the head slab of its class, with header and tail; null when there is none, when
+    /// the place is not known, or when the free list is not what it should be: the long way tells.
+    ///
+    /// Checked is that the next free block is another one, in the same range of a slab's length; the long way
+    /// knows exactly.
     #[inline(always)]
     pub(crate) fn hard_alloc_short(&self, bytes: usize, pc: usize) -> *mut u8 {
-        if bytes > SMALL_MAX - HEADER - TAIL {
+        if bytes >= SMALL_MAX - MARK {
             return ptr::null_mut();
         }
         // SAFETY: the heap is this thread's or the one that is never written; entries point to headers; a
         // header's free list is the owner's.
         unsafe {
             let heap = &*self.local.get();
-            let words = (bytes + HEADER + TAIL + 15) >> 4;
-            let Some(unit) = heap.sealed.get(words) else { return ptr::null_mut() };
+            let Some(unit) = heap.sealed.get(inner_bytes(bytes) >> 4) else {
+                return ptr::null_mut();
+            };
             let unit = &*unit.get();
             let block = unit.free.get();
             if block.is_null() {
                 return ptr::null_mut();
             }
             let next = self.next(block);
-            let apart = next as usize ^ block as usize;
-            if !next.is_null() && apart & !(UNIT_BYTES - 16) != 0 {
+            // In units of 16 bytes: at least one, less than a slab has.
+            let apart = (next as usize ^ block as usize).rotate_right(4);
+            if !next.is_null() && apart.wrapping_sub(1) >= UNIT_BYTES / 16 - 1 {
                 return ptr::null_mut();
             }
+            // Only a thread with a heap has slabs.
+            let Some(named) = quarantine::behind(heap).known.named(pc) else {
+                return ptr::null_mut();
+            };
+            // The next request finds it in the cache.
+            pattern::fetch(next.cast());
             unit.free.set(next);
             unit.countdown.set(unit.countdown.get().wrapping_add(1));
-            let at = block.cast::<u8>().wrapping_add(HEADER);
-            self.dress(Some(heap), at, bytes, HEADER, pc);
+            let (at, said) = (block.cast(), said_of(bytes, 0, named));
+            pattern::write_fresh_tail(at, bytes);
+            mark_of(at).write(self.plain_mark(at, said));
             at
         }
     }
@@ -179,10 +219,18 @@ impl<S: System, L: Local> Allocator<S, L> {
         if !align.is_power_of_two() || bytes > isize::MAX as usize / 2 || align > 1 << 40 {
             return ptr::null_mut();
         }
-        let lead = align.max(HEADER);
         let heap = self.heap();
-        let inside = (lead + bytes + TAIL <= MEDIUM_MAX && align <= UNIT_BYTES)
-            .then(|| self.inner(heap, lead + bytes + TAIL, align));
+        if let Some(at) = self.hard_alloc_small(heap, bytes, align, pc) {
+            if zeroed {
+                // SAFETY: the block's own bytes.
+                unsafe { at.write_bytes(0, bytes) };
+            }
+            return at;
+        }
+        let lead = align.max(FAR_HEADER);
+        let room = lead + pattern::room(bytes);
+        let inside =
+            (room <= MEDIUM_MAX && align <= UNIT_BYTES).then(|| self.inner(heap, room, align));
         let Some((inner, clean)) = inside.flatten() else {
             let Some(fence) = self.fenced(bytes, align) else { return ptr::null_mut() };
             let at = self.dress_fenced(heap, &fence, bytes, pc);
@@ -196,24 +244,57 @@ impl<S: System, L: Local> Allocator<S, L> {
         self.dress(heap, at, bytes, lead, pc);
         if zeroed {
             // The tail was written over the last bytes of clean memory too.
-            let dirty = if clean { bytes % 16 } else { bytes };
+            let dirty = if clean { pattern::overlap(bytes).min(bytes) } else { bytes };
             // SAFETY: the block's own bytes.
             unsafe { at.add(bytes - dirty).write_bytes(0, dirty) };
         }
         at
     }
 
-    /// An inner block, and whether it reads as zeroes. Nothing: slabs and arenas have no
-    /// room left.
-    fn inner(&self, heap: Option<&Heap>, bytes: usize, align: usize) -> Option<(*mut u8, bool)> {
-        let class = classes::aligned_class_of(bytes, align.max(16));
-        if let (Some(heap), Some(class), true) = (heap, class, bytes <= SMALL_MAX) {
-            // SAFETY: it is this thread's.
-            let at = unsafe { self.take_small(heap, class) };
-            if !at.is_null() {
-                return Some((at, false));
-            }
+    /// A block in a slab. Nothing: it does not fit into one, or there is no memory.
+    fn hard_alloc_small(
+        &self,
+        heap: Option<&Heap>,
+        bytes: usize,
+        align: usize,
+        pc: usize,
+    ) -> Option<*mut u8> {
+        let (heap, align) = (heap?, align.max(FIRST));
+        // The first block starts so far behind an aligned address, and the others do.
+        let lead = align - FIRST;
+        let class = classes::aligned_class_of(lead + inner_bytes(bytes), align)?;
+        // SAFETY: it is this thread's.
+        let block = unsafe { self.take_small(heap, class) };
+        if block.is_null() {
+            return None;
         }
+        let at = block.wrapping_add(lead);
+        let said = said_of(bytes, lead, self.named(Some(heap), pc));
+        // SAFETY: the inner block has room for header and tail. The tail may be written over where the header
+        // will be.
+        unsafe {
+            pattern::write_fresh_tail(at, bytes);
+            mark_of(at).write(self.mark(at, said));
+        }
+        Some(at)
+    }
+
+    /// What marks say of a place; the thread remembers it.
+    fn named(&self, heap: Option<&Heap>, pc: usize) -> u64 {
+        let known = heap.map(|heap| &quarantine::behind(heap).known);
+        if let Some(named) = known.and_then(|known| known.named(pc)) {
+            return named;
+        }
+        let site = Site::new(pc, Self::who(heap));
+        let named = mark::named(self.sites.number(&self.system, site));
+        if let Some(known) = known {
+            known.learn(pc, named);
+        }
+        named
+    }
+
+    /// An inner block, and whether it reads as zeroes. Nothing: arenas have no room left.
+    fn inner(&self, heap: Option<&Heap>, bytes: usize, align: usize) -> Option<(*mut u8, bool)> {
         let given = self.take_medium(heap, bytes, align.max(16));
         if given.at.is_null() {
             return None;
@@ -227,22 +308,18 @@ impl<S: System, L: Local> Allocator<S, L> {
         Some((given.at, given.zeroed))
     }
 
-    /// Writes the header.
-    #[inline]
+    /// Writes the header of a block that lies in no slab.
     fn sign(&self, heap: Option<&Heap>, at: *mut u8, bytes: usize, lead: usize, pc: usize) {
         let allocated = Site::new(pc, Self::who(heap));
-        let low = low_of(bytes, lead) | Standing::Live as u64;
-        let mark = self.seal(at, low) & !LOW | low;
         // SAFETY: the inner block has room before the program's bytes.
-        unsafe { header(at).write(Header { allocated, mark }) };
+        unsafe { header(at).write(Header { allocated, mark: self.far_mark(at, bytes, lead) }) };
     }
 
-    /// Writes header and tail of a fresh block.
-    #[inline]
+    /// Writes header and tail of a fresh block that lies in no slab.
     fn dress(&self, heap: Option<&Heap>, at: *mut u8, bytes: usize, lead: usize, pc: usize) {
-        self.sign(heap, at, bytes, lead, pc);
-        // SAFETY: the inner block has room for it.
+        // SAFETY: the inner block has room for it. It may be written over where the header will be.
         unsafe { pattern::write_fresh_tail(at, bytes) };
+        self.sign(heap, at, bytes, lead, pc);
     }
 
     /// Writes header and tail of a large block.
@@ -258,13 +335,14 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// The seal alone says that there is such a block: it holds the address and the secret.
     #[inline(always)]
     fn small_in_order(&self, at: *mut u8) -> Option<u64> {
-        let before = (at as usize).wrapping_sub(HEADER);
+        // A slab's first bytes belong to no block.
+        let before = (at as usize).wrapping_sub(FIRST);
         if before % 16 != 0 || !self.window.is_readable(before) {
             return None;
         }
         // SAFETY: readable, and aligned.
-        let mark = unsafe { (*header(at)).mark };
-        if !self.is_near(at, mark, Standing::Live) {
+        let mark = unsafe { mark_of(at).read() };
+        if !self.is_live_plain(at, mark) {
             return None;
         }
         // SAFETY: a live block has its tail.
@@ -278,7 +356,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[inline]
     pub(crate) fn hard_free(&self, at: *mut u8, claimed: usize, pc: usize) {
         // The header says where the tail is: both are asked for at once.
-        pattern::fetch(at.wrapping_add(64 - HEADER));
+        pattern::fetch(at.wrapping_add(LINE - MARK));
         let Some(mark) = self.small_in_order(at) else {
             return self.hard_free_rest(at, claimed, pc);
         };
@@ -298,8 +376,9 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// Makes a freed block of a live one in a slab, and lets it wait.
     #[inline(always)]
     fn retire(&self, heap: &Heap, at: *mut u8, mark: u64, pc: usize) {
-        let freed = self.bury(heap, at, mark, pc);
-        self.quarantine(heap, at, freed, bytes_of(mark));
+        let bytes = bytes_of(mark);
+        let place = self.bury(heap, at, mark, bytes, pc);
+        self.quarantine(heap, place, bytes);
     }
 
     /// Its own function, so that the other needs few registers.
@@ -326,28 +405,26 @@ impl<S: System, L: Local> Allocator<S, L> {
         // Without a heap of its own a thread has no quarantine: then the block stays where it is.
         let Some(heap) = self.heap() else { return };
         // SAFETY: its mark was just confirmed.
-        let mark = unsafe { (*header(at)).mark };
-        if self.window.is_small(at.wrapping_sub(found.lead) as usize) {
-            self.retire_longer(heap, at, mark, pc);
+        let mark = unsafe { mark_of(at).read() };
+        let place = self.bury(heap, at, mark, found.bytes, pc);
+        if self.window.is_small(at as usize) {
+            self.quarantine(heap, place, found.bytes);
         } else {
-            let freed = self.bury(heap, at, mark, pc);
-            self.quarantine_medium(heap, at, freed, found.bytes);
+            self.quarantine_medium(heap, place, found.bytes);
         }
     }
 
     /// Makes a freed block, full of junk, of a live one.
     #[inline(always)]
-    fn bury(&self, heap: &Heap, at: *mut u8, mark: u64, pc: usize) -> Site {
+    fn bury(&self, heap: &Heap, at: *mut u8, mark: u64, bytes: usize, pc: usize) -> Place {
         let freed = Site::new(pc, Self::who(Some(heap)));
+        let place = Place { start: [mark ^ DEATH, freed.bits()], at };
         // SAFETY: the block is the caller's, who gives it up.
-        unsafe {
-            (*header(at)).mark = mark ^ Standing::Live as u64 ^ Standing::Freed as u64;
-            pattern::write_junk(at, bytes_of(mark), freed.bits());
-        }
-        freed
+        unsafe { pattern::write_junk(at, bytes, place.start) };
+        place
     }
 
-    /// The header of a live block and the bytes of its inner block, or the end of the program.
+    /// The header of a live block and the bytes that are its own, or the end of the program.
     #[inline]
     fn must_be_live(&self, at: *mut u8, what: Trouble) -> (Found, usize) {
         match self.find_live(at) {
@@ -382,71 +459,6 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// Bytes that the program asked for.
     pub(crate) fn hard_usable(&self, at: *mut u8) -> usize {
         self.must_be_live(at, Trouble::Asked).0.bytes
-    }
-
-    /// Changes a block's size: in place if its inner block is right for it, a large block by moving its
-    /// pages, else by a copy.
-    pub(crate) fn hard_realloc(&self, at: *mut u8, bytes: usize, pc: usize) -> *mut u8 {
-        if at.is_null() {
-            return self.hard_alloc(bytes, 1, false, pc);
-        }
-        if let (Some(mark), Some(heap)) = (self.small_in_order(at), self.own_heap()) {
-            return self.resize_small(heap, at, mark, bytes, pc);
-        }
-        let (mut found, capacity) = self.must_be_live(at, Trouble::Resized);
-        self.check_tail(at, &found, capacity);
-        let heap = self.heap();
-        if found.is_fenced() {
-            found.freed = Site::new(pc, Self::who(heap));
-            if let Some(fence) = self.move_fenced(at, &found, bytes) {
-                return self.dress_fenced(heap, &fence, bytes, pc);
-            }
-        } else {
-            let room = capacity - found.lead - TAIL;
-            if bytes <= room && bytes >= room / 2 {
-                self.redress(heap, at, bytes, found.lead, pc);
-                return at;
-            }
-        }
-        let new = self.hard_alloc(bytes, 1, false, pc);
-        if !new.is_null() {
-            // SAFETY: two blocks, of at least that many bytes.
-            unsafe { ptr::copy_nonoverlapping(at, new, found.bytes.min(bytes)) };
-            self.hard_free(at, usize::MAX, pc);
-        }
-        new
-    }
-
-    /// The short way of [`Allocator::hard_realloc`]: a small block in order, whose mark is given.
-    fn resize_small(
-        &self,
-        heap: &Heap,
-        at: *mut u8,
-        mark: u64,
-        bytes: usize,
-        pc: usize,
-    ) -> *mut u8 {
-        // SAFETY: *every-header-readable*; the block lies in a slab.
-        let unit = unsafe { &*self.window.unit_of(at as usize - HEADER) };
-        let room = unit.class().bytes as usize - HEADER - TAIL;
-        if bytes <= room && bytes >= room / 2 {
-            self.redress(Some(heap), at, bytes, HEADER, pc);
-            return at;
-        }
-        let new = self.hard_alloc(bytes, 1, false, pc);
-        if !new.is_null() {
-            // SAFETY: two blocks, of at least that many bytes.
-            unsafe { ptr::copy_nonoverlapping(at, new, bytes_of(mark).min(bytes)) };
-            self.retire_longer(heap, at, mark, pc);
-        }
-        new
-    }
-
-    /// Writes header and tail of a block that gets another size where it is.
-    fn redress(&self, heap: Option<&Heap>, at: *mut u8, bytes: usize, lead: usize, pc: usize) {
-        self.sign(heap, at, bytes, lead, pc);
-        // SAFETY: inside the inner block, whose bytes are a multiple of 16.
-        unsafe { pattern::fill(at.add(bytes), pattern::tail(bytes)) };
     }
 
     /// Says what happened to which block, and stops the program.

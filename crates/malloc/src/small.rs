@@ -108,10 +108,17 @@ impl<S: System, L: Local> Allocator<S, L> {
         link.cast::<u8>().map_addr(|address| address ^ secret).cast()
     }
 
-    /// The memory of a slab: its first block.
+    /// The first block of a slab: its memory's start, or so far behind it as hardened mode's headers need.
     #[inline]
     pub(crate) fn base(&self, unit: &Unit) -> *mut u8 {
-        self.window.memory(self.window.number_of(unit))
+        let before = if self.is_hardened() { crate::hardened::FIRST } else { 0 };
+        self.window.memory(self.window.number_of(unit)).wrapping_add(before)
+    }
+
+    /// Blocks of a slab of a class.
+    pub(crate) fn blocks(&self, class: &classes::Class) -> u32 {
+        // What starts later must end in the slab.
+        if self.is_hardened() { crate::hardened::blocks(class) } else { class.blocks }
     }
 
     /// How far an address lies behind a slab's first block.
@@ -160,7 +167,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     fn carve(&self, unit: &Unit) -> bool {
         let class = unit.class();
         let (bytes, carved) = (class.bytes as usize, usize::from(unit.carved.get()));
-        let left = class.blocks as usize - carved;
+        let left = self.blocks(class) as usize - carved;
         if left == 0 {
             return false;
         }
@@ -427,8 +434,9 @@ impl<S: System, L: Local> Allocator<S, L> {
         if stale {
             let class = unit.class();
             unit.free.set(ptr::null_mut());
-            unit.carved.set(class.blocks as u16);
-            unit.limit.store(u64::from(class.blocks) * class.step, Ordering::Relaxed);
+            let blocks = self.blocks(class);
+            unit.carved.set(blocks as u16);
+            unit.limit.store(u64::from(blocks) * class.step, Ordering::Relaxed);
             unit.set_place(Place::Full, 0);
             unit.remote.reset();
             self.set_owner(unit, heap);

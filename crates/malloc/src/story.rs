@@ -20,6 +20,11 @@ impl Site {
         self.0
     }
 
+    /// What a number says.
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// The address; 0 if it is not known.
     pub const fn pc(self) -> usize {
         (self.0 >> 16) as usize

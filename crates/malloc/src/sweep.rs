@@ -60,7 +60,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         while number != 0 {
             let unit = self.unit(number - 1);
             let (count, next) = unit.remote.look(generation);
-            if count == unit.class().blocks && unit.place() == Place::Full {
+            if count == self.blocks(unit.class()) && unit.place() == Place::Full {
                 unit.remote.take(generation);
                 if unit.used() != count {
                     self.corrupt(Corruption::Count, self.base(unit) as usize);

@@ -4,7 +4,7 @@
 use core::ptr;
 use core::sync::atomic::Ordering;
 
-use super::{Found, HEADER};
+use super::{FAR_HEADER, Found};
 use crate::allocator::Allocator;
 use crate::arena::{ARENAS, Ground};
 use crate::heap::{DEAD, Heap};
@@ -104,13 +104,17 @@ impl<S: System, L: Local> Allocator<S, L> {
                 continue;
             }
             for index in 0..usize::from(unit.carved.get()) {
-                let inner = self.base(unit).wrapping_add(index * class.bytes as usize);
-                self.look(inner, class.bytes as usize, &mut each);
+                let block = self.base(unit).wrapping_add(index * class.bytes as usize);
+                let aligned = (0..7).map(|shift| (16 << shift) - 16);
+                self.look(block, class.bytes as usize, aligned, &mut each);
             }
         }
         for number in 0..ARENAS {
             let ground = Ground::enter(&self.window, &self.system, number);
-            ground.each_block(|inner, bytes| self.look(inner, bytes, &mut each));
+            ground.each_block(|inner, bytes| {
+                let aligned = (FAR_HEADER.trailing_zeros()..18).map(|shift| 1 << shift);
+                self.look(inner, bytes, aligned, &mut each);
+            });
         }
         for block in self.fences.all() {
             let at = ptr::with_exposed_provenance_mut(block);
@@ -121,16 +125,20 @@ impl<S: System, L: Local> Allocator<S, L> {
     }
 
     /// The live block in an inner block, if there is one: its start depends on its alignment.
-    fn look(&self, inner: *mut u8, bytes: usize, each: &mut impl FnMut(*mut u8, &Found, usize)) {
-        let mut lead = HEADER;
-        while lead < bytes {
+    fn look(
+        &self,
+        inner: *mut u8,
+        bytes: usize,
+        leads: impl Iterator<Item = usize>,
+        each: &mut impl FnMut(*mut u8, &Found, usize),
+    ) {
+        for lead in leads.take_while(|&lead| lead < bytes) {
             let at = inner.wrapping_add(lead);
             if let Some(found) = self.read_header(at).filter(Found::is_live) {
                 if found.lead == lead {
-                    return each(at, &found, bytes);
+                    return each(at, &found, bytes - lead);
                 }
             }
-            lead *= 2;
         }
     }
 }

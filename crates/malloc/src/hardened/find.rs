@@ -3,20 +3,25 @@
 
 use core::sync::atomic::Ordering;
 
-use super::{Found, HEADER, Standing, header, large, pattern};
+use super::{FAR_HEADER, Found, MARK, Standing, header, large, pattern};
 use crate::allocator::Allocator;
 use crate::arena::{ARENAS, CELL_BYTES, GRANULE, Ground, LIVE};
 use crate::story::Trouble;
 use crate::system::{Local, PAGE_BYTES, System};
 
 impl<S: System, L: Local> Allocator<S, L> {
-    /// The block that starts at `at`: what its header says, and the bytes of its inner block.
+    /// The block that starts at `at`: what its header says, and the bytes from there on that are its own.
     #[inline]
     pub(super) fn find(&self, at: *mut u8) -> Option<(Found, usize)> {
-        let before = (at as usize).wrapping_sub(HEADER);
+        // A slab's first bytes belong to no block.
+        let before = (at as usize).wrapping_sub(FAR_HEADER);
         if before % 16 == 0 && self.window.is_small(before) {
             if let Some(unit) = self.small_unit(at) {
-                return Some((self.read_header(at)?, unit.class().bytes as usize));
+                let found = self.read_header(at)?;
+                return Some((
+                    found,
+                    (unit.class().bytes as usize).saturating_sub(found.lead + MARK),
+                ));
             }
         }
         self.find_far(at)
@@ -27,15 +32,15 @@ impl<S: System, L: Local> Allocator<S, L> {
         if at as usize % 16 != 0 {
             return None;
         }
-        if let Some(offset) = self.window.medium_offset((at as usize).wrapping_sub(HEADER)) {
+        if let Some(offset) = self.window.medium_offset((at as usize).wrapping_sub(FAR_HEADER)) {
             // SAFETY: there is a cell for each KiB of the window, and all zero is a valid one.
             let cell = unsafe { &*self.window.cells().wrapping_add(offset / CELL_BYTES) };
             if let (Some(size @ 1..), LIVE) =
                 (cell.block_of(offset), cell.state.load(Ordering::Relaxed))
             {
                 // Most blocks start so near to their inner block's start.
-                if let Some(found) = self.read_header(at).filter(|found| found.lead == HEADER) {
-                    return Some((found, size as usize * GRANULE));
+                if let Some(found) = self.read_header(at).filter(|found| found.lead == FAR_HEADER) {
+                    return Some((found, size as usize * GRANULE - FAR_HEADER));
                 }
             }
         }
@@ -46,15 +51,13 @@ impl<S: System, L: Local> Allocator<S, L> {
         if found.is_fenced() {
             return self.is_fenced(at).then(|| (found, large::capacity(at)));
         }
-        let inner = at.wrapping_sub(found.lead);
-        let capacity = if self.window.is_small(inner as usize) {
-            self.small_unit(inner)?.class().bytes as usize
-        } else if found.standing == Standing::Live {
-            self.usable_inner(inner)
-        } else {
-            0
-        };
-        Some((found, capacity))
+        // What lies in a slab was found before.
+        if self.window.is_small(at as usize) {
+            return None;
+        }
+        let live = found.standing == Standing::Live;
+        let inner = if live { self.usable_inner(at.wrapping_sub(found.lead)) } else { 0 };
+        Some((found, inner.saturating_sub(found.lead)))
     }
 
     /// Whether the memory around an address is ours and readable, back to where its header would be.
@@ -62,7 +65,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         if self.is_fenced(at) {
             return true;
         }
-        let before = at.wrapping_sub(HEADER);
+        let before = at.wrapping_sub(FAR_HEADER);
         if self.window.is_small(at as usize) {
             return self.small_unit(at).is_some() && self.window.is_small(before as usize);
         }
@@ -75,7 +78,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     fn is_committed(&self, offset: usize) -> bool {
         let bytes = self.window.medium_bytes() / ARENAS;
         let ground = Ground::enter(&self.window, &self.system, offset / bytes);
-        offset % bytes < ground.stats().bytes && offset % bytes >= HEADER
+        offset % bytes < ground.stats().bytes && offset % bytes >= FAR_HEADER
     }
 
     /// The slab of an address in the small window, if it is one.
@@ -111,7 +114,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             let block = at.wrapping_sub((at as usize).wrapping_sub(block));
             return self.read_header(block).map(|found| (block, found));
         }
-        let top = (at as usize).next_multiple_of(16) + 4 * HEADER;
+        let top = (at as usize).next_multiple_of(16) + 4 * FAR_HEADER;
         for back in 0..(PAGE_BYTES * 36 / 16) {
             let block = at.wrapping_add(top - at as usize).wrapping_sub(back * 16);
             if !self.is_open_for(block) {
@@ -123,7 +126,8 @@ impl<S: System, L: Local> Allocator<S, L> {
             if let Some(found) = self.read_header(block) {
                 let distance = (at as isize).wrapping_sub(block as isize);
                 let reach = (found.bytes + pattern::tail(found.bytes)) as isize;
-                if distance < reach && distance >= -(found.lead as isize) {
+                let before = found.lead.max(FAR_HEADER) as isize;
+                if distance < reach && distance >= -before {
                     return Some((block, found));
                 }
                 if distance >= 0 {
@@ -136,13 +140,13 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// Whether an inner block starts where the one of `at` would.
     fn starts_a_block(&self, at: *mut u8) -> bool {
-        let inner = header(at).cast::<u8>();
         if self.is_fenced(at) {
             return true;
         }
-        if let Some(unit) = self.small_unit(inner) {
-            return unit.holds(self.distance(unit, inner));
+        if let Some(unit) = self.small_unit(at) {
+            return unit.holds(self.distance(unit, at));
         }
+        let inner = header(at).cast::<u8>();
         let Some(offset) = self.window.medium_offset(inner as usize) else { return false };
         let bytes = self.window.medium_bytes() / ARENAS;
         if offset % GRANULE != 0 || offset % bytes % CELL_BYTES == usize::MAX {

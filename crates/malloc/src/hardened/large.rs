@@ -16,7 +16,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use super::waiting::{Hidden, Waiting};
-use super::{Found, HEADER, Standing};
+use super::{FAR_HEADER, Found, Standing};
 use crate::allocator::Allocator;
 use crate::arena::MEDIUM_MAX;
 use crate::classes::UNIT_BYTES;
@@ -73,7 +73,7 @@ struct Books {
 }
 
 /// Bytes of books and header.
-const FRONT: usize = HEADER + size_of::<Books>();
+const FRONT: usize = FAR_HEADER + size_of::<Books>();
 
 impl Books {
     /// # Safety

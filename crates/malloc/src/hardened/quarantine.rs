@@ -1,5 +1,5 @@
 //! Where freed blocks wait: two rings for each thread, of blocks in slabs and of others, in the pages
-//! behind its heap.
+//! behind its heap. There is also what the thread knows of places in the program.
 //!
 //! Blocks in slabs leave some at a time, in a loop of their own, whose turns do not wait for each other.
 #![allow(unsafe_code)] // reads and writes freed blocks
@@ -8,8 +8,8 @@ use core::cell::Cell;
 use core::ptr;
 
 use super::{
-    BYTES, Found, GONE, HEADER, Header, MEDIUM_PLACES, PLACES, SMALL_BYTES, Standing, TOLL,
-    bytes_of, epitaph, header, pattern,
+    BYTES, Found, GONE, Known, LINE, MARK, MEDIUM_PLACES, PLACES, SMALL_BYTES, TOLL, bytes_of,
+    epitaph, is_plain, mark_of, pattern,
 };
 use crate::allocator::Allocator;
 use crate::heap::{HEAP_STRIDE, Heap};
@@ -17,11 +17,12 @@ use crate::story::{Site, Trouble};
 use crate::system::{Local, PAGE_BYTES, System};
 use crate::unit::Block;
 
-/// All zero is an empty one.
+/// All zero is empty.
 #[repr(C)]
-struct Rings {
+pub(super) struct Behind {
     small: Ring<PLACES>,
     medium: Ring<MEDIUM_PLACES>,
+    pub(super) known: Known,
 }
 
 /// Blocks in the order in which they were freed.
@@ -38,15 +39,21 @@ struct Ring<const N: usize> {
 /// A block that waits.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Place {
-    at: *mut u8,
-    /// What must still be at the block's start.
-    freed: Site,
+pub(super) struct Place {
+    /// What must still be at the block's start: its mark, and who freed it.
+    pub(super) start: [u64; 2],
+    pub(super) at: *mut u8,
 }
 
-const NOTHING: Place = Place { at: ptr::null_mut(), freed: Site::NOBODY };
+impl Place {
+    const NOTHING: Self = Self { start: [0; 2], at: ptr::null_mut() };
 
-const _: () = assert!(size_of::<Rings>() <= HEAP_STRIDE - PAGE_BYTES);
+    fn freed(&self) -> Site {
+        Site::from_bits(self.start[1])
+    }
+}
+
+const _: () = assert!(size_of::<Behind>() <= HEAP_STRIDE - PAGE_BYTES);
 // What waits has a place: one more comes before some leave.
 const _: () = assert!(SMALL_BYTES / TOLL < PLACES && PLACES.is_power_of_two());
 
@@ -56,7 +63,8 @@ const SMALL_KEPT: usize = SMALL_BYTES - SMALL_BYTES / 8;
 /// A block that will leave soon is asked for so many turns before.
 const SOON: usize = 3;
 
-fn rings(heap: &Heap) -> &Rings {
+#[inline(always)]
+pub(super) fn behind(heap: &Heap) -> &Behind {
     // SAFETY: behind each heap lie committed pages up to the next, which nothing else uses.
     unsafe { &*ptr::from_ref(heap).wrapping_byte_add(PAGE_BYTES).cast() }
 }
@@ -64,7 +72,7 @@ fn rings(heap: &Heap) -> &Rings {
 impl<const N: usize> Ring<N> {
     #[inline]
     fn place(&self, index: usize) -> Place {
-        self.waiting.get(index % N).map_or(NOTHING, Cell::get)
+        self.waiting.get(index % N).map_or(Place::NOTHING, Cell::get)
     }
 
     fn count(&self) -> usize {
@@ -100,62 +108,69 @@ impl<const N: usize> Ring<N> {
 impl<S: System, L: Local> Allocator<S, L> {
     /// Lets a freed block wait that lies in a slab. If too much waits, those that wait longest leave.
     #[inline]
-    pub(super) fn quarantine(&self, heap: &Heap, at: *mut u8, freed: Site, bytes: usize) {
-        if rings(heap).small.put(Place { at, freed }, bytes + TOLL) > SMALL_BYTES {
+    pub(super) fn quarantine(&self, heap: &Heap, place: Place, bytes: usize) {
+        if behind(heap).small.put(place, bytes + TOLL) > SMALL_BYTES {
             self.make_room(heap);
         }
     }
 
     #[inline(never)]
     fn make_room(&self, heap: &Heap) {
-        let ring = &rings(heap).small;
-        while ring.bytes.get() > SMALL_KEPT {
-            let place = ring.take();
+        let ring = &behind(heap).small;
+        let (mut left, mut bytes) = (ring.left.get(), ring.bytes.get());
+        while bytes > SMALL_KEPT {
+            let place = ring.place(left);
+            left += 1;
             // Most have not been looked at for a while.
-            let soon = ring.place(ring.left.get() + SOON).at;
-            pattern::fetch(soon.wrapping_sub(HEADER));
-            pattern::fetch(soon.wrapping_add(64 - HEADER));
-            let bytes = self.leave(heap, &place).unwrap_or_else(|| self.leave_rest(&place));
-            ring.bytes.set(ring.bytes.get() - (bytes + TOLL));
+            let soon = ring.place(left + SOON).at;
+            pattern::fetch(soon.wrapping_sub(MARK));
+            pattern::fetch(soon.wrapping_add(LINE - MARK));
+            bytes -= bytes_of(place.start[0]) + TOLL;
+            if !self.leave(heap, &place) {
+                // It may be the end of the program: the block has left.
+                ring.left.set(left);
+                ring.bytes.set(bytes);
+                self.leave_rest(&place);
+            }
         }
+        ring.left.set(left);
+        ring.bytes.set(bytes);
     }
 
     /// Lets a freed block wait that lies in no slab.
     #[cold]
     #[inline(never)]
-    pub(super) fn quarantine_medium(&self, heap: &Heap, at: *mut u8, freed: Site, bytes: usize) {
-        let ring = &rings(heap).medium;
+    pub(super) fn quarantine_medium(&self, heap: &Heap, place: Place, bytes: usize) {
+        let ring = &behind(heap).medium;
         while ring.count() == MEDIUM_PLACES
             || (ring.count() > 0 && ring.bytes.get() + bytes > BYTES)
         {
             let left = self.leave_rest(&ring.take());
             ring.bytes.set(ring.bytes.get() - left);
         }
-        ring.put(Place { at, freed }, bytes);
+        ring.put(place, bytes);
     }
 
-    /// The short way of a block that leaves: one of a slab of this thread's, in order. Its bytes. Nothing:
-    /// nothing has happened.
-    #[inline]
-    fn leave(&self, heap: &Heap, place: &Place) -> Option<usize> {
-        let (at, inner) = (place.at, place.at.wrapping_sub(HEADER));
+    /// The short way of a block that leaves: one of a slab of this thread's, in order. False: nothing has
+    /// happened.
+    #[inline(always)]
+    fn leave(&self, heap: &Heap, place: &Place) -> bool {
+        let &Place { at, start: [mark, _] } = place;
         // SAFETY: *every-header-readable*; the block lies in the small window.
-        let unit = unsafe { &*self.window.unit_of(inner as usize) };
+        let unit = unsafe { &*self.window.unit_of(at as usize) };
         // SAFETY: what waits is a block with a header, and has its junk unless somebody wrote there.
         unsafe {
-            let Header { allocated, mark } = header(at).read();
-            let bytes = bytes_of(mark);
-            if !self.is_near(at, mark, Standing::Freed)
-                || !pattern::is_junk_whole(at, bytes, place.freed.bits())
+            if !is_plain(mark)
+                || !pattern::is_junk_whole(at, bytes_of(mark), &place.start)
                 || !unit.is_of(heap)
             {
-                return None;
+                return false;
             }
-            (*header(at)).mark = mark ^ GONE;
-            (*epitaph(at))[1] = allocated;
-            self.free_own(heap, unit, inner.cast::<Block>());
-            Some(bytes)
+            mark_of(at).write(mark ^ GONE);
+            (*epitaph(at))[1] = place.freed();
+            self.free_own(heap, unit, at.cast::<Block>());
         }
+        true
     }
 
     /// A block leaves: its junk is checked, then the inner block is free. Its bytes.
@@ -166,8 +181,9 @@ impl<S: System, L: Local> Allocator<S, L> {
         let found = self.check_freed(place);
         // SAFETY: its mark was just confirmed, and nobody uses the block.
         unsafe {
-            (*header(at)).mark ^= GONE;
-            (*epitaph(at))[1] = found.allocated;
+            *mark_of(at) ^= GONE;
+            let small = self.window.is_small(at as usize);
+            (*epitaph(at))[1] = if small { place.freed() } else { found.allocated };
             self.free_rest(at.wrapping_sub(found.lead));
         }
         found.bytes
@@ -177,7 +193,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let found = self.read_header(place.at);
         if let Some(found) = found.filter(Found::is_freed) {
             // SAFETY: a freed block has its junk.
-            if unsafe { pattern::is_junk_whole(place.at, found.bytes, place.freed.bits()) } {
+            if unsafe { pattern::is_junk_whole(place.at, found.bytes, &place.start) } {
                 return found;
             }
         }
@@ -192,7 +208,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let Some(found) = self.read_header(at).filter(Found::is_freed) else {
             self.stop(&crate::Stop::Trouble(Trouble::Before, at as usize, None));
         };
-        let found = Found { freed: place.freed, ..found };
+        let found = Found { freed: place.freed(), ..found };
         // SAFETY: a freed block has its junk.
         let first = unsafe { pattern::first_written(at, found.bytes) }.unwrap_or(0);
         self.tell(Trouble::AfterFree, at.wrapping_add(first), at, &found)
@@ -200,7 +216,7 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// Lets everything go that this thread freed.
     pub(crate) fn empty_quarantine(&self, heap: &Heap) {
-        let Rings { small, medium } = rings(heap);
+        let Behind { small, medium, .. } = behind(heap);
         while small.count() > 0 {
             self.leave_rest(&small.take());
         }
@@ -213,7 +229,7 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// Checks everything that this thread freed, and leaves it where it is.
     pub(super) fn check_quarantine(&self, heap: &Heap) {
-        let Rings { small, medium } = rings(heap);
+        let Behind { small, medium, .. } = behind(heap);
         for place in small.all().chain(medium.all()) {
             self.check_freed(&place);
         }

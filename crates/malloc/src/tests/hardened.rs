@@ -65,10 +65,10 @@ fn a_resized_block_keeps_its_bytes_and_has_a_tail() {
 }
 
 #[test]
-fn each_byte_behind_up_to_a_multiple_of_16_is_watched() {
+fn each_byte_behind_up_to_8_before_a_multiple_of_16_is_watched() {
     let rig = hardened_rig();
     for bytes in SIZES {
-        for behind in bytes..bytes / 16 * 16 + 16 {
+        for behind in bytes..(bytes + 8) / 16 * 16 + 8 {
             let at = rig.alloc(bytes);
             let old = unsafe { at.add(behind).replace(0) };
             assert_eq!(
@@ -79,6 +79,48 @@ fn each_byte_behind_up_to_a_multiple_of_16_is_watched() {
             unsafe { at.add(behind).write(old) };
             unsafe { rig.free(at) };
         }
+    }
+}
+
+#[test]
+fn aligned_blocks_are_aligned_watched_and_told() {
+    let rig = hardened_rig();
+    for shift in 4..15 {
+        // None so large that the table of large blocks is mapped.
+        for bytes in SIZES.into_iter().filter(|&bytes| bytes < 100_000) {
+            // More than one, so that a slab's first block is not all there is.
+            let blocks = [(); 5].map(|()| rig.alloc_aligned(bytes, 1 << shift));
+            for at in blocks {
+                assert_eq!(at as usize % (1 << shift), 0, "{bytes}");
+                unsafe { at.write_bytes(1, bytes) };
+                let old = unsafe { at.add(bytes).replace(0) };
+                let told = trouble(&rig, |rig| unsafe { rig.free(at) });
+                assert_eq!(told, Some(Trouble::Behind), "{bytes} aligned to {}", 1 << shift);
+                unsafe { at.add(bytes).write(old) };
+            }
+            for at in blocks {
+                unsafe { rig.free(at) };
+                let told = trouble(&rig, |rig| unsafe { rig.free(at) });
+                assert_eq!(told, Some(Trouble::Freed), "{bytes} aligned to {}", 1 << shift);
+            }
+        }
+    }
+    must_be_empty(&rig);
+}
+
+#[test]
+fn blocks_of_one_slab_after_another_do_not_touch() {
+    for bytes in [1, 8, 23, 24, 39, 55, 119, 247, 503, 1015] {
+        let rig = hardened_rig();
+        let blocks: Vec<_> = (0..100_000 / (bytes + 25)).map(|_| rig.alloc(bytes)).collect();
+        for &at in &blocks {
+            unsafe { at.write_bytes(0xff, bytes) };
+        }
+        assert!(rig.check_all().is_some());
+        for &at in &blocks {
+            unsafe { rig.free(at) };
+        }
+        must_be_empty(&rig);
     }
 }
 
