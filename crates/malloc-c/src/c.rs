@@ -33,8 +33,9 @@ pub extern "C" fn malloc(bytes: usize) -> *mut c_void {
     if block.is_null() { unsafe { pagoda_c_malloc(bytes) } } else { block.cast() }
 }
 
-// Tail calls leave the caller's return address on the stack: it goes along, for stories to tell. The byte that is
-// asked for says that the mode is hardened: see `pagoda_malloc_core::process`.
+// Tail calls leave the caller's return address on the stack: it goes along, for stories and profiles to tell. The
+// byte that is asked for says that the mode is hardened, or that allocations are sampled: see
+// `pagoda_malloc_core::process`.
 core::arch::global_asm!(
     ".text",
     ".hidden pagoda_c_malloc",
@@ -43,8 +44,11 @@ core::arch::global_asm!(
     "pagoda_c_malloc:",
     "mov rsi, qword ptr [rsp]",
     "cmp byte ptr [rip + pagoda_malloc_window_0_1 + 16], 0",
-    "jne {hard_malloc}",
+    "jne 2f",
     "jmp {malloc}",
+    "2:",
+    "js {sampled_malloc}",
+    "jmp {hard_malloc}",
     ".hidden pagoda_c_calloc",
     ".globl pagoda_c_calloc",
     ".type pagoda_c_calloc, @function",
@@ -63,11 +67,19 @@ core::arch::global_asm!(
     "pagoda_c_realloc:",
     "mov rdx, qword ptr [rsp]",
     "jmp {realloc}",
+    ".hidden pagoda_c_posix_memalign",
+    ".globl pagoda_c_posix_memalign",
+    ".type pagoda_c_posix_memalign, @function",
+    "pagoda_c_posix_memalign:",
+    "mov rcx, qword ptr [rsp]",
+    "jmp {posix_memalign}",
     malloc = sym malloc_from,
     hard_malloc = sym hard_malloc_from,
+    sampled_malloc = sym sampled_malloc_from,
     calloc = sym calloc_from,
     aligned = sym aligned_from,
     realloc = sym realloc_from,
+    posix_memalign = sym posix_memalign_from,
 );
 
 unsafe extern "C" {
@@ -75,6 +87,7 @@ unsafe extern "C" {
     fn pagoda_c_calloc(bytes: usize) -> *mut c_void;
     fn pagoda_c_aligned(bytes: usize, align: usize) -> *mut c_void;
     fn pagoda_c_realloc(block: *mut c_void, bytes: usize) -> *mut c_void;
+    fn pagoda_c_posix_memalign(result: *mut *mut c_void, align: usize, bytes: usize) -> c_int;
 }
 
 extern "C" fn malloc_from(bytes: usize, pc: usize) -> *mut c_void {
@@ -83,6 +96,10 @@ extern "C" fn malloc_from(bytes: usize, pc: usize) -> *mut c_void {
 
 extern "C" fn hard_malloc_from(bytes: usize, pc: usize) -> *mut c_void {
     or_enomem(process::hard_alloc_from(bytes, pc))
+}
+
+extern "C" fn sampled_malloc_from(bytes: usize, pc: usize) -> *mut c_void {
+    or_enomem(process::sampled_alloc_from(bytes, pc))
 }
 
 extern "C" fn calloc_from(bytes: usize, pc: usize) -> *mut c_void {
@@ -101,6 +118,24 @@ unsafe extern "C" fn realloc_from(block: *mut c_void, bytes: usize, pc: usize) -
     }
     // SAFETY: as above.
     or_enomem(unsafe { process::realloc(block.cast(), bytes, pc) })
+}
+
+unsafe extern "C" fn posix_memalign_from(
+    result: *mut *mut c_void,
+    align: usize,
+    bytes: usize,
+    pc: usize,
+) -> c_int {
+    if !align.is_power_of_two() || align < size_of::<*mut c_void>() {
+        return EINVAL;
+    }
+    let block = process::alloc_aligned(bytes, align, pc);
+    if block.is_null() {
+        return ENOMEM;
+    }
+    // SAFETY: as the caller promised.
+    unsafe { result.write(block.cast()) };
+    0
 }
 
 /// `void *calloc(size_t n, size_t size)`
@@ -218,16 +253,8 @@ pub unsafe extern "C" fn posix_memalign(
     align: usize,
     bytes: usize,
 ) -> c_int {
-    if !align.is_power_of_two() || align < size_of::<*mut c_void>() {
-        return EINVAL;
-    }
-    let block = process::alloc_aligned(bytes, align, 0);
-    if block.is_null() {
-        return ENOMEM;
-    }
-    // SAFETY: as the caller promised.
-    unsafe { result.write(block.cast()) };
-    0
+    // SAFETY: goes on in `posix_memalign_from`.
+    unsafe { pagoda_c_posix_memalign(result, align, bytes) }
 }
 
 /// `void *valloc(size_t size)`: aligned to a page.

@@ -17,7 +17,8 @@ fn allocate(bytes: usize, align: usize) -> *mut u8 {
     if align <= 16 { process::alloc(bytes) } else { process::alloc_aligned(bytes, align, 0) }
 }
 
-// A tail call leaves the caller's return address on the stack: it goes along, for stories to tell.
+// A tail call leaves the caller's return address on the stack: it goes along, for stories and profiles
+// to tell.
 core::arch::global_asm!(
     ".text",
     ".hidden pagoda_cxx_new",
@@ -25,8 +26,11 @@ core::arch::global_asm!(
     ".type pagoda_cxx_new, @function",
     "pagoda_cxx_new:",
     "mov rsi, qword ptr [rsp]",
+    "cmp byte ptr [rip + pagoda_malloc_window_0_1 + 16], 0",
+    "js {sampled_new}",
     "jmp {new}",
     new = sym new_from,
+    sampled_new = sym sampled_new_from,
 );
 
 unsafe extern "C-unwind" {
@@ -35,6 +39,11 @@ unsafe extern "C-unwind" {
 
 extern "C-unwind" fn new_from(bytes: usize, pc: usize) -> *mut c_void {
     let block = process::alloc_slow_from(bytes, pc);
+    if block.is_null() { out_of_memory(bytes, 1) } else { block.cast() }
+}
+
+extern "C-unwind" fn sampled_new_from(bytes: usize, pc: usize) -> *mut c_void {
+    let block = process::sampled_alloc_from(bytes, pc);
     if block.is_null() { out_of_memory(bytes, 1) } else { block.cast() }
 }
 

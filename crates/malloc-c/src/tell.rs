@@ -166,7 +166,8 @@ pub extern "C" fn malloc_stats() {
 }
 
 /// `int pagoda_malloc_profile(const char *path)`: writes what is live, by the place that allocated it, for
-/// `pprof`. 1: written; 0: not in hardened mode, other threads have heaps, or the file cannot be written.
+/// `pprof`: estimates if allocations are sampled, else each block. 1: written; 0: neither sampled nor in hardened
+/// mode, or in hardened mode with other threads that have heaps, or the file cannot be written.
 ///
 /// # Safety
 /// The path ends with a zero.

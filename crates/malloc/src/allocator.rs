@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // the fast paths
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::arena::{ARENAS, Ground};
 use crate::classes::{self, SMALL_MAX, UNIT_BYTES};
@@ -12,6 +12,7 @@ use crate::idle::Idle;
 use crate::large::Large;
 use crate::medium::Given;
 use crate::pool::Pool;
+use crate::sample::Samples;
 use crate::system::{Corruption, Local, Misuse, Stop, System};
 use crate::threads::Threads;
 use crate::unit::Unit;
@@ -57,12 +58,13 @@ pub struct Allocator<S: System, L: Local> {
     pub(crate) threads: Threads,
     pub(crate) pool: Pool,
     pub(crate) large: Large,
-    pub(crate) options: AtomicU32,
+    pub(crate) options: AtomicU64,
     /// Mixed into links and seals in hardened mode; else zero.
     pub(crate) secret: AtomicUsize,
     pub(crate) fences: Fences,
     pub(crate) sites: Sites,
     pub(crate) idle: Idle,
+    pub(crate) samples: Samples,
 }
 
 impl<S: System, L: Local> Allocator<S, L> {
@@ -78,11 +80,12 @@ impl<S: System, L: Local> Allocator<S, L> {
             threads: Threads::new(),
             pool: Pool::new(),
             large: Large::new(),
-            options: AtomicU32::new(0),
+            options: AtomicU64::new(0),
             secret: AtomicUsize::new(0),
             fences: Fences::new(),
             sites: Sites::new(),
             idle: Idle::new(),
+            samples: Samples::new(),
         }
     }
 
@@ -128,6 +131,9 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[cold]
     #[inline(never)]
     fn alloc_slow(&self, bytes: usize, pc: usize) -> *mut u8 {
+        if self.is_watched() {
+            return self.watched_alloc(bytes, pc);
+        }
         self.alloc_long(bytes, pc)
     }
 
@@ -157,9 +163,14 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[inline(never)]
     fn alloc_anew(&self, bytes: usize, pc: usize) -> *mut u8 {
         let heap = self.heap();
-        if self.is_hardened() {
-            return self.hard_alloc(bytes, 1, false, pc);
+        if self.is_watched() {
+            return self.watched_alloc(bytes, pc);
         }
+        self.take_anew(heap, bytes)
+    }
+
+    #[inline(always)]
+    pub(crate) fn take_anew(&self, heap: Option<&Heap>, bytes: usize) -> *mut u8 {
         if let (Some(heap), true) = (heap, bytes <= SMALL_MAX) {
             // SAFETY: it is this thread's.
             let block = unsafe { self.take_small(heap, classes::class_of(bytes)) };
@@ -178,8 +189,8 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     pub(crate) fn alloc_zeroed_from(&self, bytes: usize, pc: usize) -> *mut u8 {
         let heap = self.heap();
-        if self.is_hardened() {
-            return self.hard_alloc(bytes, 1, true, pc);
+        if self.is_watched() {
+            return self.watched_zeroed(bytes, pc);
         }
         let given = if bytes <= SMALL_MAX {
             Given { at: self.alloc(bytes), zeroed: false }
@@ -189,7 +200,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         self.clear(given, bytes)
     }
 
-    fn clear(&self, given: Given, bytes: usize) -> *mut u8 {
+    pub(crate) fn clear(&self, given: Given, bytes: usize) -> *mut u8 {
         if !given.zeroed && !given.at.is_null() {
             // SAFETY: a fresh block of at least that many bytes.
             unsafe { given.at.write_bytes(0, bytes) };
@@ -215,16 +226,21 @@ impl<S: System, L: Local> Allocator<S, L> {
         if !align.is_power_of_two() {
             return Given::NOTHING;
         }
-        if self.is_hardened() {
-            return Given { at: self.hard_alloc(bytes, align, false, pc), zeroed: false };
+        if self.is_watched() {
+            return self.watched_aligned(bytes, align, pc);
         }
         if align <= MIN_ALIGN && bytes <= SMALL_MAX {
             return Given { at: self.alloc(bytes), zeroed: false };
         }
         let heap = self.heap();
-        if self.is_hardened() {
-            return Given { at: self.hard_alloc(bytes, align, false, pc), zeroed: false };
+        if self.is_watched() {
+            return self.watched_aligned(bytes, align, pc);
         }
+        self.plain_aligned(heap, bytes, align)
+    }
+
+    #[inline(always)]
+    pub(crate) fn plain_aligned(&self, heap: Option<&Heap>, bytes: usize, align: usize) -> Given {
         if let (Some(heap), Some(class)) = (heap, classes::aligned_class_of(bytes, align)) {
             // SAFETY: it is this thread's.
             let block = unsafe { self.take_small(heap, class) };
@@ -372,48 +388,6 @@ impl<S: System, L: Local> Allocator<S, L> {
         unit.class().bytes as usize
     }
 
-    /// Changes a block's size, moving it if need be; the contents up to the smaller size stay. Null
-    /// when there is no memory: then the block is as before. Keeps [`MIN_ALIGN`] only.
-    ///
-    /// # Safety
-    /// The block came from this allocator; if it moves, nobody uses the old address.
-    pub unsafe fn realloc(&self, at: *mut u8, bytes: usize) -> *mut u8 {
-        // SAFETY: the caller's promise is ours.
-        unsafe { self.realloc_from(at, bytes, 0) }
-    }
-
-    /// # Safety
-    /// As for [`Allocator::realloc`].
-    pub(crate) unsafe fn realloc_from(&self, at: *mut u8, bytes: usize, pc: usize) -> *mut u8 {
-        if self.is_hardened() {
-            return self.hard_realloc(at, bytes, pc);
-        }
-        if at.is_null() {
-            return self.alloc(bytes);
-        }
-        // SAFETY: the caller's promises are ours; the two blocks are different ones.
-        unsafe {
-            let old = if self.window.is_small(at as usize) {
-                let old = self.usable_inner(at);
-                if bytes <= old && bytes > old / 2 {
-                    return at;
-                }
-                old
-            } else {
-                if let Some(resized) = self.resize_medium(at, bytes) {
-                    return resized.as_ptr();
-                }
-                self.usable_medium(at)
-            };
-            let new = self.alloc(bytes);
-            if !new.is_null() {
-                ptr::copy_nonoverlapping(at, new, old.min(bytes));
-                self.free(at);
-            }
-            new
-        }
-    }
-
     /// Gives back to the system what this thread and the shared parts keep unused, but for `keep`
     /// bytes. Bytes given back.
     pub fn trim(&self, keep: usize) -> usize {
@@ -459,6 +433,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             self.local.set(Heap::none());
         }
         self.dismiss_mappings();
+        self.samples.end(&self.system);
         // SAFETY: as the caller promised.
         unsafe { self.window.close(&self.system) };
     }

@@ -62,13 +62,15 @@ pub const FREED: u8 = 0;
 pub const LIVE: u8 = 1;
 /// `state` of a cell: the block waits among the recents of a thread.
 pub const KEPT: u8 = 2;
+/// `state` of a cell: the program holds the block, which is a sample ([`crate::sample`]).
+pub const SAMPLED: u8 = 3;
 
 /// What is known about the block that starts in one KiB.
 #[repr(C)]
 pub struct Cell {
     /// Size in granules * 16 + which granule of the cell it starts in; 0 = none.
     block: AtomicU16,
-    /// [`FREED`], [`LIVE`] or [`KEPT`]; belongs to the holder of the block.
+    /// [`FREED`], [`LIVE`], [`KEPT`] or [`SAMPLED`]; belongs to the holder of the block.
     pub state: AtomicU8,
     before_is_free: AtomicU8,
 }
@@ -314,6 +316,7 @@ impl<'a, S: System> Ground<'a, S> {
     }
 
     /// Changes a block's size in place. False: there is no room.
+    #[inline(always)]
     pub fn resize(&self, start: u32, old: u32, new: u32) -> bool {
         let new = new.max(SMALLEST);
         let end = start + old;

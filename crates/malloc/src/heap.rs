@@ -19,6 +19,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use crate::classes::{CLASSES, UNIT_BYTES, WORDS};
 use crate::outgoing::Outgoing;
 use crate::recent::Recents;
+use crate::sample::chance::Luck;
 use crate::system::PAGE_BYTES;
 use crate::unit::{NONE, Unit};
 
@@ -40,8 +41,11 @@ pub const BUSY: u32 = 3;
 pub struct Heap {
     /// For each request size in 16-byte words: the slab to take a block from.
     pub(crate) direct: [Cell<*const Unit>; WORDS],
-    /// The same in hardened mode, whose blocks have a way of their own.
+    /// The same in hardened mode and while allocations are sampled, which have ways of their own.
     pub(crate) sealed: [Cell<*const Unit>; WORDS],
+    /// Bytes until the next sample ([`crate::sample`]), and where it comes from.
+    pub(crate) until: Cell<usize>,
+    pub(crate) luck: Cell<Luck>,
     /// For each class: unit number + 1 of the first slab with room.
     pub(crate) queues: [Cell<u32>; CLASSES],
     /// Blocks freed for other heaps.
@@ -90,6 +94,8 @@ impl Heap {
         Self {
             direct: [const { Cell::new(ptr::from_ref(&NONE.0)) }; WORDS],
             sealed: [const { Cell::new(ptr::from_ref(&NONE.0)) }; WORDS],
+            until: Cell::new(0),
+            luck: Cell::new(Luck::NONE),
             queues: [const { Cell::new(0) }; CLASSES],
             outgoing: Outgoing::new(),
             recents: Recents::new(),
@@ -106,8 +112,8 @@ impl Heap {
     }
 
     /// Points the requests that a class serves to a slab.
-    pub(crate) fn set_direct(&self, hardened: bool, class: usize, unit: *const Unit) {
-        let direct = if hardened { &self.sealed } else { &self.direct };
+    pub(crate) fn set_direct(&self, watched: bool, class: usize, unit: *const Unit) {
+        let direct = if watched { &self.sealed } else { &self.direct };
         let first = if class == 0 { 0 } else { words_of(class - 1) + 1 };
         for entry in direct.iter().take(words_of(class) + 1).skip(first) {
             entry.set(unit);

@@ -16,11 +16,12 @@ pub const HEADER: usize = 64;
 const MAGIC: u64 = 0x5061_676f_6461_4c31;
 const LIVE: u64 = 1;
 const KEPT: u64 = 2;
+const SAMPLED: u64 = 3;
 
 /// Stands directly before the block.
 #[repr(C)]
 pub struct Header {
-    /// [`MAGIC`] with the block's address and whether it is live or kept.
+    /// [`MAGIC`] with the block's address and whether it is live, kept, or live and a sample.
     seal: AtomicU64,
     /// Start of the mapping.
     start: AtomicUsize,
@@ -45,6 +46,8 @@ pub struct Block {
     pub start: *mut u8,
     /// Bytes of the mapping.
     pub bytes: usize,
+    /// Whether it is a sample ([`crate::sample`]).
+    pub sampled: bool,
 }
 
 fn seal(at: *mut u8, state: u64) -> u64 {
@@ -76,9 +79,18 @@ impl Block {
 
     /// Marks the block as kept by its thread, or as handed out.
     pub fn set_kept(&self, kept: bool) {
+        self.set_state(if kept { KEPT } else { LIVE });
+    }
+
+    /// Marks a live block as a sample, or as none.
+    pub fn set_sampled(&self, sampled: bool) {
+        self.set_state(if sampled { SAMPLED } else { LIVE });
+    }
+
+    fn set_state(&self, state: u64) {
         // SAFETY: confirmed by `find`.
         let header = unsafe { &*header(self.at) };
-        header.seal.store(seal(self.at, if kept { KEPT } else { LIVE }), Ordering::Relaxed);
+        header.seal.store(seal(self.at, state), Ordering::Relaxed);
     }
 }
 
@@ -97,12 +109,13 @@ pub unsafe fn find(at: *mut u8) -> Result<Block, Misuse> {
     if found == seal(at, KEPT) {
         return Err(Misuse::DoubleFree);
     }
-    if found != seal(at, LIVE) {
+    let sampled = found == seal(at, SAMPLED);
+    if found != seal(at, LIVE) && !sampled {
         return Err(Misuse::Foreign);
     }
     let start = header.start.load(Ordering::Relaxed);
     let bytes = header.bytes.load(Ordering::Relaxed);
-    Ok(Block { at, start: at.wrapping_sub((at as usize).wrapping_sub(start)), bytes })
+    Ok(Block { at, start: at.wrapping_sub((at as usize).wrapping_sub(start)), bytes, sampled })
 }
 
 /// A kept block, given back by the thread that kept it.
@@ -114,7 +127,7 @@ pub unsafe fn find_kept(at: *mut u8) -> Block {
     let header = unsafe { &*header(at) };
     let start = header.start.load(Ordering::Relaxed);
     let bytes = header.bytes.load(Ordering::Relaxed);
-    let block = Block { at, start: at.wrapping_sub(at as usize - start), bytes };
+    let block = Block { at, start: at.wrapping_sub(at as usize - start), bytes, sampled: false };
     block.set_kept(false);
     block
 }
@@ -171,7 +184,7 @@ impl Large {
         let block = if align <= HEADER {
             let mapping = Self::mapping_for(bytes)?;
             let start = system.map(mapping)?.as_ptr();
-            Block { at: start.wrapping_add(HEADER), start, bytes: mapping }
+            Block { at: start.wrapping_add(HEADER), start, bytes: mapping, sampled: false }
         } else {
             Self::map_aligned(system, bytes, align)?
         };
@@ -193,7 +206,8 @@ impl Large {
         cut(system, mapped, lead);
         cut(system, mapped.wrapping_add(end), whole - end);
         let start = mapped.wrapping_add(lead);
-        Some(Block { at: mapped.wrapping_add(offset), start, bytes: end - lead })
+        let at = mapped.wrapping_add(offset);
+        Some(Block { at, start, bytes: end - lead, sampled: false })
     }
 
     /// Unmaps a block.
@@ -223,7 +237,7 @@ impl Large {
         }
         // SAFETY: the mapping is the block's, whole.
         let start = unsafe { system.remap(NonNull::new(block.start)?, block.bytes, new)? }.as_ptr();
-        let moved = Block { at: start.wrapping_add(offset), start, bytes: new };
+        let moved = Block { at: start.wrapping_add(offset), start, bytes: new, sampled: false };
         moved.write_header();
         self.bytes.fetch_add(new.wrapping_sub(block.bytes), Ordering::Relaxed);
         Some(moved)

@@ -10,16 +10,18 @@
 //! - `small`, `unit`, `remote`, `outgoing`, `delivery`, `sweep`, `pool`: to 1 KiB. Slabs of one class, owned
 //!   by one thread.
 //! - `medium`, `arena`, `recent`: to 128 KiB. Best fit with merging.
-//! - `large`: above. Mappings.
+//! - `large`: above. Mappings. `resize`: from one to the other.
 //! - [`hardened`], `story`: a mode that says who wrote where, and who freed twice. `options`: how it is
 //!   asked for.
+//! - `sample`: a profile in normal mode, from few blocks.
 //! - `pprof`, `picture`, `report`: heap profiles and pictures of the memory, as files.
 //! - `window`: where everything lies. `huge`: where huge pages may stand. `regret`: how much may wait before
 //!   it goes back. `idle`, `helper`: what goes back while nobody calls.
 //!
 //! # Lock order
 //!
-//! The table of heaps, the sweep, the pool, the arenas by number, the table of fenced blocks. The fast paths take none.
+//! The table of heaps, the sweep, the pool, the arenas by number, the table of fenced blocks, the books of
+//! samples. The fast paths take none.
 //!
 //! # Left out
 //!
@@ -57,6 +59,8 @@ mod regret;
 mod remote;
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
 mod report;
+mod resize;
+mod sample;
 mod small;
 mod stats;
 mod story;

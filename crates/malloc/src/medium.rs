@@ -9,7 +9,9 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::allocator::Allocator;
-use crate::arena::{ARENAS, CELL_BYTES, Cell, FREED, GRANULE, Ground, KEPT, LIVE, MEDIUM_MAX};
+use crate::arena::{
+    ARENAS, CELL_BYTES, Cell, FREED, GRANULE, Ground, KEPT, LIVE, MEDIUM_MAX, SAMPLED,
+};
 use crate::classes::{SMALL_MAX, UNIT_BYTES};
 use crate::heap::Heap;
 use crate::idle::Part;
@@ -36,6 +38,7 @@ struct Place {
     arena: usize,
     granule: u32,
     size: u32,
+    sampled: bool,
 }
 
 fn granules(bytes: usize) -> u32 {
@@ -165,6 +168,7 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// A medium or large block that this thread kept; null if there is none. The short way of
     /// `take_medium`.
+    #[inline(always)]
     pub(crate) fn take_kept(&self, heap: &Heap, bytes: usize) -> *mut u8 {
         if bytes <= MEDIUM_MAX {
             let at = heap.recents.take_kept(Key::medium(granules(bytes)));
@@ -228,7 +232,9 @@ impl<S: System, L: Local> Allocator<S, L> {
         let granule = (offset % bytes / GRANULE) as u32;
         let size = if offset % GRANULE == 0 { cell.block_at(granule) } else { None };
         match (size, cell.state.load(Relaxed)) {
-            (Some(size), LIVE) => Place { arena: offset / bytes, granule, size },
+            (Some(size), state @ (LIVE | SAMPLED)) => {
+                Place { arena: offset / bytes, granule, size, sampled: state == SAMPLED }
+            }
             (Some(_), KEPT) => self.misuse(Misuse::DoubleFree, at as usize),
             (None, FREED) if offset % GRANULE == 0 => self.misuse(Misuse::DoubleFree, at as usize),
             _ => self.misuse(Misuse::Interior, at as usize),
@@ -245,6 +251,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             return unsafe { self.free_large(heap, at) };
         };
         let place = self.confirm(offset, cell, at);
+        let heap = if place.sampled { self.retire_sample(heap, at) } else { heap };
         if let Some(heap) = heap {
             match heap.recents.offer(Key::medium(place.size), at) {
                 Offer::Kept => {
@@ -266,6 +273,7 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     unsafe fn free_large(&self, heap: Option<&Heap>, at: *mut u8) {
         let block = self.confirm_large(at);
+        let heap = if block.sampled { self.retire_sample(heap, at) } else { heap };
         let key = block.plain_pages().and_then(Key::large);
         if let (Some(heap), Some(key)) = (heap, key) {
             match heap.recents.offer(key, at) {
@@ -275,6 +283,46 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         // SAFETY: as the caller promised.
         unsafe { self.large.unmap(&self.system, block) };
+    }
+
+    /// A sample is freed. The heap that may keep it: small ones have not been taken from any.
+    #[cold]
+    #[inline(never)]
+    fn retire_sample<'h>(&self, heap: Option<&'h Heap>, at: *mut u8) -> Option<&'h Heap> {
+        let small = self.forget(at).is_some_and(|(bytes, _)| bytes <= SMALL_MAX);
+        heap.filter(|_| !small)
+    }
+
+    /// Says of a medium or large block of the caller's that it is a sample.
+    pub(crate) fn mark_sampled(&self, at: *mut u8) {
+        match self.cell(at) {
+            Some((_, cell)) => cell.state.store(SAMPLED, Relaxed),
+            None => self.confirm_large(at).set_sampled(true),
+        }
+    }
+
+    /// Whether a live block is a sample.
+    #[cfg(test)]
+    pub(crate) fn is_sample(&self, at: *mut u8) -> bool {
+        match self.cell(at) {
+            Some((offset, cell)) => self.confirm(offset, cell, at).sampled,
+            None => !self.window.is_small(at as usize) && self.confirm_large(at).sampled,
+        }
+    }
+
+    /// Makes an ordinary block of a sample, if it is one: its bytes and its place.
+    pub(crate) fn unmark(&self, at: *mut u8) -> Option<(usize, usize)> {
+        if self.window.is_small(at as usize) {
+            return None;
+        }
+        match self.cell(at) {
+            Some((offset, cell)) if self.confirm(offset, cell, at).sampled => {
+                cell.state.store(LIVE, Relaxed);
+            }
+            None if self.confirm_large(at).sampled => self.confirm_large(at).set_sampled(false),
+            _ => return None,
+        }
+        self.forget(at)
     }
 
     fn confirm_large(&self, at: *mut u8) -> Block {
@@ -319,6 +367,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     ///
     /// # Safety
     /// The block is the caller's; if it moves, nobody uses the old address.
+    #[inline(always)]
     pub(crate) unsafe fn resize_medium(&self, at: *mut u8, bytes: usize) -> Option<NonNull<u8>> {
         if bytes <= SMALL_MAX {
             return None;

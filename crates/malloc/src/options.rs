@@ -5,9 +5,9 @@ use core::sync::atomic::Ordering;
 use crate::allocator::Allocator;
 use crate::system::{Local, System};
 
-/// The words, as bits.
+/// The words, as bits; above them, a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options(u32);
+pub struct Options(u64);
 
 impl Options {
     /// Nothing asked for.
@@ -31,23 +31,52 @@ impl Options {
     /// `nohuge`: no huge pages anywhere.
     pub const NO_HUGE: Self = Self(64);
 
-    /// Whether all of `other` was asked for.
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
+    /// `sample`, `sample=BYTES`: at exit, a heap profile by sampling. Not in hardened mode.
+    pub const SAMPLE: Self = Self(128);
+
+    /// What `sample` means: 512 KiB.
+    const INTERVAL: u32 = 512 << 10;
+    const WORDS: u64 = u32::MAX as u64;
+
+    /// [`Options::SAMPLE`], where one byte in so many is told of; zero: none.
+    pub const fn sampling(interval: u32) -> Self {
+        if interval == 0 { Self::NONE } else { Self(Self::SAMPLE.0 | (interval as u64) << 32) }
     }
 
-    /// Both.
+    /// Bytes for each of which there is a sample, on average; zero when nothing is sampled.
+    pub const fn interval(self) -> usize {
+        (self.0 >> 32) as usize
+    }
+
+    /// What is left of options that exclude each other.
+    pub(crate) const fn settled(self) -> Self {
+        let sampled = self.has(Self::SAMPLE) && !self.has(Self::HARDENED) && self.interval() > 0;
+        if sampled { self } else { Self(self.0 & Self::WORDS & !Self::SAMPLE.0) }
+    }
+
+    /// Whether any of `other` was asked for.
+    pub(crate) const fn has_any(self, other: Self) -> bool {
+        self.0 & other.0 & Self::WORDS != 0
+    }
+
+    /// Whether all of `other` was asked for.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 & Self::WORDS == other.0 & Self::WORDS
+    }
+
+    /// Both. Of two numbers the other's.
     #[must_use]
     pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+        let keep = if other.interval() == 0 { u64::MAX } else { Self::WORDS };
+        Self(self.0 & keep | other.0)
     }
 
     /// As a number, and back.
-    pub(crate) const fn bits(self) -> u32 {
+    pub(crate) const fn bits(self) -> u64 {
         self.0
     }
 
-    pub(crate) const fn from_bits(bits: u32) -> Self {
+    pub(crate) const fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 
@@ -63,10 +92,23 @@ impl Options {
                 b"nohelper" => Self::NO_HELPER,
                 b"nohuge" => Self::NO_HUGE,
                 b"profile" => Self::PROFILE.with(Self::HARDENED),
-                _ => Self::NONE,
+                b"sample" => Self::sampling(Self::INTERVAL),
+                _ => match word.strip_prefix(b"sample=") {
+                    Some(digits) => Self::sampling(number(digits)),
+                    None => Self::NONE,
+                },
             })
         })
     }
+}
+
+/// A number that fits, or the largest; zero if it is none.
+fn number(digits: &[u8]) -> u32 {
+    let read = |sum: Option<u32>, &digit: &u8| {
+        let digit = digit.is_ascii_digit().then(|| u32::from(digit - b'0'))?;
+        Some(sum?.saturating_mul(10).saturating_add(digit))
+    };
+    digits.iter().fold(Some(0), read).unwrap_or(0)
 }
 
 impl<S: System, L: Local> Allocator<S, L> {
@@ -96,5 +138,21 @@ mod tests {
         assert_eq!(Options::parse(b"nohelper"), Options::NO_HELPER);
         assert_eq!(Options::parse(b"nohuge"), Options::NO_HUGE);
         assert_eq!(Options::parse(b""), Options::NONE);
+    }
+
+    #[test]
+    fn an_interval_is_read_and_hardened_mode_has_no_use_for_it() {
+        assert_eq!(Options::parse(b"sample").interval(), 512 << 10);
+        assert_eq!(Options::parse(b"sample=1000,stats,sample=70").interval(), 70);
+        assert_eq!(Options::parse(b"sample=99999999999").interval(), u32::MAX as usize);
+        for none in [&b"sample=0"[..], b"sample=", b"sample=1k", b"sampled", b"sample=-1"] {
+            assert_eq!(Options::parse(none), Options::NONE);
+        }
+        let both = Options::parse(b"sample=7,profile");
+        assert_eq!(both.settled(), Options::HARDENED.with(Options::PROFILE));
+        let sampled = Options::parse(b"stats,sample=7").settled();
+        assert!(sampled.has(Options::SAMPLE) && sampled.has(Options::STATS));
+        assert!(sampled.has_any(Options::SAMPLE.with(Options::HARDENED)));
+        assert!(!Options::STATS.has_any(Options::SAMPLE.with(Options::HARDENED)));
     }
 }

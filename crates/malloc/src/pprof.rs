@@ -65,26 +65,49 @@ const LOCATION: u8 = 4;
 const STRING: u8 = 6;
 const PERIOD_TYPE: u8 = 11;
 const PERIOD: u8 = 12;
+const COMMENT: u8 = 13;
 
 /// The first strings, by number.
-const STRINGS: [&str; 6] = ["", "inuse_objects", "count", "inuse_space", "bytes", "space"];
+const STRINGS: [&str; 8] =
+    ["", "inuse_objects", "count", "inuse_space", "bytes", "space", "alloc_objects", "alloc_space"];
 
-/// A profile that is being written: how many blocks and bytes are live, by the place that allocated them.
+/// What a sample says: for each number its name and its unit.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    /// Live blocks, and their bytes.
+    Live,
+    /// All blocks that were ever allocated, and their bytes; then the live ones.
+    AllAndLive,
+}
+
+impl Kind {
+    fn types(self) -> &'static [(u64, u64)] {
+        match self {
+            Self::Live => &[(1, 2), (3, 4)],
+            Self::AllAndLive => &[(6, 2), (7, 4), (1, 2), (3, 4)],
+        }
+    }
+}
+
+/// A profile that is being written: how many blocks and bytes there are, by the place that allocated them.
 pub struct Profile<'a, S: Sink> {
     sink: &'a mut S,
     mappings: [(usize, usize); MAPPINGS],
     mapped: usize,
+    strings: usize,
     places: u64,
 }
 
 impl<'a, S: Sink> Profile<'a, S> {
     /// Begins one in which a sample stands for `period` bytes (1: every block is told).
-    pub fn begin(sink: &'a mut S, period: u64) -> Self {
-        let mut profile = Self { sink, mappings: [(0, 0); MAPPINGS], mapped: 0, places: 0 };
+    pub fn begin(sink: &'a mut S, kind: Kind, period: u64) -> Self {
+        let (mappings, mapped) = ([(0, 0); MAPPINGS], 0);
+        let mut profile = Self { sink, mappings, mapped, strings: 0, places: 0 };
         for text in STRINGS {
-            profile.field(STRING, text.as_bytes());
+            profile.string(text.as_bytes());
         }
-        for (field, kind, unit) in [(SAMPLE_TYPE, 1, 2), (SAMPLE_TYPE, 3, 4), (PERIOD_TYPE, 5, 4)] {
+        let types = kind.types().iter().map(|&(name, unit)| (SAMPLE_TYPE, name, unit));
+        for (field, kind, unit) in types.chain([(PERIOD_TYPE, 5, 4)]) {
             let mut message = Message::new();
             message.number(1, kind);
             message.number(2, unit);
@@ -103,14 +126,27 @@ impl<'a, S: Sink> Profile<'a, S> {
         self.sink.put(bytes);
     }
 
+    /// Writes a string. Its number.
+    fn string(&mut self, text: &[u8]) -> usize {
+        self.field(STRING, text);
+        self.strings += 1;
+        self.strings - 1
+    }
+
+    /// Says something to who reads the profile (`pprof -comments`).
+    pub fn comment(&mut self, text: &[u8]) {
+        let mut message = Message::new();
+        message.number(COMMENT, self.string(text) as u64);
+        self.sink.put(message.as_bytes());
+    }
+
     /// Tells where a file with code is mapped. All of them before the first place.
     pub fn mapping(&mut self, start: usize, end: usize, offset: usize, path: &[u8]) {
         if let Some(place) = self.mappings.get_mut(self.mapped) {
             *place = (start, end);
         }
-        let name = STRINGS.len() + self.mapped;
         self.mapped += 1;
-        self.field(STRING, path);
+        let name = self.string(path);
         let mut message = Message::new();
         for (field, value) in [(1, self.mapped), (2, start), (3, end), (4, offset), (5, name)] {
             message.number(field, value as u64);
@@ -118,8 +154,9 @@ impl<'a, S: Sink> Profile<'a, S> {
         self.field(MAPPING, message.as_bytes());
     }
 
-    /// Tells what a place allocated that is live. `pc`: where the call returns to; 0: not known.
-    pub fn place(&mut self, pc: usize, blocks: usize, bytes: usize) {
+    /// Tells what a place allocated: the numbers of the profile's kind. `pc`: where the call returns to; 0: not
+    /// known.
+    pub fn place(&mut self, pc: usize, numbers: &[u64]) {
         self.places += 1;
         // What is looked up is the call, not what comes after it.
         let at = pc.saturating_sub(1);
@@ -131,8 +168,7 @@ impl<'a, S: Sink> Profile<'a, S> {
         self.field(LOCATION, message.as_bytes());
         let (mut ids, mut values) = (Message::new(), Message::new());
         ids.varint(self.places);
-        values.varint(blocks as u64);
-        values.varint(bytes as u64);
+        numbers.iter().for_each(|&number| values.varint(number));
         let mut message = Message::new();
         for (field, packed) in [(1, ids), (2, values)] {
             message.head(field, packed.length);
@@ -143,7 +179,11 @@ impl<'a, S: Sink> Profile<'a, S> {
 }
 
 #[cfg(test)]
+mod decode;
+
+#[cfg(test)]
 mod tests {
+    use super::decode::{fields, numbers, varint};
     use super::*;
 
     impl Sink for Vec<u8> {
@@ -152,63 +192,27 @@ mod tests {
         }
     }
 
-    fn varint(bytes: &mut &[u8]) -> u64 {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = bytes[0];
-            *bytes = &bytes[1..];
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                break;
-            }
-        }
-        value
-    }
-
-    /// Fields by number: a number, or bytes.
-    fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, &[u8])> {
-        let mut all = Vec::new();
-        while !bytes.is_empty() {
-            let tag = varint(&mut bytes);
-            let value = varint(&mut bytes);
-            match tag & 7 {
-                0 => all.push((tag >> 3, value, &[][..])),
-                2 => {
-                    let (field, rest) = bytes.split_at(value as usize);
-                    all.push((tag >> 3, value, field));
-                    bytes = rest;
-                }
-                other => panic!("no field here has wire type {other}"),
-            }
-        }
-        all
-    }
-
-    fn numbers(bytes: &[u8]) -> Vec<(u64, u64)> {
-        fields(bytes).iter().map(|&(field, value, _)| (field, value)).collect()
-    }
-
     #[test]
     fn what_is_written_is_read_back_by_the_published_field_numbers() {
         let mut written = Vec::new();
-        let mut profile = Profile::begin(&mut written, 1);
+        let mut profile = Profile::begin(&mut written, Kind::Live, 1);
         profile.mapping(0x55_0000_1000, 0x55_0000_9000, 0x1000, b"/bin/program");
         profile.mapping(0x7f00_0000_0000, 0x7f00_0001_0000, 0, b"/lib/library.so");
-        profile.place(0x7f00_0000_0001, 3, 300_000);
-        profile.place(0, 1, usize::MAX >> 1);
+        profile.place(0x7f00_0000_0001, &[3, 300_000]);
+        profile.place(0, &[1, u64::MAX >> 1]);
         let all = fields(&written);
         let of = |field| all.iter().filter(move |one| one.0 == field).map(|one| one.2);
         let strings: Vec<_> = of(6).map(|text| std::str::from_utf8(text).unwrap()).collect();
-        assert_eq!(strings[..6], STRINGS);
-        assert_eq!(strings[6..], ["/bin/program", "/lib/library.so"]);
+        assert_eq!(strings[..8], STRINGS);
+        assert_eq!(strings[8..], ["/bin/program", "/lib/library.so"]);
         let types: Vec<_> = of(1).map(numbers).collect();
         assert_eq!(types, [[(1, 1), (2, 2)], [(1, 3), (2, 4)]]);
         let mappings: Vec<_> = of(3).map(numbers).collect();
         assert_eq!(
             mappings[0],
-            [(1, 1), (2, 0x55_0000_1000), (3, 0x55_0000_9000), (4, 0x1000), (5, 6)]
+            [(1, 1), (2, 0x55_0000_1000), (3, 0x55_0000_9000), (4, 0x1000), (5, 8)]
         );
-        assert_eq!(mappings[1], [(1, 2), (2, 0x7f00_0000_0000), (3, 0x7f00_0001_0000), (5, 7)]);
+        assert_eq!(mappings[1], [(1, 2), (2, 0x7f00_0000_0000), (3, 0x7f00_0001_0000), (5, 9)]);
         let locations: Vec<_> = of(4).map(numbers).collect();
         assert_eq!(locations[0], [(1, 1), (2, 2), (3, 0x7f00_0000_0000)]);
         assert_eq!(locations[1], [(1, 2)]);
@@ -223,5 +227,30 @@ mod tests {
         assert_eq!(samples[0], [vec![1], vec![3, 300_000]]);
         assert_eq!(samples[1], [vec![2], vec![1, u64::MAX >> 1]]);
         assert_eq!(all.iter().find(|one| one.0 == 12).map(|one| one.1), Some(1));
+    }
+
+    #[test]
+    fn a_profile_of_samples_names_four_numbers_and_carries_its_comment() {
+        let mut written = Vec::new();
+        let mut profile = Profile::begin(&mut written, Kind::AllAndLive, 524_288);
+        profile.comment(b"nothing was lost");
+        profile.mapping(0x1000, 0x2000, 0, b"/bin/program");
+        profile.place(0x1001, &[50, 2000, 40, 1600]);
+        let all = fields(&written);
+        let of = |field| all.iter().filter(move |one| one.0 == field);
+        let strings: Vec<_> = of(6).map(|one| std::str::from_utf8(one.2).unwrap()).collect();
+        let types: Vec<_> = of(1)
+            .map(|one| numbers(one.2).into_iter().map(|(_, string)| strings[string as usize]))
+            .map(Iterator::collect::<Vec<_>>)
+            .collect();
+        let (blocks, bytes) = (["alloc_objects", "count"], ["alloc_space", "bytes"]);
+        assert_eq!(types, [blocks, bytes, ["inuse_objects", "count"], ["inuse_space", "bytes"]]);
+        let comments: Vec<_> = of(13).map(|one| strings[one.1 as usize]).collect();
+        assert_eq!(comments, ["nothing was lost"]);
+        let mapped: Vec<_> = of(3).map(|one| numbers(one.2)).collect();
+        assert_eq!(strings[mapped[0].last().unwrap().1 as usize], "/bin/program");
+        let sample = of(2).next().unwrap().2;
+        assert_eq!(fields(sample)[1].2, [50, 0xd0, 0x0f, 40, 0xc0, 0x0c]);
+        assert_eq!(of(12).next().map(|one| one.1), Some(524_288));
     }
 }

@@ -37,8 +37,8 @@ global_asm!(
     ".size pagoda_malloc_heap_0_1, 8",
     "pagoda_malloc_heap_0_1:",
     ".quad {none}",
-    // What `Window::unit_of` needs, where an instruction reaches it: headers, mask. Then: not zero in
-    // hardened mode.
+    // What `Window::unit_of` needs, where an instruction reaches it: headers, mask. Then: 1 in hardened mode, -1
+    // while allocations are sampled, else 0.
     ".section .data.pagoda_malloc_window_0_1,\"aw\",@progbits",
     ".balign 16",
     ".globl pagoda_malloc_window_0_1",
@@ -57,8 +57,11 @@ global_asm!(
     "pagoda_malloc_alloc_slow_0_1:",
     "mov rsi, qword ptr [rsp]",
     "cmp byte ptr [rip + pagoda_malloc_window_0_1 + 16], 0",
-    "jne {hard_alloc}",
+    "jne 2f",
     "jmp {alloc_slow}",
+    "2:",
+    "js {sampled_alloc}",
+    "jmp {hard_alloc}",
     ".globl pagoda_malloc_free_slow_0_1",
     ".hidden pagoda_malloc_free_slow_0_1",
     ".type pagoda_malloc_free_slow_0_1, @function",
@@ -70,7 +73,7 @@ global_asm!(
     "pagoda_malloc_free_sized_slow_0_1:",
     "mov rdx, qword ptr [rsp]",
     "cmp byte ptr [rip + pagoda_malloc_window_0_1 + 16], 0",
-    "jne {hard_free}",
+    "jg {hard_free}",
     "jmp {free_slow}",
     ".weak pthread_key_create",
     ".weak pthread_setspecific",
@@ -81,6 +84,7 @@ global_asm!(
     alloc_slow = sym alloc_slow_from,
     free_slow = sym free_slow_from,
     hard_alloc = sym hard_alloc_from,
+    sampled_alloc = sym sampled_alloc_from,
     hard_free = sym hard_free_from,
 );
 
@@ -132,14 +136,18 @@ unsafe impl Local for Slot {
                 options(nostack, preserves_flags)
             );
         }
-        if PROCESS.options().has(Options::HARDENED) {
+        let hardened = PROCESS.options().has(Options::HARDENED);
+        if PROCESS.is_watched() {
             // SAFETY: as above; from now on the slow ways are others.
             unsafe {
                 asm!(
-                    "mov byte ptr [rip + pagoda_malloc_window_0_1 + 16], 1",
+                    "mov byte ptr [rip + pagoda_malloc_window_0_1 + 16], {0}",
+                    in(reg_byte) if hardened { 1_i8 } else { -1 },
                     options(nostack, preserves_flags)
                 );
             }
+        }
+        if hardened {
             linux::watch_faults(fault);
         }
     }
@@ -361,6 +369,12 @@ unsafe extern "C" fn free_slow_from(at: *mut u8, bytes: usize, pc: usize) {
 pub extern "C" fn hard_alloc_from(bytes: usize, pc: usize) -> *mut u8 {
     let block = PROCESS.hard_alloc_short(bytes, pc);
     if block.is_null() { PROCESS.hard_alloc_rest(bytes, 1, false, pc) } else { block }
+}
+
+/// [`alloc_slow_from`] while allocations are sampled.
+#[inline(always)]
+pub extern "C" fn sampled_alloc_from(bytes: usize, pc: usize) -> *mut u8 {
+    PROCESS.sampled_alloc(bytes, pc)
 }
 
 unsafe extern "C" fn hard_free_from(at: *mut u8, bytes: usize, pc: usize) {

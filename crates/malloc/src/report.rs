@@ -6,8 +6,10 @@ use core::fmt::Write as _;
 use crate::hardened::Leaks;
 use crate::linux::{self, Line, process};
 use crate::options::Options;
-use crate::pprof::{Profile, Sink};
+use crate::pprof::{Kind, Profile, Sink};
 use crate::process::PROCESS;
+use crate::sample::Sampled;
+use crate::sample::chance::Sum;
 
 /// A file that is written in larger pieces.
 struct File {
@@ -66,6 +68,9 @@ pub fn at_exit() {
             }
         }
     }
+    if options.has(Options::SAMPLE) {
+        file_at_exit("heap", write_profile);
+    }
     if options.has(Options::PICTURE) {
         write_picture_at_exit();
     }
@@ -76,9 +81,15 @@ pub fn at_exit() {
     }
 }
 
-/// Writes what is live, by the place that allocated it, for `pprof`. Only in hardened mode, whose headers
-/// know the place, and while no other thread has a heap. False: not so, or the file cannot be written.
+/// Writes what is live, by the place that allocated it, for `pprof`: what samples say of it, at any time, if
+/// allocations are sampled; every block in hardened mode, whose headers know the place, and while no other
+/// thread has a heap. False: neither is so, or the file cannot be written.
 pub fn write_profile(path: &CStr) -> bool {
+    if let Some(sampled) = PROCESS.sampled() {
+        let written = write_sampled(path, &sampled);
+        sampled.end(PROCESS.system());
+        return written;
+    }
     PROCESS.check_all().is_some_and(|mut live| write(path, &mut live))
 }
 
@@ -118,10 +129,34 @@ fn file_at_exit(kind: &str, write: impl FnOnce(&CStr) -> bool) {
 fn write(path: &CStr, live: &mut Leaks) -> bool {
     linux::write_file(path, |descriptor| {
         let mut file = File { descriptor, piece: [0; 2048], length: 0 };
-        let mut profile = Profile::begin(&mut file, 1);
+        let mut profile = Profile::begin(&mut file, Kind::Live, 1);
         mappings(|start, end, offset, path| profile.mapping(start, end, offset, path));
         for leak in live.sorted() {
-            profile.place(leak.pc, leak.blocks, leak.bytes);
+            profile.place(leak.pc, &[leak.blocks as u64, leak.bytes as u64]);
+        }
+        file.flush();
+    })
+}
+
+fn write_sampled(path: &CStr, sampled: &Sampled) -> bool {
+    linux::write_file(path, |descriptor| {
+        let mut file = File { descriptor, piece: [0; 2048], length: 0 };
+        let interval = PROCESS.options().interval() as u64;
+        let mut profile = Profile::begin(&mut file, Kind::AllAndLive, interval);
+        if sampled.lost != Sum::NOTHING {
+            let mut line = Line::new();
+            let (blocks, bytes) = (sampled.lost.blocks(), sampled.lost.bytes());
+            let _ = write!(
+                line,
+                "no room for samples that stand for {blocks} blocks, {bytes} bytes: they are missing here"
+            );
+            profile.comment(line.as_bytes());
+        }
+        mappings(|start, end, offset, path| profile.mapping(start, end, offset, path));
+        for place in sampled.places() {
+            let [all, live] = [place.all, place.live];
+            let numbers = [all.blocks(), all.bytes(), live.blocks(), live.bytes()];
+            profile.place(place.pc, &numbers);
         }
         file.flush();
     })

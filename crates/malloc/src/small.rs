@@ -73,7 +73,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let unit = self.unit(number - 1);
         if unit.place() != Place::Head {
             unit.set_place(Place::Head, unit.used());
-            heap.set_direct(self.is_hardened(), class, unit);
+            heap.set_direct(self.is_watched(), class, unit);
         }
         Some(unit)
     }
@@ -244,7 +244,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             queue.set(after);
         }
         if unit.place() == Place::Head {
-            heap.set_direct(self.is_hardened(), class, &raw const crate::unit::NONE.0);
+            heap.set_direct(self.is_watched(), class, &raw const crate::unit::NONE.0);
         }
     }
 
@@ -413,7 +413,7 @@ impl<S: System, L: Local> Allocator<S, L> {
                 let unit = self.unit(number - 1);
                 number = unit.next.get();
                 if unit.place() == Place::Head {
-                    heap.set_direct(self.is_hardened(), class, &raw const crate::unit::NONE.0);
+                    heap.set_direct(self.is_watched(), class, &raw const crate::unit::NONE.0);
                     unit.set_place(Place::Listed, unit.used());
                 }
                 self.release_if_empty(heap, unit);

@@ -97,7 +97,7 @@ pub unsafe trait System: Sync {
     fn options(&self) -> Options {
         Options::NONE
     }
-    /// A number that nobody can guess. Asked once, in hardened mode.
+    /// A number that nobody can guess. Asked once, in hardened mode or when allocations are sampled.
     fn random(&self) -> usize {
         0x5bd1_e995_9d1c_e4e5_u64 as usize
     }

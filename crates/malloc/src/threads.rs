@@ -4,7 +4,7 @@
 //! then one whose thread certainly no longer exists, then a new one.
 //!
 //! Lock order: 1 the table of heaps, 2 the sweep, 3 the pool, 4 the arenas by number, 5 the table of
-//! fenced blocks. Fork takes all of them in this order before, so that what they guard is whole in the child; what threads own alone is not, see
+//! fenced blocks, 6 the books of samples. Fork takes all of them in this order before, so that what they guard is whole in the child; what threads own alone is not, see
 //! *generation* in [`crate::heap`].
 #![allow(unsafe_code)] // heaps live in the window
 
@@ -66,7 +66,10 @@ impl<S: System, L: Local> Allocator<S, L> {
                 return None;
             }
             let (headers, mask) = self.window.headers();
-            let options = self.system.options();
+            let options = self.system.options().settled();
+            if options.has(Options::SAMPLE) {
+                self.samples.begin(self.system.random());
+            }
             if options.has(Options::HARDENED) {
                 self.secret.store(self.system.random() & !0xffff | 0x5a50, Ordering::Relaxed);
             }
@@ -185,10 +188,12 @@ impl<S: System, L: Local> Allocator<S, L> {
             lock.raw_take(&self.system);
         }
         self.fences.lock.raw_take(&self.system);
+        self.samples.lock.raw_take(&self.system);
     }
 
     /// To be called after fork in the parent, in the thread that forked.
     pub fn after_fork_in_parent(&self) {
+        self.samples.lock.raw_release(&self.system);
         self.fences.lock.raw_release(&self.system);
         for lock in self.window.locks() {
             lock.raw_release(&self.system);
@@ -200,6 +205,7 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// To be called after fork in the child.
     pub fn after_fork_in_child(&self) {
+        self.samples.lock.reset();
         self.fences.lock.reset();
         for lock in self.window.locks() {
             lock.reset();

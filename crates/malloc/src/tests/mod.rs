@@ -7,5 +7,6 @@ mod life;
 mod misuse;
 mod model;
 pub(crate) mod rig;
+mod sample;
 mod sweep;
 mod threads;

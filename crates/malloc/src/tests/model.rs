@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
-use super::rig::{Rig, check_arenas, must_be_empty, rig};
+use super::rig::{Rig, check_arenas, check_samples, must_be_empty, rig, sampled_rig};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -104,6 +104,7 @@ fn run(rig: &Rig, steps: &[Step], may_fail: bool) {
         }
         if number % 8 == 0 {
             check_arenas(rig);
+            check_samples(rig);
         }
     }
     for block in held {
@@ -123,6 +124,17 @@ proptest! {
         steps in prop::collection::vec(steps(), 1..if cfg!(miri) { 40 } else { 400 }),
     ) {
         run(&rig(), &steps, false);
+    }
+
+    #[test]
+    fn samples_are_blocks_like_others(
+        interval in prop_oneof![Just(1), Just(100), Just(3000), Just(100_000)],
+        budget in prop_oneof![Just(0), 10..40_usize],
+        steps in prop::collection::vec(steps(), 1..if cfg!(miri) { 40 } else { 300 }),
+    ) {
+        let rig = sampled_rig(interval);
+        rig.system.budget.store(budget, Ordering::Relaxed);
+        run(&rig, &steps, budget > 0);
     }
 
     #[test]

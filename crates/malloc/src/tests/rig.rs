@@ -208,6 +208,18 @@ pub fn roomy_rig(options: Options) -> Rig {
     Allocator::new(Host { options, roomy: 60 << 20, ..Host::default() }, Slots::default())
 }
 
+/// One block in so many bytes is a sample.
+pub fn sampled_rig(interval: u32) -> Rig {
+    let host = Host { options: Options::sampling(interval), ..Host::default() };
+    Allocator::new(host, Slots::default())
+}
+
+/// Checks the books of samples. How many are live.
+pub fn check_samples(rig: &Rig) -> usize {
+    let is_marked = |at: usize| rig.is_sample(std::ptr::with_exposed_provenance_mut(at));
+    rig.samples.check(&rig.system, rig.options().interval(), is_marked)
+}
+
 /// Everything was freed: nothing may be left, and the books must say so.
 pub fn must_be_empty(rig: &Rig) {
     rig.trim(0);
@@ -218,6 +230,8 @@ pub fn must_be_empty(rig: &Rig) {
     assert_eq!(stats.medium.live, 0);
     assert_eq!(stats.large_count, 0);
     assert_eq!(stats.large_bytes, 0);
+    assert_eq!(check_samples(rig), 0);
+    rig.samples.end(&rig.system);
     // Numbers of places are never taken back.
     assert_eq!(rig.system.mapped(), usize::from(rig.is_hardened()));
     check_arenas(rig);
