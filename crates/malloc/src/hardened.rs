@@ -355,8 +355,9 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// The short way is for a small block that is in order.
     #[inline]
     pub(crate) fn hard_free(&self, at: *mut u8, claimed: usize, pc: usize) {
-        // The header says where the tail is: both are asked for at once.
-        pattern::fetch(at.wrapping_add(LINE - MARK));
+        // The header says where the tail is; what lies behind the start is asked for at once.
+        pattern::fetch(at);
+        pattern::fetch(at.wrapping_add(LINE));
         let Some(mark) = self.small_in_order(at) else {
             return self.hard_free_rest(at, claimed, pc);
         };
