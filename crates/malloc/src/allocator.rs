@@ -140,8 +140,10 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// The way of [`Allocator::alloc`] when there is no short one.
     #[inline(always)]
     pub(crate) fn alloc_long(&self, bytes: usize, pc: usize) -> *mut u8 {
-        let block = self.take_at_hand(bytes);
-        if block.is_null() { self.alloc_kept(bytes, pc) } else { block }
+        match NonNull::new(self.take_at_hand(bytes)) {
+            Some(block) => block.as_ptr(),
+            None => self.alloc_kept(bytes, pc),
+        }
     }
 
     #[cold]

@@ -101,11 +101,12 @@ impl<S: System, L: Local> Allocator<S, L> {
         // SAFETY: the heap is this thread's or the one that is never written. A block at hand under a
         // medium size lies in the medium window.
         unsafe {
-            let at = (*self.local.get()).recents.take_at_hand(key);
-            if !at.is_null() {
-                let offset = (at as usize).wrapping_sub(self.window.medium() as usize);
-                (*self.window.cells().wrapping_add(offset / CELL_BYTES)).state.store(LIVE, Relaxed);
-            }
+            let Some(at) = (*self.local.get()).recents.take_at_hand(key) else {
+                return ptr::null_mut();
+            };
+            let at = at.as_ptr();
+            let offset = (at as usize).wrapping_sub(self.window.medium() as usize);
+            (*self.window.cells().wrapping_add(offset / CELL_BYTES)).state.store(LIVE, Relaxed);
             at
         }
     }
@@ -120,11 +121,11 @@ impl<S: System, L: Local> Allocator<S, L> {
         };
         // SAFETY: the heap is as for `take_at_hand`; what is at hand under a large size was put aside.
         unsafe {
-            let at = (*self.local.get()).recents.take_at_hand(key);
-            if !at.is_null() {
-                large::hand_out(at);
-            }
-            at
+            let Some(at) = (*self.local.get()).recents.take_at_hand(key) else {
+                return ptr::null_mut();
+            };
+            large::hand_out(at.as_ptr());
+            at.as_ptr()
         }
     }
 

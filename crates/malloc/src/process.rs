@@ -281,7 +281,7 @@ pub fn alloc_short(bytes: usize) -> *mut u8 {
 
 /// The way of [`alloc`] when there is no short one; `pc` is who asks.
 #[cold]
-pub extern "C" fn alloc_slow_from(bytes: usize, pc: usize) -> *mut u8 {
+pub extern "C-unwind" fn alloc_slow_from(bytes: usize, pc: usize) -> *mut u8 {
     PROCESS.alloc_long(bytes, pc)
 }
 
@@ -359,7 +359,7 @@ unsafe fn free_look(at: *mut u8) {
 }
 
 #[cold]
-unsafe extern "C" fn free_slow_from(at: *mut u8, bytes: usize, pc: usize) {
+unsafe extern "C-unwind" fn free_slow_from(at: *mut u8, bytes: usize, pc: usize) {
     // SAFETY: the caller's promise is ours.
     unsafe { PROCESS.free_long(at, bytes, pc) }
 }

@@ -15,7 +15,7 @@
 #![allow(unsafe_code)] // links inside free blocks
 
 use core::cell::Cell;
-use core::ptr;
+use core::ptr::{self, NonNull};
 
 /// Places in the table.
 const PLACES: usize = 64;
@@ -152,22 +152,22 @@ impl Recents {
     /// A block of exactly this size, if one is kept. Learns nothing if not.
     #[inline(always)]
     pub fn take_kept(&self, key: Key) -> *mut u8 {
-        let block = self.take_at_hand(key);
-        if block.is_null() { self.take_linked(key) } else { block }
+        self.take_at_hand(key).map_or_else(|| self.take_linked(key), NonNull::as_ptr)
     }
 
-    /// The block of this size that is at hand, or null. The shortest way.
+    /// The block of this size that is at hand. The shortest way.
     #[inline(always)]
-    pub fn take_at_hand(&self, key: Key) -> *mut u8 {
+    pub fn take_at_hand(&self, key: Key) -> Option<NonNull<u8>> {
         let kept = self.place(key).as_ptr();
-        // SAFETY: the cell is this thread's or one that is never written, and nobody holds a reference.
+        // SAFETY: the cell is this thread's or one that is never written, and nobody holds a reference; what
+        // is beyond `NO_ROOM` is not null.
         unsafe {
             let block = (*kept).at_hand;
             if (*kept).key != key.0 || block.addr() <= NO_ROOM.addr() {
-                return ptr::null_mut();
+                return None;
             }
             (*kept).at_hand = ptr::null_mut();
-            block
+            Some(NonNull::new_unchecked(block))
         }
     }
 
