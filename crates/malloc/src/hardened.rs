@@ -331,10 +331,18 @@ impl<S: System, L: Local> Allocator<S, L> {
     }
 
     /// The mark of a live small block that is in order.
+    #[inline(always)]
+    fn small_in_order(&self, at: *mut u8) -> Option<u64> {
+        let mark = self.small_live(at)?;
+        // SAFETY: a live block has its tail.
+        unsafe { pattern::is_tail_whole(at, bytes_of(mark)) }.then_some(mark)
+    }
+
+    /// The mark of a live small block of no special alignment.
     ///
     /// The seal alone says that there is such a block: it holds the address and the secret.
     #[inline(always)]
-    fn small_in_order(&self, at: *mut u8) -> Option<u64> {
+    fn small_live(&self, at: *mut u8) -> Option<u64> {
         // A slab's first bytes belong to no block.
         let before = (at as usize).wrapping_sub(FIRST);
         if before % 16 != 0 || !self.window.is_readable(before) {
@@ -342,11 +350,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         // SAFETY: readable, and aligned.
         let mark = unsafe { mark_of(at).read() };
-        if !self.is_live_plain(at, mark) {
-            return None;
-        }
-        // SAFETY: a live block has its tail.
-        unsafe { pattern::is_tail_whole(at, bytes_of(mark)) }.then_some(mark)
+        self.is_live_plain(at, mark).then_some(mark)
     }
 
     /// Frees a block; stops the program if it is none. `claimed` is what the caller says of its size; the
@@ -459,7 +463,10 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// Bytes that the program asked for.
     pub(crate) fn hard_usable(&self, at: *mut u8) -> usize {
-        self.must_be_live(at, Trouble::Asked).0.bytes
+        match self.small_live(at) {
+            Some(mark) => bytes_of(mark),
+            None => self.must_be_live(at, Trouble::Asked).0.bytes,
+        }
     }
 
     /// Says what happened to which block, and stops the program.
