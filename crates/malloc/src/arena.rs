@@ -123,6 +123,7 @@ pub struct Ground<'a, S: System> {
     cells: *const Cell,
     room: u32,
     huge_from: usize,
+    patience: u32,
     _held: crate::lock::Held<'a, S>,
 }
 
@@ -158,6 +159,7 @@ impl<'a, S: System> Ground<'a, S> {
             cells: window.cells().wrapping_add(number * bytes / CELL_BYTES),
             room: (bytes / GRANULE) as u32,
             huge_from: window.huge_from(),
+            patience: window.patience(),
             _held: window.lock(number).take(system),
         }
     }
@@ -272,7 +274,9 @@ impl<'a, S: System> Ground<'a, S> {
         self.arena.live.set(self.arena.live.get() - size);
         self.give_range(start, size, cell.before_is_free.load(Ordering::Relaxed) != 0);
         let (free, live) = (self.dirty(), self.arena.live.get());
-        let budget = BUDGET + live / 8 + self.arena.regret.extra(EXTRA + live / 8);
+        let most = EXTRA + live / 8;
+        let budget =
+            self.patience * (BUDGET + live / 8) + self.arena.regret.extra(self.patience * most);
         if free > budget {
             self.purge(budget / 2);
             self.arena.regret.gives(free - self.dirty());

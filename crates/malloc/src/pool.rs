@@ -28,9 +28,6 @@ const EXTRA: u32 = 256;
 const REGION_UNITS: u32 = (REGION / UNIT_BYTES) as u32;
 const _: () = assert!(REGION_UNITS % 64 == 0 && STEP % REGION == 0);
 
-/// In hardened mode, whose blocks are larger and come back later: this many times what may wait else.
-const HARDENED: u32 = 4;
-
 /// The pool of units.
 pub struct Pool {
     /// Rank 3 of the locks: after the sweep, before the arenas.
@@ -151,7 +148,7 @@ impl Pool {
     }
 
     /// Gives a unit back. Its header has no owner any more. How many are dirty now.
-    pub fn give<S: System>(&self, window: &Window, system: &S, number: u32, hardened: bool) -> u32 {
+    pub fn give<S: System>(&self, window: &Window, system: &S, number: u32) -> u32 {
         let _held = self.lock.take(system);
         let books = &self.books;
         window_unit_is_nobodys(window, number);
@@ -159,7 +156,7 @@ impl Pool {
         books.dirty.set(books.dirty.get() + 1);
         books.hint.set(books.hint.get().min(number / 64));
         let used = books.frontier.get() - books.dirty.get() - books.clean.get();
-        let times = if hardened { HARDENED } else { 1 };
+        let times = window.patience();
         let budget = times * (BUDGET + used / 16) + books.regret.extra(times * (EXTRA + used / 2));
         let dirty = books.dirty.get();
         if dirty > budget {

@@ -252,7 +252,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     pub(crate) fn release(&self, heap: &Heap, unit: &Unit) {
         heap.count_slab(usize::from(unit.class.load(Ordering::Relaxed)), false);
         let number = self.window.number_of(unit);
-        let dirty = self.pool.give(&self.window, &self.system, number, self.is_hardened());
+        let dirty = self.pool.give(&self.window, &self.system, number);
         self.note(Part::POOL, dirty as usize * UNIT_BYTES);
     }
 

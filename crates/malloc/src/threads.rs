@@ -72,6 +72,8 @@ impl<S: System, L: Local> Allocator<S, L> {
             }
             if options.has(Options::HARDENED) {
                 self.secret.store(self.system.random() & !0xffff | 0x5a50, Ordering::Relaxed);
+                // Its blocks are larger and come back later.
+                self.window.set_patience(4);
             }
             if options.has(Options::NO_HUGE) {
                 self.window.set_huge_from(usize::MAX);

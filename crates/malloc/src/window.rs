@@ -14,7 +14,7 @@
 #![allow(unsafe_code)] // address arithmetic inside one reservation
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use crate::arena::{ARENAS, Arena, CELL_BYTES, Cell};
 use crate::classes::{UNIT_BYTES, UNIT_SHIFT};
@@ -52,6 +52,8 @@ pub struct Window {
     cells: AtomicPtr<Cell>,
     /// Where huge pages begin in the small window and in each arena: [`FROM`] or nowhere.
     huge_from: AtomicUsize,
+    /// How many times the usual the pool and the arenas may keep.
+    patience: AtomicU32,
     locks: [ArenaLock; ARENAS],
 }
 
@@ -104,6 +106,7 @@ impl Window {
             medium: AtomicPtr::new(ptr::null_mut()),
             cells: AtomicPtr::new(ptr::null_mut()),
             huge_from: AtomicUsize::new(FROM),
+            patience: AtomicU32::new(1),
             locks: [const { ArenaLock(Lock::new()) }; ARENAS],
         }
     }
@@ -288,6 +291,16 @@ impl Window {
     /// From now on they begin at another distance; nowhere, at the largest number.
     pub fn set_huge_from(&self, bytes: usize) {
         self.huge_from.store(bytes, Ordering::Relaxed);
+    }
+
+    /// How many times the usual may wait in the pool and the arenas before it goes back.
+    pub fn patience(&self) -> u32 {
+        self.patience.load(Ordering::Relaxed)
+    }
+
+    /// From now on so many times the usual may wait.
+    pub fn set_patience(&self, times: u32) {
+        self.patience.store(times, Ordering::Relaxed);
     }
 
     /// How many heaps there is room for.

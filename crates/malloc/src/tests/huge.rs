@@ -69,7 +69,7 @@ fn slabs_that_foretell_no_more_of_their_kind_open_no_huge_page() {
     assert_eq!(said(&rig, rig.window.memory(0)), [(FIRST + 2, true)]);
     // What went back is opened anew, by whoever comes.
     (1..=units as u32).rev().for_each(|unit| {
-        rig.pool.give(&rig.window, &rig.system, unit, false);
+        rig.pool.give(&rig.window, &rig.system, unit);
     });
     rig.pool.trim(&rig.window, &rig.system, 0);
     while (take(false) as usize) < units {}
