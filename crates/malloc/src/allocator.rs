@@ -437,7 +437,10 @@ impl<S: System, L: Local> Allocator<S, L> {
         self.dismiss_mappings();
         self.samples.end(&self.system);
         // SAFETY: as the caller promised.
-        unsafe { self.window.close(&self.system) };
+        unsafe {
+            self.sites.end(&self.system);
+            self.window.close(&self.system);
+        }
     }
 
     #[cold]

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)] // a table in a mapping
 
 use core::cell::Cell;
-use core::ptr;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use crate::story::Site;
@@ -54,6 +54,18 @@ impl Sites {
         let (none, new) = (ptr::null_mut(), table.as_ptr().cast());
         if self.table.compare_exchange(none, new, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             // SAFETY: another thread's table is used; nobody knows this one.
+            unsafe { system.unmap(table, TABLE_BYTES) };
+        }
+    }
+
+    /// Gives the table back.
+    ///
+    /// # Safety
+    /// Nobody looks into it.
+    pub unsafe fn end<S: System>(&self, system: &S) {
+        let table = self.table.swap(ptr::null_mut(), Ordering::AcqRel);
+        if let Some(table) = NonNull::new(table.cast()) {
+            // SAFETY: a mapping of that length, and the caller's promise.
             unsafe { system.unmap(table, TABLE_BYTES) };
         }
     }

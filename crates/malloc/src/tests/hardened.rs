@@ -215,3 +215,14 @@ fn large_blocks_that_come_and_go_wait_out_of_reach_and_are_used_again() {
     rig.trim(0);
     assert_eq!((rig.system.hidden(), rig.stats().large_bytes, rig.stats().large_count), (0, 0, 0));
 }
+
+#[test]
+fn a_heap_that_ends_leaves_no_mapping() {
+    let rig = hardened_rig();
+    let at = rig.hard_alloc(40, 1, false, 0x1234);
+    unsafe { rig.free(at) };
+    must_be_empty(&rig);
+    assert_eq!(rig.system.mapped(), 1, "the table of places");
+    unsafe { rig.destroy() };
+    assert_eq!(rig.system.mapped(), 0);
+}

@@ -114,6 +114,7 @@ fn run(rig: &Rig, steps: &[Step], may_fail: bool) {
     rig.system.budget.store(0, Ordering::Relaxed);
     must_be_empty(rig);
     unsafe { rig.destroy() };
+    assert_eq!(rig.system.mapped(), 0);
 }
 
 proptest! {
