@@ -439,6 +439,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         // SAFETY: as the caller promised.
         unsafe {
             self.sites.end(&self.system);
+            self.fences.end(&self.system);
             self.window.close(&self.system);
         }
     }

@@ -160,6 +160,18 @@ impl Fences {
         false
     }
 
+    /// Gives the table back.
+    ///
+    /// # Safety
+    /// Nobody looks into it: the heap ends.
+    pub(crate) unsafe fn end<S: System>(&self, system: &S) {
+        let table = self.table.swap(ptr::null_mut(), Ordering::Relaxed);
+        if let Some(table) = NonNull::new(table.cast()) {
+            // SAFETY: a mapping of that length, and the caller's promise.
+            unsafe { system.unmap(table, TABLE_BYTES) };
+        }
+    }
+
     fn search(&self, at: usize) -> Option<&Cell<usize>> {
         let mut index = hash(at);
         loop {
