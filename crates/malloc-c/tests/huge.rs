@@ -4,19 +4,11 @@
 
 mod common;
 
-use std::path::PathBuf;
-use std::process::Command;
-
-use common::preloaded;
+use common::{preloaded, program};
 
 /// What the program of `huge.c` prints.
 fn run<const N: usize>(options: &str, word: &str) -> [u64; N] {
-    let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("huge-{word}"));
-    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/huge.c");
-    let mut compiler = Command::new("gcc");
-    compiler.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source);
-    assert!(compiler.status().expect("gcc runs").success());
-    let mut command = preloaded(&program);
+    let mut command = preloaded(program("huge"));
     let output = command.arg(word).env("PAGODA_MALLOC", options).output().expect("it is there");
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout).expect("numbers");

@@ -8,22 +8,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
-use common::{library, preloaded};
-
-/// The program of `idle.c`.
-fn program() -> &'static PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("idle");
-        let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/idle.c");
-        let mut compiler = Command::new("gcc");
-        compiler.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source);
-        assert!(compiler.status().expect("gcc runs").success());
-        program
-    })
-}
+use common::{library, preloaded, program};
 
 fn ends(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.output().expect("the program is there");
@@ -33,7 +19,7 @@ fn ends(command: &mut Command) -> String {
 
 fn run(words: &[&str]) -> String {
     // A program that does not end is ended.
-    ends(preloaded("timeout").arg("60").arg(program()).args(words))
+    ends(preloaded("timeout").arg("60").arg(program("idle")).args(words))
 }
 
 /// KiB that a program held after waves, that it held a second later, and whether it had a helper then.
@@ -53,9 +39,9 @@ fn what_others_freed_is_back_a_second_later_though_its_owner_sleeps() {
 
 #[test]
 fn what_waits_within_budgets_is_back_when_a_program_with_threads_idles() {
-    let [before, after, helper] = waves(&mut preloaded(program()));
+    let [before, after, helper] = waves(&mut preloaded(program("idle")));
     assert!(helper == 1 && after < before / 2, "{before} KiB, then {after} KiB");
-    let mut without = preloaded(program());
+    let mut without = preloaded(program("idle"));
     let [before, after, helper] = waves(without.env("PAGODA_MALLOC", "nohelper"));
     assert!(helper == 0 && after > before * 9 / 10, "{before} KiB, then {after} KiB");
 }
@@ -108,7 +94,8 @@ fn it_keeps_no_privileges_that_the_program_gives_up() {
         let open = std::fs::Permissions::from_mode(0o755);
         let own = std::env::temp_dir().join(format!("pagoda-idle-{}", std::process::id()));
         std::fs::create_dir_all(&own).expect("can write");
-        for (from, to) in [(program(), own.join("idle")), (library(), own.join("malloc.so"))] {
+        for (from, to) in [(program("idle"), own.join("idle")), (library(), own.join("malloc.so"))]
+        {
             std::fs::copy(from, &to).expect("can write");
             std::fs::set_permissions(to, open.clone()).expect("ours");
         }

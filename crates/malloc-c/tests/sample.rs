@@ -9,9 +9,8 @@ mod decode;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
-use common::{library, preloaded};
+use common::{library, preloaded, program};
 use decode::{fields, numbers, varint};
 
 /// What `sample.c` allocates: name, bytes, blocks, and how many of them are left.
@@ -24,19 +23,6 @@ const TRUTH: &[(&str, u64, u64, u64)] = &[
     ("posix", 1000, 10_000, 5000),
     ("passing", 64, 100_000, 0),
 ];
-
-/// The program of `sample.c`.
-fn program() -> &'static PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("sample");
-        let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/sample.c");
-        let mut compiler = Command::new("gcc");
-        compiler.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source);
-        assert!(compiler.status().expect("gcc runs").success());
-        program
-    })
-}
 
 /// A profile: its period, and for each address its numbers.
 struct Profile {
@@ -93,7 +79,7 @@ fn run(name: &str, options: &str, words: &[&str]) -> (PathBuf, HashMap<String, u
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("sample-{name}"));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).expect("a folder");
-    let mut command = preloaded(program());
+    let mut command = preloaded(program("sample"));
     command.args(words).current_dir(&folder).env("PAGODA_MALLOC", options);
     let output = command.output().expect("the program is there");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -141,7 +127,7 @@ fn estimates_at_exit_are_near_the_truth_for_each_place() {
     let profile = read(&written(&folder));
     assert_eq!(profile.types, ["alloc_objects", "alloc_space", "inuse_objects", "inuse_space"]);
     assert_eq!((profile.period, profile.comments), (16384, 0));
-    let own = program().to_string_lossy().into_owned();
+    let own = program("sample").to_string_lossy().into_owned();
     assert!(profile.mapped.contains(&own), "{:?}", profile.mapped);
     assert!(profile.samples.len() < 50, "one for each place");
     must_tell_the_truth(&profile, &places, true);
@@ -209,7 +195,7 @@ fn instructions(pairs: u32, options: &str, function: Option<&str>) -> u64 {
     command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
     command.arg("--soname-synonyms=somalloc=nouserintercepts");
     command.args(function.map(|function| format!("--toggle-collect={function}")));
-    command.arg(program()).args(["pairs", &pairs.to_string()]);
+    command.arg(program("sample")).args(["pairs", &pairs.to_string()]);
     command.env("LD_PRELOAD", library()).env("PAGODA_MALLOC", options);
     command.current_dir(env!("CARGO_TARGET_TMPDIR"));
     let output = command.output().expect("valgrind runs");

@@ -49,6 +49,28 @@ pub(crate) unsafe fn push(unit: *const Unit, at: *mut u8) -> Short {
     }
 }
 
+/// Takes the first block of a slab's free list, and counts it. Null when there is none, or when it is its own
+/// successor, as it would be if it had been freed twice in a row.
+///
+/// # Safety
+/// The slab is this thread's, or the one that is never written.
+#[inline(always)]
+pub(crate) unsafe fn pop(unit: *const Unit) -> *mut u8 {
+    // SAFETY: as promised; what is on the list is a free block.
+    unsafe {
+        let block = (*unit).free.get();
+        if !block.is_null() {
+            let next = (*block).next.get();
+            if next != block {
+                (*unit).free.set(next);
+                (*unit).countdown.set((*unit).countdown.get().wrapping_add(1));
+                return block.cast();
+            }
+        }
+    }
+    ptr::null_mut()
+}
+
 /// An allocator over a system and a thread-local pointer. Costs nothing until its first use.
 pub struct Allocator<S: System, L: Local> {
     pub(crate) window: Window,
@@ -113,16 +135,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             // owner's.
             unsafe {
                 let direct = (&raw const (*heap).direct).cast::<*const Unit>();
-                let unit = *direct.add((bytes + 15) >> 4);
-                let block = (*unit).free.get();
-                if !block.is_null() {
-                    let next = (*block).next.get();
-                    if next != block {
-                        (*unit).free.set(next);
-                        (*unit).countdown.set((*unit).countdown.get().wrapping_add(1));
-                        return block.cast();
-                    }
-                }
+                return pop(*direct.add((bytes + 15) >> 4));
             }
         }
         ptr::null_mut()

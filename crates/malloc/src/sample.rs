@@ -46,7 +46,7 @@ use core::cell::UnsafeCell;
 use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::allocator::{Allocator, MIN_ALIGN};
+use crate::allocator::{Allocator, MIN_ALIGN, pop};
 use crate::arena::MEDIUM_MAX;
 use crate::classes::SMALL_MAX;
 use crate::heap::Heap;
@@ -358,17 +358,11 @@ impl<S: System, L: Local> Allocator<S, L> {
             let until = (*heap).until.get();
             if bytes <= SMALL_MAX && bytes < until {
                 let sealed = (&raw const (*heap).sealed).cast::<*const Unit>();
-                let unit = *sealed.add((bytes + 15) >> 4);
-                let block = (*unit).free.get();
+                let block = pop(*sealed.add((bytes + 15) >> 4));
                 if !block.is_null() {
-                    let next = (*block).next.get();
-                    if next != block {
-                        (*heap).until.set(until - bytes - 1);
-                        (*unit).free.set(next);
-                        (*unit).countdown.set((*unit).countdown.get().wrapping_add(1));
-                        return block.cast();
-                    }
+                    (*heap).until.set(until - bytes - 1);
                 }
+                return block;
             }
         }
         ptr::null_mut()

@@ -35,6 +35,20 @@ pub fn preloaded(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// The C program of these tests, `tests/NAME.c`: one for each file of tests.
+#[allow(dead_code)]
+pub fn program(name: &str) -> &'static PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/{name}.c"));
+        let mut compiler = Command::new("gcc");
+        compiler.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source);
+        assert!(compiler.status().expect("gcc runs").success());
+        program
+    })
+}
+
 /// Runs a program with the shared object and gives what it wrote.
 #[allow(dead_code)]
 pub fn output(program: &str, args: &[&str]) -> String {
