@@ -14,13 +14,16 @@
 //! It is decided when a region is opened: when its first byte is taken and nothing stands behind any
 //! of it, be it new or given back. The system is told once for each region and opening.
 //!
-//! What goes back goes in units and pages all the same. Where that is a part of a region, the system splits
-//! the huge page: the part counts no more for the program, but becomes free only when the system wants
-//! memory. The uppermost regions go first, and mostly whole.
+//! What goes back goes in units and pages all the same. A region that any of it lies in may have none from
+//! then on, until it is opened again: else one more touch would fill what has just been given back, all of
+//! it. Where it is a part of a region, the system splits the huge page: the part counts no more for the
+//! program, but becomes free only when the system wants memory. The uppermost regions go first, and mostly
+//! whole, with what of the last one was never taken.
 //!
 //! Left out: large blocks, of which nobody knows how much will be touched.
 #![allow(unsafe_code)] // advice about memory
 
+use core::ops::Range;
 use core::ptr::NonNull;
 
 use crate::system::System;
@@ -41,4 +44,32 @@ pub unsafe fn tell<S: System>(system: &S, region: *mut u8, may: bool) {
         // SAFETY: the caller's promise is ours.
         unsafe { system.may_be_huge(region, REGION, may) };
     }
+}
+
+/// Gives memory back to the system: a range of the slabs or of an arena, in bytes from its start. Huge pages
+/// begin at `from` there.
+///
+/// # Safety
+/// The range is committed, whole pages, the caller's, and nobody needs its contents.
+pub unsafe fn decommit<S: System>(system: &S, start: *mut u8, from: usize, range: Range<usize>) {
+    if range.is_empty() {
+        return;
+    }
+    let first = from.max(range.start - range.start % REGION);
+    let end = range.end.next_multiple_of(REGION);
+    // SAFETY: the caller's promise is ours; what else is in those regions stays as it is.
+    unsafe {
+        if let (true, Some(regions)) = (first < end, NonNull::new(start.wrapping_add(first))) {
+            system.may_be_huge(regions, end - first, false);
+        }
+        if let Some(pages) = NonNull::new(start.wrapping_add(range.start)) {
+            system.decommit(pages, range.len());
+        }
+    }
+}
+
+/// Where what huge pages may stand behind ends, if taken memory ends at `end`: both from the start of the
+/// slabs or of an arena, in bytes.
+pub fn end_of_region(from: usize, end: usize) -> usize {
+    if end > from { end.next_multiple_of(REGION) } else { end }
 }

@@ -41,6 +41,8 @@ struct Books {
     committed: Cell<u32>,
     dirty: Cell<u32>,
     clean: Cell<u32>,
+    /// The frontier when the rest of its region was last given back.
+    cut: Cell<u32>,
     /// No set bit in either bitmap below this word.
     hint: Cell<u32>,
     /// How often a unit was taken.
@@ -77,6 +79,7 @@ impl Pool {
             committed: Cell::new(0),
             dirty: Cell::new(0),
             clean: Cell::new(0),
+            cut: Cell::new(0),
             hint: Cell::new(0),
             takes: Cell::new(0),
             regret: Regret::new(),
@@ -188,6 +191,14 @@ impl Pool {
         let books = &self.books;
         let before = books.dirty.get();
         let mut end = books.frontier.get();
+        if books.cut.replace(end) != end {
+            let frontier = end as usize * UNIT_BYTES;
+            let beyond = huge::end_of_region(window.huge_from(), frontier);
+            // SAFETY: units that were never taken, in a region that was opened.
+            unsafe {
+                huge::decommit(system, window.memory(0), window.huge_from(), frontier..beyond)
+            };
+        }
         while books.dirty.get() > keep && end > 0 {
             let number = end - 1;
             let bits = word(window, Map::Dirty, number / 64) & (u64::MAX >> (63 - number % 64));
@@ -217,10 +228,9 @@ impl Pool {
         let count = last - first + 1;
         self.books.dirty.set(self.books.dirty.get() - count);
         self.books.clean.set(self.books.clean.get() + count);
-        if let Some(start) = NonNull::new(window.memory(first)) {
-            // SAFETY: units in the pool hold nothing that anybody needs.
-            unsafe { system.decommit(start, count as usize * UNIT_BYTES) };
-        }
+        let range = first as usize * UNIT_BYTES..(last as usize + 1) * UNIT_BYTES;
+        // SAFETY: units in the pool hold nothing that anybody needs.
+        unsafe { huge::decommit(system, window.memory(0), window.huge_from(), range) };
     }
 
     /// How many units are where.

@@ -34,8 +34,8 @@ pub unsafe trait System: Sync {
     /// # Safety
     /// Nobody needs the contents.
     unsafe fn decommit(&self, start: NonNull<u8>, bytes: usize);
-    /// Says whether a huge page may stand behind a part of a reservation that nothing stands behind yet;
-    /// before any call, none may. Advice: nothing depends on it.
+    /// Says whether huge pages may stand behind a part of a reservation, from the next touch on; before any
+    /// call, none may. Advice: nothing depends on it.
     ///
     /// # Safety
     /// The range is the caller's.

@@ -1,10 +1,9 @@
 //! Giving memory back to the system.
 #![allow(unsafe_code)] // ends the memory of free blocks
 
-use core::ptr::NonNull;
-
 use super::bins::bin_of;
 use super::{BINS, GRANULE, Ground, Own, PAGE_GRANULES, WORTH};
+use crate::huge;
 use crate::system::System;
 
 impl<S: System> Ground<'_, S> {
@@ -18,10 +17,9 @@ impl<S: System> Ground<'_, S> {
         let before = self.dirty();
         let top = self.arena.top.get().next_multiple_of(PAGE_GRANULES);
         let high = self.arena.high.get().next_multiple_of(PAGE_GRANULES);
-        if top < high {
-            self.decommit(top, high);
-            self.arena.high.set(top);
-        }
+        let beyond = huge::end_of_region(self.huge_from, high as usize * GRANULE);
+        self.decommit(top, (beyond / GRANULE) as u32);
+        self.arena.high.set(self.arena.high.get().min(top));
         for bin in (bin_of(WORTH)..BINS).rev() {
             let mut next = self.arena.bins.get(bin).map_or(0, Own::get);
             while next != 0 && self.dirty() > keep {
@@ -42,9 +40,8 @@ impl<S: System> Ground<'_, S> {
     }
 
     fn decommit(&self, first: u32, end: u32) {
-        if let (true, Some(start)) = (first < end, NonNull::new(self.address(first))) {
-            // SAFETY: pages inside a free block, between its node and its footer, or beyond the top.
-            unsafe { self.system.decommit(start, (end - first) as usize * GRANULE) };
-        }
+        let range = first as usize * GRANULE..end as usize * GRANULE;
+        // SAFETY: pages inside a free block, between its node and its footer, or beyond the top.
+        unsafe { huge::decommit(self.system, self.memory, self.huge_from, range) };
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::ThreadId;
 
+use crate::huge::REGION;
 use crate::{Allocator, Heap, Local, Options, PAGE_BYTES, Stop, System};
 
 /// Reservations above this are refused, so that the smallest window is chosen.
@@ -92,11 +93,10 @@ unsafe impl System for Host {
         unsafe { start.write_bytes(0, bytes) };
     }
     unsafe fn may_be_huge(&self, start: NonNull<u8>, bytes: usize, may: bool) {
-        assert_eq!(
-            (start.as_ptr() as usize % crate::huge::REGION, bytes),
-            (0, crate::huge::REGION)
-        );
-        self.huge.lock().unwrap().push((start.as_ptr() as usize, may));
+        let start = start.as_ptr() as usize;
+        assert_eq!((start % REGION, bytes % REGION), (0, 0));
+        let regions = (start..start + bytes).step_by(REGION);
+        self.huge.lock().unwrap().extend(regions.map(|region| (region, may)));
     }
     fn map(&self, bytes: usize) -> Option<NonNull<u8>> {
         if bytes > 64 << 20 || !self.allowed() {
