@@ -49,26 +49,39 @@ pub(crate) unsafe fn push(unit: *const Unit, at: *mut u8) -> Short {
     }
 }
 
-/// Takes the first block of a slab's free list, and counts it. Null when there is none, or when it is its own
-/// successor, as it would be if it had been freed twice in a row.
+/// Takes the first block of a slab's free list, and counts it. Null when it is its own successor: the header
+/// at the list's end (*list*), or a block that was freed twice in a row.
 ///
 /// # Safety
 /// The slab is this thread's, or the one that is never written.
 #[inline(always)]
 pub(crate) unsafe fn pop(unit: *const Unit) -> *mut u8 {
-    // SAFETY: as promised; what is on the list is a free block.
+    // SAFETY: as promised; what is on the list is a free block or the header.
     unsafe {
         let block = (*unit).free.get();
-        if !block.is_null() {
-            let next = (*block).next.get();
-            if next != block {
-                (*unit).free.set(next);
-                (*unit).countdown.set((*unit).countdown.get().wrapping_add(1));
-                return block.cast();
-            }
+        let next = (*block).next.get();
+        if next != block {
+            (*unit).free.set(next);
+            // The next request finds it in the cache, and its link.
+            fetch(next.cast());
+            (*unit).countdown.set((*unit).countdown.get().wrapping_add(1));
+            return block.cast();
         }
     }
     ptr::null_mut()
+}
+
+/// Asks for the memory at an address, which need not be one.
+#[inline(always)]
+pub(crate) fn fetch(at: *mut u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint; no memory is touched.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
 }
 
 /// An allocator over a system and a thread-local pointer. Costs nothing until its first use.
@@ -125,7 +138,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// more in the count; null when there is none. Checked: the block is not its own successor, as it
     /// would be if it had been freed twice in a row.
     ///
-    /// Budget: 16 instructions.
+    /// Budget: 15 instructions.
     #[inline(always)]
     pub(crate) fn alloc_short(&self, bytes: usize) -> *mut u8 {
         if bytes <= SMALL_MAX {

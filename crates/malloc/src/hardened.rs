@@ -44,7 +44,7 @@
 use core::ptr;
 use core::sync::atomic::Ordering;
 
-use crate::allocator::Allocator;
+use crate::allocator::{Allocator, fetch};
 use crate::arena::MEDIUM_MAX;
 use crate::classes::{self, Class, SMALL_MAX, UNIT_BYTES};
 use crate::heap::Heap;
@@ -183,13 +183,13 @@ impl<S: System, L: Local> Allocator<S, L> {
             };
             let unit = &*unit.get();
             let block = unit.free.get();
-            if block.is_null() {
+            if block == unit.end() {
                 return ptr::null_mut();
             }
             let next = self.next(block);
             // In units of 16 bytes: at least one, less than a slab has.
             let apart = (next as usize ^ block as usize).rotate_right(4);
-            if !next.is_null() && apart.wrapping_sub(1) >= UNIT_BYTES / 16 - 1 {
+            if next != unit.end() && apart.wrapping_sub(1) >= UNIT_BYTES / 16 - 1 {
                 return ptr::null_mut();
             }
             // Only a thread with a heap has slabs.
@@ -197,7 +197,7 @@ impl<S: System, L: Local> Allocator<S, L> {
                 return ptr::null_mut();
             };
             // The next request finds it in the cache.
-            pattern::fetch(next.cast());
+            fetch(next.cast());
             unit.free.set(next);
             unit.countdown.set(unit.countdown.get().wrapping_add(1));
             let (at, said) = (block.cast(), said_of(bytes, 0, named));
@@ -360,8 +360,8 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[inline]
     pub(crate) fn hard_free(&self, at: *mut u8, claimed: usize, pc: usize) {
         // The header says where the tail is; what lies behind the start is asked for at once.
-        pattern::fetch(at);
-        pattern::fetch(at.wrapping_add(LINE));
+        fetch(at);
+        fetch(at.wrapping_add(LINE));
         let Some(mark) = self.small_in_order(at) else {
             return self.hard_free_rest(at, claimed, pc);
         };

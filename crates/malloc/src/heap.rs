@@ -115,7 +115,7 @@ impl Heap {
     pub(crate) fn set_direct(&self, watched: bool, class: usize, unit: *const Unit) {
         let direct = if watched { &self.sealed } else { &self.direct };
         let first = if class == 0 { 0 } else { words_of(class - 1) + 1 };
-        for entry in direct.iter().take(words_of(class) + 1).skip(first) {
+        for entry in direct.get(first..=words_of(class)).into_iter().flatten() {
             entry.set(unit);
         }
     }

@@ -68,8 +68,9 @@ impl Key {
 /// In `at_hand`: no room is reserved.
 const NO_ROOM: *mut u8 = ptr::without_provenance_mut(1);
 
-/// Blocks of one size.
+/// Blocks of one size. A power of two long, so that no multiplication stands between a size and its place.
 #[derive(Clone, Copy)]
+#[repr(align(32))]
 pub struct Kept {
     key: u32,
     wanted: u16,

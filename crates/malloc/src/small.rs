@@ -12,7 +12,7 @@
 use core::ptr;
 use core::sync::atomic::Ordering;
 
-use crate::allocator::Allocator;
+use crate::allocator::{Allocator, fetch};
 use crate::classes::{self, UNIT_BYTES};
 use crate::heap::{BUSY, DEAD, Heap};
 use crate::idle::Part;
@@ -40,14 +40,14 @@ impl<S: System, L: Local> Allocator<S, L> {
                 return ptr::null_mut();
             };
             let block = unit.free.get();
-            if !block.is_null() {
+            if block != unit.end() {
                 // SAFETY: a block on the free list of a slab of ours.
                 let next = unsafe { self.next(block) };
                 if next == block {
                     self.misuse(Misuse::DoubleFree, block as usize);
                 }
                 if self.is_hardened()
-                    && !next.is_null()
+                    && next != unit.end()
                     && !unit.spans(self.distance(unit, next.cast()))
                 {
                     self.corrupt(Corruption::FreeList, block as usize);
@@ -59,8 +59,26 @@ impl<S: System, L: Local> Allocator<S, L> {
             if self.drain_announced(heap) || self.carve(unit) {
                 continue;
             }
-            self.unlink(heap, unit);
+            match unit.next.get() {
+                0 => self.unlink(heap, unit),
+                next => self.replace_head(heap, class, self.unit(next - 1)),
+            }
             unit.set_place(Place::Full, 0);
+        }
+    }
+
+    /// Makes the second slab of a class the head; the first is on no list then, nor found by requests.
+    fn replace_head(&self, heap: &Heap, class: usize, second: &Unit) {
+        if let Some(queue) = heap.queues.get(class) {
+            queue.set(self.window.number_of(second) + 1);
+        }
+        second.previous.set(0);
+        second.set_place(Place::Head, second.used());
+        heap.set_direct(self.is_watched(), class, second);
+        let third = second.next.get();
+        if third != 0 {
+            // What it begins with was freed long ago.
+            fetch(self.unit(third - 1).free.get().cast());
         }
     }
 
@@ -140,7 +158,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     fn append(&self, unit: &Unit, chain: Chain) {
         let first = self.block(unit, chain.first);
         let old = unit.free.get();
-        if !old.is_null() {
+        if old != unit.end() {
             let mut last = first;
             for _ in 1..chain.count {
                 // SAFETY: the chain has `count` blocks, linked before they were pushed.
@@ -155,10 +173,10 @@ impl<S: System, L: Local> Allocator<S, L> {
         unit.free.set(first);
     }
 
-    /// The address of a block number + 1; 0 gives null.
+    /// The address of a block number + 1; 0 gives the end of the list.
     pub(crate) fn block(&self, unit: &Unit, number: u32) -> *mut Block {
         if number == 0 {
-            return ptr::null_mut();
+            return unit.end();
         }
         self.base(unit).wrapping_add((number as usize - 1) * unit.class().bytes as usize).cast()
     }
@@ -175,7 +193,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let page_end = (start + 1).next_multiple_of(PAGE_BYTES);
         let count = ((page_end - start) / bytes).clamp(1, CARVE).min(left);
         let memory = self.base(unit).wrapping_add(start);
-        let mut next = ptr::null_mut();
+        let mut next = unit.end();
         for index in (0..count).rev() {
             let block: *mut Block = memory.wrapping_add(index * bytes).cast();
             // SAFETY: inside a slab of ours, beyond the blocks ever handed out.
@@ -195,7 +213,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let Some(number) = unit else { return false };
         let unit = self.unit(number);
         let described = classes::of(class);
-        unit.free.set(ptr::null_mut());
+        unit.free.set(unit.end());
         unit.multiplier.store(described.multiplier, Ordering::Relaxed);
         unit.limit.store(0, Ordering::Relaxed);
         unit.class.store(class as u8, Ordering::Relaxed);
@@ -281,10 +299,13 @@ impl<S: System, L: Local> Allocator<S, L> {
     }
 
     /// Fetches what other threads pushed to slabs of a heap. False: nothing.
+    #[inline]
     pub(crate) fn drain_announced(&self, heap: &Heap) -> bool {
-        if heap.announced.load(Ordering::Relaxed) == 0 {
-            return false;
-        }
+        heap.announced.load(Ordering::Relaxed) != 0 && self.drain(heap)
+    }
+
+    #[inline(never)]
+    fn drain(&self, heap: &Heap) -> bool {
         let mut number = heap.announced.swap(0, Ordering::Acquire);
         heap.whole.store(0, Ordering::Relaxed);
         while number != 0 {
@@ -433,7 +454,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let stale = self.is_stale(unsafe { &*unit.owner.load(Ordering::Relaxed) });
         if stale {
             let class = unit.class();
-            unit.free.set(ptr::null_mut());
+            unit.free.set(unit.end());
             let blocks = self.blocks(class);
             unit.carved.set(blocks as u16);
             unit.limit.store(u64::from(blocks) * class.step, Ordering::Relaxed);

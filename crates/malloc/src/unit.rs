@@ -10,6 +10,10 @@
 //! Invariant *conservation*: `carved = used + free list + chain in the remote word`, where `used` is
 //! what the program (or another thread's outgoing cache) holds.
 //!
+//! Invariant *list*: the free list ends at the header itself, whose first word is the list's first link. So
+//! the end links to itself exactly when the list is empty, as a block does that was freed twice in a row: one
+//! comparison sends both to the slow path.
+//!
 //! Invariant *countdown*: the number of frees by the owner until somebody must look: `used` when
 //! `Listed`, `used + 1` when `Head` (never zero: an empty head is kept), *patience* when `Full` (when an eighth
 //! is free, the slab goes back to its list).
@@ -21,6 +25,7 @@
 //! distance: one comparison answers both questions. Units without an owner have a limit of zero.
 
 use core::cell::Cell;
+use core::mem::offset_of;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
@@ -31,7 +36,7 @@ use crate::remote::Remote;
 /// A free block: its first word links to the next.
 #[repr(C)]
 pub struct Block {
-    /// The next free block, or null.
+    /// The next free block, or its slab's header.
     pub next: Cell<*mut Block>,
 }
 
@@ -76,10 +81,11 @@ pub struct Unit {
 }
 
 const _: () = assert!(size_of::<Unit>() == 64);
+const _: () = assert!(offset_of!(Unit, free) == 0 && offset_of!(Block, next) == 0);
 
-/// The header that stands for "no slab": its free list is empty for ever, its owner nobody.
+/// The header that stands for "no slab": its free list is empty for ever (*list*), its owner nobody.
 pub static NONE: Nobody = Nobody(Unit {
-    free: Cell::new(ptr::null_mut()),
+    free: Cell::new((&raw const NONE).cast_mut().cast()),
     owner: AtomicPtr::new(ptr::null_mut()),
     key: AtomicUsize::new(0),
     multiplier: AtomicU64::new(0),
@@ -114,6 +120,12 @@ impl Unit {
         let distance = at.wrapping_add(heap).wrapping_sub(self.key.load(Ordering::Relaxed)) as u64;
         distance.wrapping_mul(self.multiplier.load(Ordering::Relaxed))
             < self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Where the free list ends (*list*).
+    #[inline(always)]
+    pub fn end(&self) -> *mut Block {
+        ptr::from_ref(self).cast_mut().cast()
     }
 
     /// Whether this heap owns the slab.

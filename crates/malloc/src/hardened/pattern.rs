@@ -20,19 +20,6 @@ const SPAN: usize = 256;
 /// Up to twice so many are written without a loop: so many from each end.
 const STRAIGHT: usize = 64;
 
-/// Asks for the memory at an address, which need not be one.
-#[inline]
-pub fn fetch(at: *mut u8) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: a hint; no memory is touched.
-    unsafe {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = at;
-}
-
 /// Bytes behind the header that are the block's own and its tail's: 8 more than a multiple of 16. Junk takes
 /// them all.
 #[inline(always)]

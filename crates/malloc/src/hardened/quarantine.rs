@@ -11,7 +11,7 @@ use super::{
     BYTES, Found, GONE, Known, LINE, MARK, MEDIUM_PLACES, PLACES, SMALL_BYTES, TOLL, bytes_of,
     epitaph, is_plain, mark_of, pattern,
 };
-use crate::allocator::Allocator;
+use crate::allocator::{Allocator, fetch};
 use crate::heap::{HEAP_STRIDE, Heap};
 use crate::story::{Site, Trouble};
 use crate::system::{Local, PAGE_BYTES, System};
@@ -123,8 +123,8 @@ impl<S: System, L: Local> Allocator<S, L> {
             left += 1;
             // Most have not been looked at for a while.
             let soon = ring.place(left + SOON).at;
-            pattern::fetch(soon.wrapping_sub(MARK));
-            pattern::fetch(soon.wrapping_add(LINE - MARK));
+            fetch(soon.wrapping_sub(MARK));
+            fetch(soon.wrapping_add(LINE - MARK));
             bytes -= bytes_of(place.start[0]) + TOLL;
             if !self.leave(heap, &place) {
                 // It may be the end of the program: the block has left.
