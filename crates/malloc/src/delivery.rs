@@ -20,12 +20,25 @@ const PARCEL_BLOCKS: u32 = 64;
 /// A parcel of so many bytes leaves.
 const PARCEL_BYTES: u32 = 4096;
 
+/// How far a block lies behind the start of its slab.
+#[inline(always)]
+fn distance(at: *mut u8) -> u16 {
+    // Slabs start at multiples of their size.
+    (at as usize % UNIT_BYTES) as u16
+}
+
 impl<S: System, L: Local> Allocator<S, L> {
+    /// The block at a distance from the start of a slab.
+    fn block_in(&self, unit: u32, distance: u16) -> *mut Block {
+        self.window.memory(unit - 1).wrapping_add(distance.into()).cast()
+    }
+
     /// A parcel of one block.
     fn parcel(&self, unit: &Unit, block: *mut Block) -> Parcel {
-        let room = (PARCEL_BYTES / unit.class().bytes).min(PARCEL_BLOCKS) - 1;
+        let room = (PARCEL_BYTES / unit.class().bytes).min(PARCEL_BLOCKS) as u8 - 1;
         let unit = self.window.number_of(unit) + 1;
-        Parcel { unit, count: 1, room, first: block, last: block }
+        let place = distance(block.cast());
+        Parcel { unit, first: place, last: place, count: 1, room }
     }
 
     /// Puts a block to others of its slab, if this thread has a parcel for it that is not full. False:
@@ -37,7 +50,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         if self.secret.load(Ordering::Relaxed) != 0 {
             return false;
         }
-        let block: *mut Block = at.cast();
+        let block = distance(at);
         // SAFETY: *every-header-readable*; the heap is this thread's or the one that is never written,
         // whose parcels are nobody's. The block is one of its slab's, and nobody uses it.
         unsafe {
@@ -46,11 +59,12 @@ impl<S: System, L: Local> Allocator<S, L> {
             if (*parcel).unit != number as u32 + 1
                 || (*parcel).room <= 1
                 || (*parcel).first == block
-                || !unit.holds(at as usize % UNIT_BYTES)
+                || !unit.holds(block.into())
             {
                 return false;
             }
-            (*block).next.set((*parcel).first);
+            let link = &(*at.cast::<Block>()).next;
+            link.set(at.wrapping_sub(block.into()).wrapping_add((*parcel).first.into()).cast());
             (*parcel).first = block;
             (*parcel).count += 1;
             (*parcel).room -= 1;
@@ -67,24 +81,36 @@ impl<S: System, L: Local> Allocator<S, L> {
         let place = heap.outgoing.place(parcel.unit);
         let waiting = place.get();
         if waiting.unit == parcel.unit {
-            if waiting.first == block {
+            if waiting.first == parcel.first {
                 self.misuse(Misuse::DoubleFree, block as usize);
             }
             // SAFETY: nobody uses the block.
-            unsafe { self.set_next(block, waiting.first) };
+            unsafe { self.set_next(block, self.block_in(waiting.unit, waiting.first)) };
             parcel.last = waiting.last;
             parcel.count += waiting.count;
             parcel.room = waiting.room - 1;
-        } else if waiting.unit != 0 {
-            // SAFETY: the parcel holds blocks that nobody uses.
-            unsafe { self.send(waiting) };
         }
-        if parcel.room == 0 {
-            place.set(Parcel::EMPTY);
-            // SAFETY: as above.
+        let full = parcel.room == 0;
+        place.set(if full { Parcel::EMPTY } else { parcel });
+        // SAFETY: both hold blocks that nobody uses, and are in no place any more.
+        unsafe {
+            if waiting.unit != parcel.unit {
+                self.dispatch(heap, waiting);
+            }
+            if full {
+                self.dispatch(heap, parcel);
+            }
+        }
+    }
+
+    /// Sends a parcel of a heap, if it is one.
+    unsafe fn dispatch(&self, heap: &Heap, parcel: Parcel) {
+        if parcel.unit != 0 {
+            // SAFETY: as promised.
             unsafe { self.send(parcel) };
-        } else {
-            place.set(parcel);
+            if heap.outgoing.learn(parcel.count) {
+                self.send_all(heap);
+            }
         }
     }
 
@@ -115,7 +141,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         // SAFETY: the slab has blocks that were not returned, so that it has an owner.
         let owner = unsafe { &*unit.owner.load(Ordering::Relaxed) };
         if self.is_stale(owner) {
-            let mut block = parcel.first;
+            let mut block = self.block_in(parcel.unit, parcel.first);
             for index in 0..parcel.count {
                 let more = index + 1 < parcel.count;
                 // SAFETY: linked by `free_remote`; the last link was never written, nor is it read.
@@ -129,11 +155,12 @@ impl<S: System, L: Local> Allocator<S, L> {
         let generation = self.word_generation();
         let top = owner.announced.load(Ordering::Relaxed);
         let class = unit.class();
-        let first = self.distance(unit, parcel.first.cast()) as u32 / class.bytes + 1;
-        let chain = Chain { first, count: parcel.count };
+        let [first, last] = [parcel.first, parcel.last].map(|at| self.block_in(parcel.unit, at));
+        let first = self.distance(unit, first.cast()) as u32 / class.bytes + 1;
+        let chain = Chain { first, count: parcel.count.into() };
         let pushed = unit.remote.push(chain, generation, top, |behind| {
             // SAFETY: the last block of the parcel, which nobody else knows yet.
-            unsafe { self.set_next(parcel.last, self.block(unit, behind)) };
+            unsafe { self.set_next(last, self.block(unit, behind)) };
         });
         if pushed.announce {
             self.announce(owner, unit, parcel.unit, top);

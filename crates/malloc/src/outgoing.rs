@@ -1,61 +1,125 @@
 //! Blocks that this thread freed for other heaps, collected by slab, so that one push takes several.
 //!
-//! A table of 16 places found by the slab's number. A chain leaves when it holds 64 blocks or 4 KiB,
-//! when another slab needs the place, and when the thread runs out of blocks or ends. At most 64 KiB
-//! wait here.
+//! A table whose places are found by the slab's number. A chain leaves when it holds 64 blocks or 4 KiB, when
+//! another slab needs the place, and when the thread runs out of blocks or ends.
+//!
+//! It is *wide*, with 64 places, where that is worth it: a thread that is sent blocks of all sizes empties as
+//! many slabs at a time. But what waits keeps its slab from the system, however long the thread sleeps. So it
+//! is *narrow*, with 16, when chains left with less than two blocks in the middle, and tries again later. At
+//! most 64 KiB wait in a narrow one, 256 KiB in a wide one.
 
 use core::cell::Cell;
 
-use crate::unit::Block;
+use crate::classes::UNIT_BYTES;
 
-/// Places in the table.
-pub const PLACES: usize = 16;
+/// Places in a wide table.
+pub const PLACES: usize = 64;
+/// Places in a narrow one.
+const FEW: usize = 16;
 
-/// A chain of blocks of one slab.
+/// A wide table is judged after so many chains.
+const TRIAL: u16 = 256;
+/// A narrow one becomes wide after so many.
+const PAUSE: u16 = 4096;
+
+/// A chain of blocks of one slab. Blocks are distances from the slab's start. Packed, because a heap has one
+/// page.
 #[derive(Clone, Copy)]
+#[repr(C, packed(2))]
 pub struct Parcel {
     /// Unit number + 1; 0 = empty.
     pub unit: u32,
-    /// How many blocks.
-    pub count: u32,
-    /// How many more until it leaves.
-    pub room: u32,
     /// The first block.
-    pub first: *mut Block,
+    pub first: u16,
     /// The last block, whose link is still to be written.
-    pub last: *mut Block,
+    pub last: u16,
+    /// How many blocks.
+    pub count: u8,
+    /// How many more until it leaves.
+    pub room: u8,
 }
+
+const _: () = assert!(UNIT_BYTES <= 1 << 16);
 
 /// The table.
 pub struct Outgoing {
     places: [Cell<Parcel>; PLACES],
+    /// Chains that left since it became wide or narrow.
+    chains: Cell<u16>,
+    /// Blocks in them, while it is wide.
+    blocks: Cell<u16>,
+    is_narrow: Cell<bool>,
 }
+
+const _: () = assert!(TRIAL as usize * u8::MAX as usize <= u16::MAX as usize);
 
 impl Parcel {
     /// No blocks.
-    pub const EMPTY: Self = Self {
-        unit: 0,
-        count: 0,
-        room: 0,
-        first: core::ptr::null_mut(),
-        last: core::ptr::null_mut(),
-    };
+    pub const EMPTY: Self = Self { unit: 0, first: 0, last: 0, count: 0, room: 0 };
 }
 
 impl Outgoing {
     /// Empty.
     pub const fn new() -> Self {
-        Self { places: [const { Cell::new(Parcel::EMPTY) }; PLACES] }
+        Self {
+            places: [const { Cell::new(Parcel::EMPTY) }; PLACES],
+            chains: Cell::new(0),
+            blocks: Cell::new(0),
+            is_narrow: Cell::new(false),
+        }
     }
 
     /// The place of a unit.
     #[inline(always)]
     pub fn place(&self, unit: u32) -> &Cell<Parcel> {
-        &self.places[unit as usize % PLACES]
+        let places = if self.is_narrow.get() { FEW } else { PLACES };
+        &self.places[unit as usize % places]
     }
 
     /// All places.
     pub fn places(&self) -> impl Iterator<Item = &Cell<Parcel>> {
         self.places.iter()
+    }
+
+    /// Learns that a chain of so many blocks left. True: the table became narrow, and all must leave.
+    pub fn learn(&self, blocks: u8) -> bool {
+        let chains = self.chains.get() + 1;
+        self.chains.set(chains);
+        if self.is_narrow.get() {
+            if chains == PAUSE {
+                self.turn(false);
+            }
+            return false;
+        }
+        self.blocks.set(self.blocks.get() + u16::from(blocks));
+        let worth = self.blocks.get() >= 2 * TRIAL;
+        if chains == TRIAL {
+            self.turn(!worth);
+        }
+        self.is_narrow.get()
+    }
+
+    fn turn(&self, narrow: bool) {
+        self.chains.set(0);
+        self.blocks.set(0);
+        self.is_narrow.set(narrow);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_wide_where_chains_grow_long_and_tries_again_where_not() {
+        let table = Outgoing::new();
+        let send = |count: u16, blocks| (0..count).map(|_| table.learn(blocks)).collect::<Vec<_>>();
+        let apart = |unit| !core::ptr::eq(table.place(unit), table.place(unit + 16));
+        assert!(!send(3 * TRIAL, 2).contains(&true) && apart(3));
+        assert_eq!(send(TRIAL, 1).iter().position(|&narrow| narrow), Some(TRIAL as usize - 1));
+        assert!(!apart(3));
+        assert!(!send(PAUSE, 9).contains(&true) && apart(3));
+        assert!(!send(TRIAL, u8::MAX).contains(&true) && apart(3));
+        assert!(send(TRIAL, 1).contains(&true) && !apart(3));
     }
 }
