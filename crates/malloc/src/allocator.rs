@@ -344,10 +344,26 @@ impl<S: System, L: Local> Allocator<S, L> {
     pub(crate) unsafe fn free_long(&self, at: *mut u8, claimed: usize, pc: usize) {
         let done = match self.window.medium_offset(at as usize) {
             Some(offset) => self.put_at_hand(at, offset),
-            None if self.window.is_small(at as usize) => self.put_in_parcel(at),
+            // SAFETY: the caller's promise is ours.
+            None if self.window.is_small(at as usize) => unsafe {
+                return self.free_others(at, claimed, pc);
+            },
             None => self.put_large_at_hand(at),
         };
         if !done {
+            // SAFETY: the caller's promise is ours.
+            unsafe { self.free_kept(at, claimed, pc) }
+        }
+    }
+
+    /// Frees a small block that is another thread's, or wrong. By itself, because it wants more registers than
+    /// what else there is to do.
+    ///
+    /// # Safety
+    /// As for [`Allocator::free`].
+    #[inline(never)]
+    unsafe fn free_others(&self, at: *mut u8, claimed: usize, pc: usize) {
+        if !self.put_in_parcel(at) {
             // SAFETY: the caller's promise is ours.
             unsafe { self.free_kept(at, claimed, pc) }
         }

@@ -14,8 +14,9 @@ use crate::classes::UNIT_BYTES;
 
 /// Places in a wide table.
 pub const PLACES: usize = 64;
-/// Places in a narrow one.
-const FEW: usize = 16;
+const WIDE: u16 = PLACES as u16 - 1;
+/// Places in a narrow one, minus one.
+const NARROW: u16 = 15;
 
 /// A wide table is judged after so many chains.
 const TRIAL: u16 = 256;
@@ -48,7 +49,8 @@ pub struct Outgoing {
     chains: Cell<u16>,
     /// Blocks in them, while it is wide.
     blocks: Cell<u16>,
-    is_narrow: Cell<bool>,
+    /// Places minus one.
+    last: Cell<u16>,
 }
 
 const _: () = assert!(TRIAL as usize * u8::MAX as usize <= u16::MAX as usize);
@@ -65,15 +67,14 @@ impl Outgoing {
             places: [const { Cell::new(Parcel::EMPTY) }; PLACES],
             chains: Cell::new(0),
             blocks: Cell::new(0),
-            is_narrow: Cell::new(false),
+            last: Cell::new(WIDE),
         }
     }
 
     /// The place of a unit.
     #[inline(always)]
     pub fn place(&self, unit: u32) -> &Cell<Parcel> {
-        let places = if self.is_narrow.get() { FEW } else { PLACES };
-        &self.places[unit as usize % places]
+        &self.places[(unit & u32::from(self.last.get())) as usize % PLACES]
     }
 
     /// All places.
@@ -85,24 +86,24 @@ impl Outgoing {
     pub fn learn(&self, blocks: u8) -> bool {
         let chains = self.chains.get() + 1;
         self.chains.set(chains);
-        if self.is_narrow.get() {
+        if self.last.get() == NARROW {
             if chains == PAUSE {
-                self.turn(false);
+                self.turn(WIDE);
             }
             return false;
         }
         self.blocks.set(self.blocks.get() + u16::from(blocks));
         let worth = self.blocks.get() >= 2 * TRIAL;
         if chains == TRIAL {
-            self.turn(!worth);
+            self.turn(if worth { WIDE } else { NARROW });
         }
-        self.is_narrow.get()
+        self.last.get() == NARROW
     }
 
-    fn turn(&self, narrow: bool) {
+    fn turn(&self, last: u16) {
         self.chains.set(0);
         self.blocks.set(0);
-        self.is_narrow.set(narrow);
+        self.last.set(last);
     }
 }
 

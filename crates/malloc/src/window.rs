@@ -143,6 +143,8 @@ impl Window {
         self.bytes.store(layout.total, Ordering::Relaxed);
         self.half.store(half, Ordering::Relaxed);
         self.start.store(start.as_ptr(), Ordering::Relaxed);
+        // For what lies behind heaps.
+        start.as_ptr().expose_provenance();
         // The header of address `a` stands at `(a >> 14) mod units`; the array is rotated so that no
         // subtraction is needed.
         self.headers.store(at(layout.headers).cast(), Ordering::Relaxed);

@@ -65,8 +65,10 @@ const SOON: usize = 3;
 
 #[inline(always)]
 pub(super) fn behind(heap: &Heap) -> &Behind {
-    // SAFETY: behind each heap lie committed pages up to the next, which nothing else uses.
-    unsafe { &*ptr::from_ref(heap).wrapping_byte_add(PAGE_BYTES).cast() }
+    let behind = ptr::from_ref(heap).addr() + PAGE_BYTES;
+    // SAFETY: behind each heap lie committed pages up to the next, which nothing else uses. A reference to a
+    // heap does not reach there; the window does, which is exposed.
+    unsafe { &*ptr::with_exposed_provenance(behind) }
 }
 
 impl<const N: usize> Ring<N> {

@@ -171,8 +171,10 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 256 }))]
+
         #[test]
-        fn it_holds_what_a_map_holds(steps in prop::collection::vec((1_usize..600, 0_u8..3), 0..2000)) {
+        fn it_holds_what_a_map_holds(steps in prop::collection::vec((1_usize..600, 0_u8..3), 0..if cfg!(miri) { 200 } else { 2000 })) {
             let (host, mut model) = (Host::default(), HashMap::new());
             let mut table = Table::<Pair, 1024>::new();
             for (number, (key, what)) in steps.into_iter().enumerate() {

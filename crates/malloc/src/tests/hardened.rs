@@ -187,6 +187,7 @@ fn a_broken_header_is_noticed_free_or_live() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "megabytes")]
 fn large_blocks_that_come_and_go_wait_out_of_reach_and_are_used_again() {
     let rig = hardened_rig();
     let mut hidden = 0;
