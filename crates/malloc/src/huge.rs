@@ -46,25 +46,20 @@ pub unsafe fn tell<S: System>(system: &S, region: *mut u8, may: bool) {
     }
 }
 
-/// Gives memory back to the system: a range of the slabs or of an arena, in bytes from its start. Huge pages
-/// begin at `from` there.
+/// Forbids huge pages in all regions of a range in which memory goes back, in bytes from the start of the slabs or
+/// of an arena. They begin at `from` there.
 ///
 /// # Safety
-/// The range is committed, whole pages, the caller's, and nobody needs its contents.
-pub unsafe fn decommit<S: System>(system: &S, start: *mut u8, from: usize, range: Range<usize>) {
+/// The range is committed, and the caller's.
+pub unsafe fn forbid<S: System>(system: &S, start: *mut u8, from: usize, range: Range<usize>) {
     if range.is_empty() {
         return;
     }
     let first = from.max(range.start - range.start % REGION);
     let end = range.end.next_multiple_of(REGION);
-    // SAFETY: the caller's promise is ours; what else is in those regions stays as it is.
-    unsafe {
-        if let (true, Some(regions)) = (first < end, NonNull::new(start.wrapping_add(first))) {
-            system.may_be_huge(regions, end - first, false);
-        }
-        if let Some(pages) = NonNull::new(start.wrapping_add(range.start)) {
-            system.decommit(pages, range.len());
-        }
+    if let (true, Some(regions)) = (first < end, NonNull::new(start.wrapping_add(first))) {
+        // SAFETY: the caller's promise is ours; what stands in those regions stays as it is.
+        unsafe { system.may_be_huge(regions, end - first, false) };
     }
 }
 

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)] // bitmaps in the reservation
 
 use core::cell::Cell;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
@@ -191,13 +192,14 @@ impl Pool {
         let books = &self.books;
         let before = books.dirty.get();
         let mut end = books.frontier.get();
-        if books.cut.replace(end) != end {
-            let frontier = end as usize * UNIT_BYTES;
-            let beyond = huge::end_of_region(window.huge_from(), frontier);
+        let (start, from) = (window.memory(0), window.huge_from());
+        let frontier = end as usize * UNIT_BYTES;
+        let beyond = huge::end_of_region(from, frontier);
+        let mut lowest = beyond;
+        if books.cut.replace(end) != end && frontier < beyond {
+            lowest = frontier;
             // SAFETY: units that were never taken, in a region that was opened.
-            unsafe {
-                huge::decommit(system, window.memory(0), window.huge_from(), frontier..beyond)
-            };
+            unsafe { decommit(system, start, frontier..beyond) };
         }
         while books.dirty.get() > keep && end > 0 {
             let number = end - 1;
@@ -214,13 +216,18 @@ impl Pool {
             {
                 first -= 1;
             }
-            self.clean(window, system, first, last);
+            self.clean(window, first, last);
+            lowest = first as usize * UNIT_BYTES;
+            // SAFETY: units in the pool hold nothing that anybody needs.
+            unsafe { decommit(system, start, lowest..(last as usize + 1) * UNIT_BYTES) };
             end = first;
         }
+        // SAFETY: all that was ever committed is the pool's to advise about.
+        unsafe { huge::forbid(system, start, from, lowest..beyond) };
         (before - books.dirty.get()) as usize * UNIT_BYTES
     }
 
-    fn clean<S: System>(&self, window: &Window, system: &S, first: u32, last: u32) {
+    fn clean(&self, window: &Window, first: u32, last: u32) {
         for number in first..=last {
             change(window, Map::Dirty, number, false);
             change(window, Map::Clean, number, true);
@@ -228,9 +235,6 @@ impl Pool {
         let count = last - first + 1;
         self.books.dirty.set(self.books.dirty.get() - count);
         self.books.clean.set(self.books.clean.get() + count);
-        let range = first as usize * UNIT_BYTES..(last as usize + 1) * UNIT_BYTES;
-        // SAFETY: units in the pool hold nothing that anybody needs.
-        unsafe { huge::decommit(system, window.memory(0), window.huge_from(), range) };
     }
 
     /// How many units are where.
@@ -242,6 +246,17 @@ impl Pool {
             dirty: books.dirty.get(),
             clean: books.clean.get(),
         }
+    }
+}
+
+/// Gives back a range, in bytes from a start.
+///
+/// # Safety
+/// As for [`System::decommit`].
+unsafe fn decommit<S: System>(system: &S, start: *mut u8, range: Range<usize>) {
+    if let Some(first) = NonNull::new(start.wrapping_add(range.start)) {
+        // SAFETY: the caller's promise is ours.
+        unsafe { system.decommit(first, range.len()) };
     }
 }
 
