@@ -158,6 +158,7 @@ mod tests {
         assert_ne!(number(1), sites.number(&rig.system, Site::new(0x40_0005, 4)));
         assert_eq!(sites.site(0), Site::NOBODY);
         assert_eq!(sites.number(&rig.system, Site::NOBODY), 0);
+        // SAFETY: it is this test's own.
         unsafe { sites.end(&rig.system) };
     }
 }
