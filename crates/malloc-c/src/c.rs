@@ -44,9 +44,7 @@ core::arch::global_asm!(
     "pagoda_c_malloc:",
     "mov rsi, qword ptr [rsp]",
     "cmp byte ptr [rip + pagoda_malloc_window_0_1 + 16], 0",
-    "jne 2f",
-    "jmp {malloc}",
-    "2:",
+    "je {malloc}",
     "js {sampled_malloc}",
     "jmp {hard_malloc}",
     ".hidden pagoda_c_calloc",
@@ -85,7 +83,7 @@ core::arch::global_asm!(
 unsafe extern "C" {
     fn pagoda_c_malloc(bytes: usize) -> *mut c_void;
     fn pagoda_c_calloc(bytes: usize) -> *mut c_void;
-    fn pagoda_c_aligned(bytes: usize, align: usize) -> *mut c_void;
+    pub(crate) fn pagoda_c_aligned(bytes: usize, align: usize) -> *mut c_void;
     fn pagoda_c_realloc(block: *mut c_void, bytes: usize) -> *mut c_void;
     fn pagoda_c_posix_memalign(result: *mut *mut c_void, align: usize, bytes: usize) -> c_int;
 }

@@ -7,15 +7,11 @@ use core::ffi::c_void;
 
 use pagoda_malloc_core::process;
 
+use crate::c::pagoda_c_aligned;
 use crate::weak::{new_handler, throw_bad_alloc};
 
 /// `std::nothrow_t const &`.
 type Nothrow = *const c_void;
-
-#[inline(always)]
-fn allocate(bytes: usize, align: usize) -> *mut u8 {
-    if align <= 16 { process::alloc(bytes) } else { process::alloc_aligned(bytes, align, 0) }
-}
 
 // A tail call leaves the caller's return address on the stack: it goes along, for stories and profiles
 // to tell.
@@ -29,12 +25,23 @@ core::arch::global_asm!(
     "cmp byte ptr [rip + pagoda_malloc_window_0_1 + 16], 0",
     "js {sampled_new}",
     "jmp {new}",
+    ".hidden pagoda_cxx_aligned",
+    ".globl pagoda_cxx_aligned",
+    ".type pagoda_cxx_aligned, @function",
+    "pagoda_cxx_aligned:",
+    "mov rdx, qword ptr [rsp]",
+    "jmp {aligned}",
     new = sym new_from,
     sampled_new = sym sampled_new_from,
+    aligned = sym aligned_from,
 );
 
-unsafe extern "C-unwind" {
+// Exceptions come out of both. Who calls them is to be off the stack then, and is, unless the compiler guards the
+// call against exceptions: so it is told that there are none. Where it calls all the same, because it does not
+// optimize, an exception finds a frame with nothing to do, and the place that is told is ours.
+unsafe extern "C" {
     fn pagoda_cxx_new(bytes: usize) -> *mut c_void;
+    fn pagoda_cxx_aligned(bytes: usize, align: usize) -> *mut c_void;
 }
 
 extern "C-unwind" fn new_from(bytes: usize, pc: usize) -> *mut c_void {
@@ -47,10 +54,8 @@ extern "C-unwind" fn sampled_new_from(bytes: usize, pc: usize) -> *mut c_void {
     if block.is_null() { out_of_memory(bytes, 1) } else { block.cast() }
 }
 
-// Exceptions pass only through functions of this calling convention.
-#[inline(always)]
-extern "C-unwind" fn new(bytes: usize, align: usize) -> *mut c_void {
-    let block = allocate(bytes, align);
+extern "C-unwind" fn aligned_from(bytes: usize, align: usize, pc: usize) -> *mut c_void {
+    let block = process::alloc_aligned(bytes, align, pc);
     if block.is_null() { out_of_memory(bytes, align) } else { block.cast() }
 }
 
@@ -60,7 +65,7 @@ extern "C-unwind" fn out_of_memory(bytes: usize, align: usize) -> *mut c_void {
     while let Some(handler) = new_handler() {
         // SAFETY: the program's own handler; it may throw, and there is nothing here to clean up.
         unsafe { handler() };
-        let block = allocate(bytes, align);
+        let block = process::alloc_aligned(bytes, align, 0);
         if !block.is_null() {
             return block.cast();
         }
@@ -85,14 +90,15 @@ pub extern "C-unwind" fn _Znwm(bytes: usize) -> *mut c_void {
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
 pub extern "C" fn _ZnwmRKSt9nothrow_t(bytes: usize, _: Nothrow) -> *mut c_void {
-    allocate(bytes, 1).cast()
+    crate::c::malloc(bytes)
 }
 
 /// `operator new(size_t, std::align_val_t)`
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
 pub extern "C-unwind" fn _ZnwmSt11align_val_t(bytes: usize, align: usize) -> *mut c_void {
-    new(bytes, align)
+    // SAFETY: goes on in `aligned_from`.
+    unsafe { pagoda_cxx_aligned(bytes, align) }
 }
 
 /// `operator new(size_t, std::align_val_t, std::nothrow_t const &) noexcept`
@@ -103,7 +109,8 @@ pub extern "C" fn _ZnwmSt11align_val_tRKSt9nothrow_t(
     align: usize,
     _: Nothrow,
 ) -> *mut c_void {
-    allocate(bytes, align).cast()
+    // SAFETY: goes on there.
+    unsafe { pagoda_c_aligned(bytes, align) }
 }
 
 /// `operator new[](size_t)`
@@ -119,14 +126,15 @@ pub extern "C-unwind" fn _Znam(bytes: usize) -> *mut c_void {
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
 pub extern "C" fn _ZnamRKSt9nothrow_t(bytes: usize, _: Nothrow) -> *mut c_void {
-    allocate(bytes, 1).cast()
+    crate::c::malloc(bytes)
 }
 
 /// `operator new[](size_t, std::align_val_t)`
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
 pub extern "C-unwind" fn _ZnamSt11align_val_t(bytes: usize, align: usize) -> *mut c_void {
-    new(bytes, align)
+    // SAFETY: goes on in `aligned_from`.
+    unsafe { pagoda_cxx_aligned(bytes, align) }
 }
 
 /// `operator new[](size_t, std::align_val_t, std::nothrow_t const &) noexcept`
@@ -137,7 +145,8 @@ pub extern "C" fn _ZnamSt11align_val_tRKSt9nothrow_t(
     align: usize,
     _: Nothrow,
 ) -> *mut c_void {
-    allocate(bytes, align).cast()
+    // SAFETY: goes on there.
+    unsafe { pagoda_c_aligned(bytes, align) }
 }
 
 /// `operator delete(void *) noexcept`

@@ -63,6 +63,7 @@ PLACE int main(int argc, char **argv) {
         return 0;
     }
     for (int k = 0; k < KINDS; k++) printf("%s %zu\n", kinds[k].name, (size_t)kinds[k].make);
+    printf("make_all %zu\nmain %zu\n", (size_t)make_all, (size_t)main);
     if (argc > 1 && !strcmp(argv[1], "threads")) {
         in_a_thread(make_all);
         in_a_thread(free_half);

@@ -31,6 +31,8 @@ struct Profile {
     mapped: Vec<String>,
     comments: usize,
     samples: Vec<(u64, Vec<u64>)>,
+    /// The calls around each sample's, the innermost first.
+    around: Vec<Vec<u64>>,
 }
 
 fn packed(mut bytes: &[u8]) -> Vec<u64> {
@@ -53,14 +55,17 @@ fn read(path: &Path) -> Profile {
     let places: HashMap<_, _> = of(4).map(|one| address(one.2)).collect();
     let sample = |message| {
         let parts: HashMap<_, _> = fields(message).into_iter().map(|one| (one.0, one.2)).collect();
-        (places[&packed(parts[&1])[0]], packed(parts[&2]))
+        let calls: Vec<_> = packed(parts[&1]).iter().map(|call| places[call]).collect();
+        (calls, packed(parts[&2]))
     };
+    let samples: Vec<_> = of(2).map(|one| sample(one.2)).collect();
     Profile {
         types: of(1).map(|one| named(one.2, 1)).collect(),
         period: of(12).next().expect("a period").1,
         mapped: of(3).map(|one| named(one.2, 5)).collect(),
         comments: of(13).count(),
-        samples: of(2).map(|one| sample(one.2)).collect(),
+        around: samples.iter().map(|(calls, _)| calls[1..].to_vec()).collect(),
+        samples: samples.into_iter().map(|(calls, numbers)| (calls[0], numbers)).collect(),
     }
 }
 
@@ -76,10 +81,19 @@ fn written(folder: &Path) -> PathBuf {
 
 /// Runs the program in a folder of its own. That, and where its functions were.
 fn run(name: &str, options: &str, words: &[&str]) -> (PathBuf, HashMap<String, u64>) {
+    run_as(program("sample"), name, options, words)
+}
+
+fn run_as(
+    program: &Path,
+    name: &str,
+    options: &str,
+    words: &[&str],
+) -> (PathBuf, HashMap<String, u64>) {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("sample-{name}"));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).expect("a folder");
-    let mut command = preloaded(program("sample"));
+    let mut command = preloaded(program);
     command.args(words).current_dir(&folder).env("PAGODA_MALLOC", options);
     let output = command.output().expect("the program is there");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -131,6 +145,92 @@ fn estimates_at_exit_are_near_the_truth_for_each_place() {
     assert!(profile.mapped.contains(&own), "{:?}", profile.mapped);
     assert!(profile.samples.len() < 50, "one for each place");
     must_tell_the_truth(&profile, &places, true);
+}
+
+/// The same program, with the unwinder loaded, as those in C++ and Rust have it.
+fn with_unwinder() -> PathBuf {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sample-unwinder");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sample.c");
+    let mut compiler = Command::new("gcc");
+    compiler.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source);
+    compiler.args(["-Wl,--no-as-needed", "-lgcc_s"]);
+    assert!(compiler.status().expect("gcc runs").success());
+    program
+}
+
+#[test]
+fn each_place_has_the_calls_around_it() {
+    let (plain, own) = (program("sample").clone(), with_unwinder());
+    for (program, name, words, level) in [
+        (&plain, "calls", &[][..], Some(1)),
+        (&own, "calls-unwinder", &[][..], Some(1)),
+        (&plain, "calls-thread", &["threads"], None),
+    ] {
+        let (folder, places) = run_as(program, name, "sample=16384", words);
+        let profile = read(&written(&folder));
+        let inside = |name: &str, at: u64| (places[name]..places[name] + 512).contains(&at);
+        for kind in ["small", "middle", "big", "cleared", "aligned", "posix", "resized"] {
+            let all = profile.samples.iter().zip(&profile.around);
+            let of =
+                all.filter(|(sample, _)| (places[kind]..places[kind] + 256).contains(&sample.0));
+            let arounds: Vec<_> = of.map(|(_, around)| around).collect();
+            assert!(!arounds.is_empty(), "{name}: {kind}");
+            for around in arounds {
+                assert!(inside("make_all", around[0]), "{name}, {kind}: {around:x?}");
+                // Below is the C library, which starts programs and threads.
+                let main = around.iter().position(|&at| inside("main", at));
+                assert!(
+                    main == level && (3..8).contains(&around.len()),
+                    "{name}, {kind}: {around:x?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn each_operator_new_is_told_where_it_is_called() {
+    const KINDS: &[(&str, &str)] = &[
+        ("one", "::operator new(5000)"),
+        ("array", "::operator new[](5000)"),
+        ("small", "::operator new(50)"),
+        ("nothrow", "::operator new(5000, std::nothrow)"),
+        ("aligned", "::operator new(5000, std::align_val_t(256))"),
+        ("both", "::operator new[](5000, std::align_val_t(64), std::nothrow)"),
+    ];
+    let make = |&(name, call): &(&str, &str)| {
+        format!("PLACE void *{name}() {{ void *volatile p = {call}; return p; }}\n")
+    };
+    let call = |&(name, _): &(&str, &str)| {
+        format!(
+            "std::printf(\"{name} %zu\\n\", (std::size_t){name});\n\
+             for (int i = 0; i < 3000; i++) held[i % 7] = {name}();\n"
+        )
+    };
+    let source = format!(
+        "#include <cstddef>\n#include <cstdio>\n#include <new>\n\
+         #define PLACE __attribute__((noinline, noclone, aligned(256)))\n{}\
+         void *volatile held[7];\nint main() {{ {} }}\n",
+        KINDS.iter().map(make).collect::<String>(),
+        KINDS.iter().map(call).collect::<String>()
+    );
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (path, program) = (directory.join("sample-new.cc"), directory.join("sample-new"));
+    std::fs::write(&path, source).expect("a source");
+    let mut compiler = Command::new("g++");
+    compiler.args(["-std=c++17", "-O1", "-o"]).arg(&program).arg(&path);
+    assert!(compiler.status().expect("g++ runs").success());
+    let (folder, places) = run_as(&program, "operators", "sample=16384", &[]);
+    let profile = read(&written(&folder));
+    for (name, _) in KINDS {
+        let place = places[*name]..places[*name] + 256;
+        let all = profile.samples.iter().zip(&profile.around);
+        let found: Vec<_> = all.filter(|(sample, _)| place.contains(&sample.0)).collect();
+        assert!(
+            !found.is_empty() && found.iter().all(|one| one.1.len() >= 2),
+            "{name}: {found:x?}"
+        );
+    }
 }
 
 #[test]
@@ -210,7 +310,7 @@ fn instructions(pairs: u32, options: &str, function: Option<&str>) -> u64 {
 fn the_option_costs_some_instructions_of_malloc_and_none_of_free_nor_without_it() {
     const PAIRS: u32 = 200_000;
     let of = |function| instructions(PAIRS, "", Some(function)) / u64::from(PAIRS);
-    assert_eq!([of("malloc"), of("free")], [16, 18]);
+    assert_eq!([of("malloc"), of("free")], [15, 18]);
     let pair = |options| {
         let [less, more] = [PAIRS, 2 * PAIRS].map(|pairs| instructions(pairs, options, None));
         (more - less) as f64 / f64::from(PAIRS)

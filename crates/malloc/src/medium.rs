@@ -17,6 +17,7 @@ use crate::heap::Heap;
 use crate::idle::Part;
 use crate::large::{self, Block, Large};
 use crate::recent::{Kept, Key, LARGEST_KEPT, Offer};
+use crate::sample::calls::Calls;
 use crate::system::{Local, Misuse, PAGE_BYTES, System};
 
 /// Memory handed out.
@@ -312,7 +313,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     }
 
     /// Makes an ordinary block of a sample, if it is one: its bytes and its place.
-    pub(crate) fn unmark(&self, at: *mut u8) -> Option<(usize, usize)> {
+    pub(crate) fn unmark(&self, at: *mut u8) -> Option<(usize, Calls)> {
         if self.window.is_small(at as usize) {
             return None;
         }

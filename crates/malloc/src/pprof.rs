@@ -12,16 +12,18 @@ pub trait Sink {
 
 /// Mappings that places are looked up in; more are written, but no place refers to them.
 const MAPPINGS: usize = 128;
+/// Bytes of the longest message.
+const MESSAGE: usize = 512;
 
-/// A small message: what is written here has at most ten numbers.
+/// A small message: what is written here has at most some forty numbers.
 struct Message {
-    bytes: [u8; 128],
+    bytes: [u8; MESSAGE],
     length: usize,
 }
 
 impl Message {
     const fn new() -> Self {
-        Self { bytes: [0; 128], length: 0 }
+        Self { bytes: [0; MESSAGE], length: 0 }
     }
 
     fn as_bytes(&self) -> &[u8] {
@@ -89,20 +91,33 @@ impl Kind {
     }
 }
 
+/// Who remembers which calls have been told.
+pub trait Told {
+    /// The number that a call was told by; if it has not been, its number is `next`.
+    fn number(&mut self, pc: usize, next: u64) -> u64;
+}
+
+/// Nobody: each call is told where it is met.
+impl Told for () {
+    fn number(&mut self, _pc: usize, next: u64) -> u64 {
+        next
+    }
+}
+
 /// A profile that is being written: how many blocks and bytes there are, by the place that allocated them.
 pub struct Profile<'a, S: Sink> {
     sink: &'a mut S,
     mappings: [(usize, usize); MAPPINGS],
     mapped: usize,
     strings: usize,
-    places: u64,
+    calls: u64,
 }
 
 impl<'a, S: Sink> Profile<'a, S> {
     /// Begins one in which a sample stands for `period` bytes (1: every block is told).
     pub fn begin(sink: &'a mut S, kind: Kind, period: u64) -> Self {
         let (mappings, mapped) = ([(0, 0); MAPPINGS], 0);
-        let mut profile = Self { sink, mappings, mapped, strings: 0, places: 0 };
+        let mut profile = Self { sink, mappings, mapped, strings: 0, calls: 0 };
         for text in STRINGS {
             profile.string(text.as_bytes());
         }
@@ -154,20 +169,19 @@ impl<'a, S: Sink> Profile<'a, S> {
         self.field(MAPPING, message.as_bytes());
     }
 
-    /// Tells what a place allocated: the numbers of the profile's kind. `pc`: where the call returns to; 0: not
-    /// known.
-    pub fn place(&mut self, pc: usize, numbers: &[u64]) {
-        self.places += 1;
-        // What is looked up is the call, not what comes after it.
-        let at = pc.saturating_sub(1);
-        let mapping = self.mappings.iter().position(|&(start, end)| (start..end).contains(&at));
-        let mut message = Message::new();
-        message.number(1, self.places);
-        message.number(2, mapping.map_or(0, |index| index as u64 + 1));
-        message.number(3, at as u64);
-        self.field(LOCATION, message.as_bytes());
+    /// Tells what a place allocated: the numbers of the profile's kind. A place is where calls return to, the
+    /// innermost first, at most 32; 0: not known.
+    pub fn place(&mut self, calls: &[usize], numbers: &[u64], told: &mut impl Told) {
         let (mut ids, mut values) = (Message::new(), Message::new());
-        ids.varint(self.places);
+        for &pc in calls {
+            let next = self.calls + 1;
+            let number = told.number(pc, next);
+            if number == next {
+                self.calls = next;
+                self.call(pc, next);
+            }
+            ids.varint(number);
+        }
         numbers.iter().for_each(|&number| values.varint(number));
         let mut message = Message::new();
         for (field, packed) in [(1, ids), (2, values)] {
@@ -175,6 +189,17 @@ impl<'a, S: Sink> Profile<'a, S> {
             packed.as_bytes().iter().for_each(|&byte| message.put(byte));
         }
         self.field(SAMPLE, message.as_bytes());
+    }
+
+    fn call(&mut self, pc: usize, number: u64) {
+        // What is looked up is the call, not what comes after it.
+        let at = pc.saturating_sub(1);
+        let mapping = self.mappings.iter().position(|&(start, end)| (start..end).contains(&at));
+        let mut message = Message::new();
+        message.number(1, number);
+        message.number(2, mapping.map_or(0, |index| index as u64 + 1));
+        message.number(3, at as u64);
+        self.field(LOCATION, message.as_bytes());
     }
 }
 
@@ -198,8 +223,8 @@ mod tests {
         let mut profile = Profile::begin(&mut written, Kind::Live, 1);
         profile.mapping(0x55_0000_1000, 0x55_0000_9000, 0x1000, b"/bin/program");
         profile.mapping(0x7f00_0000_0000, 0x7f00_0001_0000, 0, b"/lib/library.so");
-        profile.place(0x7f00_0000_0001, &[3, 300_000]);
-        profile.place(0, &[1, u64::MAX >> 1]);
+        profile.place(&[0x7f00_0000_0001], &[3, 300_000], &mut ());
+        profile.place(&[0], &[1, u64::MAX >> 1], &mut ());
         let all = fields(&written);
         let of = |field| all.iter().filter(move |one| one.0 == field).map(|one| one.2);
         let strings: Vec<_> = of(6).map(|text| std::str::from_utf8(text).unwrap()).collect();
@@ -235,7 +260,7 @@ mod tests {
         let mut profile = Profile::begin(&mut written, Kind::AllAndLive, 524_288);
         profile.comment(b"nothing was lost");
         profile.mapping(0x1000, 0x2000, 0, b"/bin/program");
-        profile.place(0x1001, &[50, 2000, 40, 1600]);
+        profile.place(&[0x1001], &[50, 2000, 40, 1600], &mut ());
         let all = fields(&written);
         let of = |field| all.iter().filter(move |one| one.0 == field);
         let strings: Vec<_> = of(6).map(|one| std::str::from_utf8(one.2).unwrap()).collect();
@@ -252,5 +277,39 @@ mod tests {
         let sample = of(2).next().unwrap().2;
         assert_eq!(fields(sample)[1].2, [50, 0xd0, 0x0f, 40, 0xc0, 0x0c]);
         assert_eq!(of(12).next().map(|one| one.1), Some(524_288));
+    }
+
+    impl Told for Vec<usize> {
+        fn number(&mut self, pc: usize, next: u64) -> u64 {
+            let at = self.iter().position(|&one| one == pc).unwrap_or(self.len());
+            if at == self.len() {
+                self.push(pc);
+                assert_eq!(self.len() as u64, next);
+            }
+            at as u64 + 1
+        }
+    }
+
+    #[test]
+    fn a_call_that_others_have_in_common_is_told_once() {
+        let (mut written, mut told) = (Vec::new(), Vec::new());
+        let mut profile = Profile::begin(&mut written, Kind::Live, 1);
+        let deep: Vec<_> = (0..32).map(|n| usize::MAX >> 1 ^ n).collect();
+        for calls in [&[0x11, 0x21, 0x31][..], &[0x12, 0x21, 0x31], &deep, &[0x31]] {
+            profile.place(calls, &[u64::MAX; 4], &mut told);
+        }
+        let all = fields(&written);
+        let of = |field| all.iter().filter(move |one| one.0 == field).map(|one| one.2);
+        let calls: Vec<_> = of(4).map(|call| (numbers(call)[0].1, numbers(call)[1].1)).collect();
+        assert_eq!(calls[..4], [(1, 0x10), (2, 0x20), (3, 0x30), (4, 0x11)]);
+        let samples: Vec<Vec<u64>> = of(2)
+            .map(|sample| {
+                let mut ids = fields(sample)[0].2;
+                std::iter::from_fn(|| (!ids.is_empty()).then(|| varint(&mut ids))).collect()
+            })
+            .collect();
+        assert_eq!(samples[..2], [[1, 2, 3], [4, 2, 3]]);
+        assert_eq!((samples[2].len(), samples[2][31], &samples[3][..]), (32, 36, &[3][..]));
+        assert_eq!(calls.len(), 36);
     }
 }

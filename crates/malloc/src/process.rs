@@ -77,6 +77,9 @@ global_asm!(
     ".weak pthread_setspecific",
     ".weak pthread_atfork",
     ".weak __register_atfork",
+    ".weak _Unwind_Backtrace",
+    ".weak _Unwind_GetIP",
+    ".weak backtrace",
     none = sym NO_HEAP,
     no_unit = sym NONE,
     alloc_slow = sym alloc_slow_from,
@@ -161,6 +164,10 @@ unsafe impl Local for Slot {
     fn helper(&self) -> bool {
         crate::helper::start()
     }
+
+    fn callers(&self, all: &mut [usize]) -> usize {
+        callers(all)
+    }
 }
 
 unsafe extern "C" fn fault(_signal: c_int, info: *const [usize; 3], _context: *const u8) {
@@ -173,6 +180,12 @@ type KeyCreate = unsafe extern "C" fn(*mut u32, unsafe extern "C" fn(*mut c_void
 type SetSpecific = unsafe extern "C" fn(u32, *const c_void) -> c_int;
 type AtFork = unsafe extern "C" fn(Handler, Handler, Handler) -> c_int;
 type RegisterAtFork = unsafe extern "C" fn(Handler, Handler, Handler, *const c_void) -> c_int;
+
+type Walk = unsafe extern "C" fn(Frame, *mut c_void) -> c_int;
+type Frame = *const c_void;
+type Unwind = unsafe extern "C" fn(Walk, *mut c_void) -> c_int;
+type Pc = unsafe extern "C" fn(Frame) -> usize;
+type Backtrace = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
 
 macro_rules! weak {
     ($symbol:literal as $kind:ty) => {{
@@ -235,6 +248,44 @@ fn at_fork() {
         (None, None) => -1,
     };
     crate::helper::may_be(failed == 0);
+}
+
+/// The calls around this one, by the tables that programs have for exceptions: with the unwinder, if the program has
+/// it loaded (C++ and Rust do), else by the C library's `backtrace`, which loads it.
+fn callers(all: &mut [usize]) -> usize {
+    let mut found = Found { all, count: 0 };
+    match weak!("_Unwind_Backtrace" as Unwind) {
+        // SAFETY: the walk gets what it expects, which outlives the call.
+        Some(unwind) => unsafe { unwind(walk, (&raw mut found).cast()) },
+        None => {
+            let room = found.all.len() as c_int;
+            // SAFETY: there is room for so many addresses.
+            let count = weak!("backtrace" as Backtrace)
+                .map_or(0, |backtrace| unsafe { backtrace(found.all.as_mut_ptr(), room) });
+            found.count = usize::try_from(count).unwrap_or(0);
+            0
+        }
+    };
+    found.count
+}
+
+struct Found<'a> {
+    all: &'a mut [usize],
+    count: usize,
+}
+
+/// Notes one call. Goes on as long as there is room (the numbers are `_URC_NO_REASON` and `_URC_END_OF_STACK`).
+unsafe extern "C" fn walk(frame: Frame, found: *mut c_void) -> c_int {
+    // SAFETY: `callers` gives it, and looks at it only when the walk is over.
+    let found = unsafe { &mut *found.cast::<Found<'_>>() };
+    let (Some(place), Some(pc)) = (found.all.get_mut(found.count), weak!("_Unwind_GetIP" as Pc))
+    else {
+        return 5;
+    };
+    // SAFETY: the unwinder's own.
+    *place = unsafe { pc(frame) };
+    found.count += 1;
+    0
 }
 
 unsafe extern "C" fn thread_ends(_heap: *mut c_void) {

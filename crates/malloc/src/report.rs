@@ -6,10 +6,11 @@ use core::fmt::Write as _;
 use crate::hardened::Leaks;
 use crate::linux::{self, Line, process};
 use crate::options::Options;
-use crate::pprof::{Kind, Profile, Sink};
+use crate::pprof::{Kind, Profile, Sink, Told};
 use crate::process::PROCESS;
 use crate::sample::Sampled;
 use crate::sample::chance::Sum;
+use crate::sample::table::{Entry, Table};
 
 /// A file that is written in larger pieces.
 struct File {
@@ -132,7 +133,8 @@ fn write(path: &CStr, live: &mut Leaks) -> bool {
         let mut profile = Profile::begin(&mut file, Kind::Live, 1);
         mappings(|start, end, offset, path| profile.mapping(start, end, offset, path));
         for leak in live.sorted() {
-            profile.place(leak.pc, &[leak.blocks as u64, leak.bytes as u64]);
+            let numbers = [leak.blocks as u64, leak.bytes as u64];
+            profile.place(&[leak.pc], &numbers, &mut ());
         }
         file.flush();
     })
@@ -153,13 +155,49 @@ fn write_sampled(path: &CStr, sampled: &Sampled) -> bool {
             profile.comment(line.as_bytes());
         }
         mappings(|start, end, offset, path| profile.mapping(start, end, offset, path));
+        let mut calls = Calls(Table::new());
         for place in sampled.places() {
             let [all, live] = [place.all, place.live];
             let numbers = [all.blocks(), all.bytes(), live.blocks(), live.bytes()];
-            profile.place(place.pc, &numbers);
+            profile.place(place.calls.frames(), &numbers, &mut calls);
         }
+        calls.0.clear(PROCESS.system());
         file.flush();
     })
+}
+
+/// Calls that a profile has told, by where they return to.
+struct Calls(Table<Call, CALLS>);
+
+/// So many are remembered; more are told each time.
+const CALLS: usize = 1 << 20;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Call {
+    /// Plus one, because 0 may stand for a call that is not known.
+    pc: usize,
+    number: u64,
+}
+
+// SAFETY: two numbers.
+#[allow(unsafe_code)]
+unsafe impl Entry for Call {
+    fn key(&self) -> usize {
+        self.pc
+    }
+}
+
+impl Told for Calls {
+    fn number(&mut self, pc: usize, next: u64) -> u64 {
+        let pc = pc.wrapping_add(1).max(1);
+        if let Some(call) = self.0.get_mut(pc) {
+            return call.number;
+        }
+        // Where there is no room, it is told again.
+        self.0.insert(PROCESS.system(), Call { pc, number: next });
+        next
+    }
 }
 
 /// Tells of each mapping of a file with code.

@@ -9,9 +9,9 @@
 //!   the next, and a block of `n` bytes is chosen with probability `p = 1 - exp(-(n + 1) / interval)`, whatever
 //!   came before.
 //! - A chosen block, a *sample*, has a [`Record`]: address, bytes, place. While it is live it stands for `1 / p`
-//!   blocks of its size from its *place*, the address that malloc was called from: so many times it enters the
-//!   place's sums, which is right on average. When it is freed, its record goes, and that much leaves the sums
-//!   of what is live.
+//!   blocks of its size from its *place*, the call of malloc and the calls around it ([`calls`]): so many times it
+//!   enters the place's sums, which is right on average. When it is freed, its record goes, and that much leaves the
+//!   sums of what is live.
 //! - Each resize is a free and an allocation, wherever the block comes to lie.
 //!
 //! A sample is never in a slab: it is a medium or large block, whose cell or header says that it is
@@ -36,10 +36,12 @@
 //! from its first sample on. Threads that end leave their distance to who takes over the heap, which
 //! the distribution allows. A thread for which there is no heap is not sampled.
 //!
-//! Left out: the callers of the caller (without frame pointers, which few programs have, a stack cannot be
-//! walked in safety, nor without the program's tables for its exceptions); blocks of less than 1 KiB that are samples
-//! take 1 KiB, and `malloc_usable_size` says so. Not together with hardened mode, which knows all and says so
-//! itself.
+//! The calls are walked by whoever can ([`Local::callers`]), before the lock is taken. That may allocate: nothing
+//! is a sample meanwhile.
+//!
+//! Left out: calls around a caller that the host's unwinder does not know, or where there is none (the place is the
+//! caller alone then); blocks of less than 1 KiB that are samples take 1 KiB, and `malloc_usable_size` says so. Not
+//! together with hardened mode, which knows all and says so itself.
 #![allow(unsafe_code)] // a short way of its own; the books under their lock
 
 use core::cell::UnsafeCell;
@@ -56,9 +58,11 @@ use crate::options::Options;
 use crate::system::{Local, System};
 use crate::unit::Unit;
 
+pub(crate) mod calls;
 pub(crate) mod chance;
-mod table;
+pub(crate) mod table;
 
+use calls::Calls;
 use chance::{Luck, Sum, worth};
 use table::{Entry, Table};
 
@@ -90,15 +94,15 @@ unsafe impl Entry for Record {
 #[repr(C)]
 pub(crate) struct Place {
     pub key: usize,
-    /// Where malloc returns to; 0 if it is not known.
-    pub pc: usize,
+    /// The first is 0 if it is not known.
+    pub calls: Calls,
     /// All blocks that were allocated.
     pub all: Sum,
     /// Those of them that are live.
     pub live: Sum,
 }
 
-// SAFETY: six numbers.
+// SAFETY: numbers.
 unsafe impl Entry for Place {
     fn key(&self) -> usize {
         self.key
@@ -186,13 +190,13 @@ impl Books {
         &mut self,
         system: &S,
         record: Record,
-        pc: usize,
+        calls: &Calls,
         sum: Sum,
         new: bool,
     ) -> bool {
         if self.places.get_mut(record.place).is_none() {
             let nothing = Sum::NOTHING;
-            let place = Place { key: record.place, pc, all: nothing, live: nothing };
+            let place = Place { key: record.place, calls: *calls, all: nothing, live: nothing };
             if !self.places.insert(system, place) {
                 return false;
             }
@@ -305,9 +309,9 @@ impl<S: System, L: Local> Allocator<S, L> {
                 self.plain_realloc(at, bytes, |bytes| self.ordinary(bytes))
             }
         };
-        if let (true, Some((bytes, pc))) = (new.is_null(), old) {
+        if let (true, Some((bytes, calls))) = (new.is_null(), old) {
             // It is as before.
-            self.enter_sample(at, bytes, pc, false);
+            self.enter_sample(at, bytes, &calls, false);
         }
         new
     }
@@ -319,7 +323,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         // SAFETY: the caller's promise is ours; the two blocks of the copy are different ones.
         unsafe {
             if let (true, Some(moved)) = (large, self.resize_large(large, at, bytes)) {
-                self.enter_sample(moved, bytes, pc, true);
+                self.enter_sample(moved, bytes, &self.calls(pc), true);
                 return moved;
             }
             let given = self.sample(bytes, 1, pc);
@@ -435,19 +439,28 @@ impl<S: System, L: Local> Allocator<S, L> {
         let heap = if bytes > SMALL_MAX { self.own_heap() } else { None };
         let given = self.take_medium(heap, bytes, align);
         if !given.at.is_null() {
-            self.enter_sample(given.at, bytes, pc, true);
+            self.enter_sample(given.at, bytes, &self.calls(pc), true);
         }
         given
     }
 
+    /// The calls that led here, from the one that returns to `pc` on.
+    fn calls(&self, pc: usize) -> Calls {
+        let Some(heap) = self.own_heap() else { return Calls::one(pc) };
+        // What the walk allocates is not sampled.
+        let until = heap.until.replace(usize::MAX);
+        let calls = Calls::around(pc, |all| self.local.callers(all));
+        heap.until.set(until);
+        calls
+    }
+
     /// Makes a sample of a medium or large block, if there is room in the books: one that is new, or one
     /// that was a sample before.
-    fn enter_sample(&self, at: *mut u8, bytes: usize, pc: usize, new: bool) {
+    fn enter_sample(&self, at: *mut u8, bytes: usize, calls: &Calls, new: bool) {
         let sum = worth(bytes, self.options().interval());
-        // Zero is no key, nor an address that anything returns to.
-        let record = Record { at: at as usize, bytes, place: pc.max(1) };
+        let record = Record { at: at as usize, bytes, place: calls.key() };
         let entered = self.samples.with(&self.system, |books| {
-            let entered = books.enter(&self.system, record, pc, sum, new);
+            let entered = books.enter(&self.system, record, calls, sum, new);
             if !entered {
                 books.lost.add(sum);
             }
@@ -458,16 +471,16 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
     }
 
-    /// Takes the record of a sample that is no longer one. Its bytes, and its place.
+    /// Takes the record of a sample that is no longer one. Its bytes, and the calls that it came from.
     #[cold]
     #[inline(never)]
-    pub(crate) fn forget(&self, at: *mut u8) -> Option<(usize, usize)> {
+    pub(crate) fn forget(&self, at: *mut u8) -> Option<(usize, Calls)> {
         let interval = self.options().interval();
         self.samples.with(&self.system, |books| {
             let record = books.records.remove(at as usize)?;
             let place = books.places.get_mut(record.place)?;
             place.live.subtract(worth(record.bytes, interval));
-            Some((record.bytes, place.pc))
+            Some((record.bytes, place.calls))
         })
     }
 

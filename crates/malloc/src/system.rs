@@ -129,6 +129,12 @@ pub unsafe trait Local: Sync {
     fn helper(&self) -> bool {
         false
     }
+    /// Writes the addresses that the calls around this one return to, the innermost first; as many as there is
+    /// room for. How many; none, if that cannot be known. Called where allocations are sampled, without a lock
+    /// held; it may allocate.
+    fn callers(&self, _all: &mut [usize]) -> usize {
+        0
+    }
 }
 
 /// Why the program was stopped.

@@ -5,13 +5,16 @@ use std::thread;
 
 use super::rig::{Rig, check_samples, must_be_empty, sampled_rig};
 use crate::sample::Place;
+use crate::sample::calls::Calls;
 use crate::sample::chance::Sum;
 
 fn place(rig: &Rig, pc: usize) -> Place {
     let sampled = rig.sampled().expect("it samples");
     assert_eq!(sampled.lost, Sum::NOTHING);
-    let nothing = Place { key: pc, pc, all: Sum::NOTHING, live: Sum::NOTHING };
-    let found = sampled.places().find(|place| place.pc == pc).copied().unwrap_or(nothing);
+    let calls = Calls::one(pc);
+    let nothing = Place { key: calls.key(), calls, all: Sum::NOTHING, live: Sum::NOTHING };
+    let found =
+        sampled.places().find(|place| place.calls.frames() == [pc]).copied().unwrap_or(nothing);
     sampled.end(&rig.system);
     found
 }
