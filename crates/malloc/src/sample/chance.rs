@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn logarithm_and_power_agree_with_the_libraries() {
-        for n in 1..100_000_u32 {
+        for n in (1..100_000_u32).step_by(if cfg!(miri) { 997 } else { 1 }) {
             let x = f64::from(n) / 99_999.0;
             assert!((minus_ln(x) + x.ln()).abs() < 1e-12, "ln {x}");
             for x in [x, 50.0 * x, 1e-6 * x] {
