@@ -12,8 +12,8 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 
 use libfuzzer_sys::fuzz_target;
-use pagoda_heap::{Cache, Heap, HeapError, Misuse, MisuseKind, OutOfPages, PageSource, PageTags};
 use pagoda_heap::Report;
+use pagoda_heap::{Cache, Heap, HeapError, Misuse, MisuseKind, OutOfPages, PageSource, PageTags};
 use pagoda_sync::{CpuId, Cpus, RawSpin};
 
 // The crate's own test equipment: pages of a host allocation, with a budget and a grudge.
@@ -128,7 +128,8 @@ impl Model<'_> {
         match input.byte()? % 32 {
             0..=9 => {
                 let (size, shape) = (input.size()?, input.byte()?);
-                let shift = if shape & 0x70 != 0 { u32::from(shape % 5) } else { u32::from(shape % 15) };
+                let shift =
+                    if shape & 0x70 != 0 { u32::from(shape % 5) } else { u32::from(shape % 15) };
                 let layout = Layout::from_size_align(size, 1 << shift).ok()?;
                 Some(self.alloc(layout, shape & 0x80 != 0))
             }

@@ -2,8 +2,8 @@
 //!
 //! One allocator after the other, each with a window and a thread-local pointer of its own; one thread
 //! plays up to four by changing the pointer. Beside it a model: a list of live blocks, each filled at both
-//! ends with its own pattern. Every second input runs in hardened mode. Requests fail where the input
-//! says so. At the end all is freed, and nothing may be left.
+//! ends with its own pattern. Every second input runs in hardened mode, of the others every second one samples,
+//! often. Requests fail where the input says so. At the end all is freed, and nothing may be left.
 #![no_main]
 
 use std::cell::Cell;
@@ -16,7 +16,7 @@ use pagoda_malloc::{Allocator, Heap, Local, Options, Stop, System, linux::Linux}
 /// Linux, with a budget, as the thread that is played.
 struct Stage {
     budget: Cell<u32>,
-    hardened: bool,
+    options: Options,
     playing: Cell<usize>,
 }
 
@@ -79,7 +79,7 @@ unsafe impl System for Stage {
         false
     }
     fn options(&self) -> Options {
-        if self.hardened { Options::HARDENED } else { Options::NONE }
+        self.options
     }
     fn stop(&self, why: &Stop) -> ! {
         panic!("{why}");
@@ -137,14 +137,21 @@ impl Input<'_> {
     /// About as many of each octave to 512 KiB.
     fn size(&mut self) -> Option<usize> {
         let (first, second) = (self.byte()?, self.byte()?);
-        Some(((1 << 16 | second << 8 | first) >> (16 - (first & 15))) * if first > 250 { 8 } else { 1 })
+        Some(
+            ((1 << 16 | second << 8 | first) >> (16 - (first & 15)))
+                * if first > 250 { 8 } else { 1 },
+        )
     }
 }
 
 fn play(data: &[u8]) -> Option<()> {
     let mut input = Input(data);
-    let hardened = input.byte()? % 2 == 1;
-    let stage = Stage { budget: Cell::new(0), hardened, playing: Cell::new(0) };
+    let options = match input.byte()? % 4 {
+        1 | 3 => Options::HARDENED,
+        2 => Options::sampling(500),
+        _ => Options::NONE,
+    };
+    let stage = Stage { budget: Cell::new(0), options, playing: Cell::new(0) };
     let playing = Cell::new(0);
     let slots = Slots(&playing, [const { Cell::new(Heap::none()) }; 4]);
     let heap = Allocator::new(stage, slots);
