@@ -99,6 +99,18 @@ pub fn in_turn(one: (&str, Vec<f64>), other: (&str, Vec<f64>)) -> [Figure; 2] {
     [Figure { median: first, ..one }, Figure { median: second, ..other }]
 }
 
+/// Whose samples were taken in turn with those of a `base`, round by round, on a machine whose speed drifts: the
+/// median of the ratios within a round, in units of the base's median. The quartiles are those of all samples.
+pub fn beside(base: &[f64], name: &str, samples: Vec<f64>) -> Figure {
+    let unit = figure("", base.to_vec()).median;
+    Figure { median: ratio(base, &samples) * unit, ..figure(name, samples) }
+}
+
+/// The median of the ratios of samples to those of a base, round by round.
+pub fn ratio(base: &[f64], samples: &[f64]) -> f64 {
+    figure("", samples.iter().zip(base).map(|(sample, base)| sample / base).collect()).median
+}
+
 /// A reproducible source of numbers (xorshift64*, Vigna 2016).
 pub struct Numbers(u64);
 
