@@ -1,6 +1,7 @@
 //! Real programs with a malloc loaded before them: CPU time and peak memory, in interleaved rounds.
 //!
-//! In each round each program runs once for nothing, then with each malloc, another one first each time.
+//! In each round each program runs once for nothing, then with each malloc, another one first each time; three
+//! times, if it takes less than a second.
 //! CPU time is user and system time of the program, peak memory its largest resident size, as the
 //! system counts them for a child that ended. glibc's figure is the median of all rounds, another's the median of
 //! its ratios to glibc's in the same round, times that: machines with neighbours change their speed for
@@ -259,8 +260,10 @@ fn measured(quick: bool, work: &Path) -> Result<Vec<Row>> {
         for (program, samples) in programs.iter().zip(&mut samples) {
             // Whoever comes first would fetch the program and its input into the caches for all: so one
             // run does not count, and each round begins with another.
-            run(program, &mallocs[1], work)?;
-            for turn in (0..mallocs.len()).map(|turn| (turn + round) % mallocs.len()) {
+            let first = run(program, &mallocs[1], work)?;
+            // Short ones go round three times.
+            let times = if first.seconds < 1.0 && !quick { 3 } else { 1 };
+            for turn in (0..times * mallocs.len()).map(|turn| (turn + round) % mallocs.len()) {
                 samples[turn].push(run(program, &mallocs[turn], work)?);
             }
         }
