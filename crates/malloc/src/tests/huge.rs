@@ -68,6 +68,7 @@ fn an_arena_gets_them_where_half_of_it_is_live() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "megabytes")]
 fn slabs_that_foretell_no_more_of_their_kind_open_no_huge_page() {
     let rig = roomy(Options::NONE);
     unsafe { rig.free(rig.alloc(16)) };
