@@ -74,6 +74,7 @@ fn slabs_too_few_for_a_sweep_go_back_too() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many blocks")]
 fn a_helper_is_asked_for_once_and_only_by_several_threads_with_much_to_give_back() {
     let rig = rig();
     let asked = || rig.local.helpers.load(Relaxed);
