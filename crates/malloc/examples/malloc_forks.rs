@@ -11,6 +11,7 @@ use std::ffi::c_int;
 use std::process::ExitCode;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use pagoda_malloc::Malloc;
@@ -149,9 +150,14 @@ fn main() -> ExitCode {
         eprintln!("malloc_forks: how many forks?");
         return ExitCode::FAILURE;
     };
+    // While a thread starts, Rust's library holds a lock of its own, which a child of that moment would find
+    // taken for ever when it starts one.
+    let started = Arc::new(Barrier::new(THREADS as usize + 1));
     let threads: Vec<_> = (0..THREADS)
         .map(|thread| {
+            let started = started.clone();
             std::thread::spawn(move || {
+                started.wait();
                 let mut numbers = Numbers(thread * 2 + 1);
                 while !OVER.load(Ordering::Relaxed) {
                     work(&mut numbers, 50);
@@ -160,6 +166,7 @@ fn main() -> ExitCode {
             })
         })
         .collect();
+    started.wait();
     let result = soak(forks);
     OVER.store(true, Ordering::Relaxed);
     let whole = threads.into_iter().all(|thread| thread.join().is_ok());
