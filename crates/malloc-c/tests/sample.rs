@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{library, preloaded, program};
+use common::{compiled, library, preloaded, program};
 use decode::{fields, numbers, varint};
 
 /// What `sample.c` allocates: name, bytes, blocks, and how many of them are left.
@@ -147,24 +147,15 @@ fn estimates_at_exit_are_near_the_truth_for_each_place() {
     must_tell_the_truth(&profile, &places, true);
 }
 
-/// The same program, with the unwinder loaded, as those in C++ and Rust have it.
-fn with_unwinder() -> PathBuf {
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sample-unwinder");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sample.c");
-    let mut compiler = Command::new("gcc");
-    compiler.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source);
-    compiler.args(["-Wl,--no-as-needed", "-lgcc_s"]);
-    assert!(compiler.status().expect("gcc runs").success());
-    program
-}
-
 #[test]
 fn each_place_has_the_calls_around_it() {
-    let (plain, own) = (program("sample").clone(), with_unwinder());
+    // One has the unwinder loaded, as programs in C++ and Rust have it.
+    let unwinder = ["-Wl,--no-as-needed", "-lgcc_s"];
+    let (plain, own) = (program("sample"), compiled("sample", "sample-unwinder", &unwinder));
     for (program, name, words, level) in [
-        (&plain, "calls", &[][..], Some(1)),
+        (plain, "calls", &[][..], Some(1)),
         (&own, "calls-unwinder", &[][..], Some(1)),
-        (&plain, "calls-thread", &["threads"], None),
+        (plain, "calls-thread", &["threads"], None),
     ] {
         let (folder, places) = run_as(program, name, "sample=16384", words);
         let profile = read(&written(&folder));

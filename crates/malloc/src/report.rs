@@ -155,19 +155,19 @@ fn write_sampled(path: &CStr, sampled: &Sampled) -> bool {
             profile.comment(line.as_bytes());
         }
         mappings(|start, end, offset, path| profile.mapping(start, end, offset, path));
-        let mut calls = Calls(Table::new());
+        let mut told = Remembered(Table::new());
         for place in sampled.places() {
             let [all, live] = [place.all, place.live];
             let numbers = [all.blocks(), all.bytes(), live.blocks(), live.bytes()];
-            profile.place(place.calls.frames(), &numbers, &mut calls);
+            profile.place(place.calls.frames(), &numbers, &mut told);
         }
-        calls.0.clear(PROCESS.system());
+        told.0.clear(PROCESS.system());
         file.flush();
     })
 }
 
 /// Calls that a profile has told, by where they return to.
-struct Calls(Table<Call, CALLS>);
+struct Remembered(Table<Call, CALLS>);
 
 /// So many are remembered; more are told each time.
 const CALLS: usize = 1 << 20;
@@ -188,7 +188,7 @@ unsafe impl Entry for Call {
     }
 }
 
-impl Told for Calls {
+impl Told for Remembered {
     fn number(&mut self, pc: usize, next: u64) -> u64 {
         let pc = pc.wrapping_add(1).max(1);
         if let Some(call) = self.0.get_mut(pc) {

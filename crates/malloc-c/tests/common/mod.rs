@@ -39,14 +39,18 @@ pub fn preloaded(program: impl AsRef<OsStr>) -> Command {
 #[allow(dead_code)]
 pub fn program(name: &str) -> &'static PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-        let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/{name}.c"));
-        let mut compiler = Command::new("gcc");
-        compiler.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source);
-        assert!(compiler.status().expect("gcc runs").success());
-        program
-    })
+    PROGRAM.get_or_init(|| compiled(name, name, &[]))
+}
+
+/// `tests/NAME.c`, compiled under another name, and linked with more.
+#[allow(dead_code)]
+pub fn compiled(name: &str, to: &str, more: &[&str]) -> PathBuf {
+    let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(to);
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/{name}.c"));
+    let mut compiler = Command::new("gcc");
+    compiler.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source).args(more);
+    assert!(compiler.status().expect("gcc runs").success());
+    program
 }
 
 /// Runs a program with the shared object and gives what it wrote.

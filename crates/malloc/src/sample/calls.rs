@@ -5,7 +5,7 @@ use core::fmt;
 /// So many calls are kept, the innermost ones.
 const DEPTH: usize = 32;
 /// Calls inside the allocator and what walks the stack, at most.
-pub const OURS: usize = 16;
+const OURS: usize = 16;
 
 /// The calls that led to an allocation, the innermost first: addresses that they return to.
 #[derive(Clone, Copy)]
