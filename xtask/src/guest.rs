@@ -2,8 +2,12 @@
 //!
 //! The machine has three serial lines, each two pipes of ours: COM1 is the terminal or the
 //! program's standard input and output, COM2 is the control line (and the kernel's log where COM1
-//! belongs to a program), COM3 is the program's standard error. Only for a person's terminal COM1
-//! is QEMU's own standard input and output, so that QEMU puts the terminal into raw mode.
+//! belongs to a program), COM3 is the program's standard error.
+//!
+//! Nothing is sent before the kernel has said its first word on the control line: a serial device
+//! drops what it holds when its buffers are switched on. From then on a person's terminal is in raw
+//! mode and its keys are the machine's, but for Ctrl-A X, with which QEMU ends; until then Ctrl-C
+//! ends a machine that does not come up.
 //!
 //! The machine `microvm` has one serial line by itself; the others are added to it as devices. With
 //! `one_line` the machine has COM1 alone, on any board, and a debug console in place of COM2.
@@ -22,6 +26,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::termios::{self, OptionalActions, Termios};
 
 use crate::build;
 
@@ -143,14 +148,11 @@ impl Guest {
         command.args(["-smp", &self.smp.to_string()]);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         self.boot_arguments(&mut command)?;
-        if self.lines == Lines::Terminal {
-            command.args(["-chardev", "stdio,id=com1,mux=on,signal=off"]);
-        } else {
-            lines.chardev(&mut command, "com1");
-            command.stdin(Stdio::null());
-        }
-        lines.chardev(&mut command, "com2");
-        lines.chardev(&mut command, "com3");
+        // A chardev that others could share knows Ctrl-A.
+        lines.chardev(&mut command, "com1", self.lines == Lines::Terminal);
+        lines.chardev(&mut command, "com2", false);
+        lines.chardev(&mut command, "com3", false);
+        command.stdin(Stdio::null());
         self.line_arguments(&mut command);
         if self.gdb {
             command.args(["-s", "-S"]);
@@ -244,14 +246,14 @@ impl Guest {
         let [com1, com2, com3] = lines.ours()?;
         let mut carriers = Vec::new();
         let mut awake = None;
-        if self.lines == Lines::Program {
+        let terminal = Arc::new(Terminal::new(self.lines == Lines::Terminal)?);
+        let _cooked = Cooked(terminal.clone());
+        if self.lines != Lines::Watch {
             let (sender, receiver) = mpsc::channel();
             awake = Some(sender);
-            feed(com1.1, com2.1, receiver);
+            feed(com1.1, com2.1, receiver, terminal);
         }
-        if self.lines != Lines::Terminal {
-            carriers.push(carry(com1.0, std::io::stdout()));
-        }
+        carriers.push(carry(com1.0, std::io::stdout()));
         carriers.push(carry(com3.0, std::io::stderr()));
         self.wait(lines, running, deadline, com2.0, carriers, awake)
     }
@@ -337,9 +339,9 @@ impl SerialLines {
         Ok(all)
     }
 
-    fn chardev(&self, command: &mut Command, name: &str) {
-        let path = self.dir.join(name);
-        command.args(["-chardev", &format!("pipe,id={name},path={}", path.display())]);
+    fn chardev(&self, command: &mut Command, name: &str, shared: bool) {
+        let (path, mux) = (self.dir.join(name), if shared { ",mux=on" } else { "" });
+        command.args(["-chardev", &format!("pipe,id={name},path={}{mux}", path.display())]);
     }
 
     /// Our ends of the three lines.
@@ -396,14 +398,60 @@ fn carry(mut from: PipeReader, mut to: impl Write + Send + 'static) -> JoinHandl
     })
 }
 
+/// Our standard input, if that is a person's terminal: how it was before.
+struct Terminal(Mutex<Option<Termios>>);
+
+impl Terminal {
+    fn new(there: bool) -> Result<Self> {
+        let before = there.then(|| termios::tcgetattr(std::io::stdin())).transpose();
+        Ok(Self(Mutex::new(before.context("standard input is no terminal")?)))
+    }
+
+    /// Keys go to the machine as they are, what the machine says is lines. Nothing where the machine
+    /// has ended.
+    fn raw(&self) {
+        if let Ok(before) = self.0.lock()
+            && let Some(mut modes) = before.clone()
+        {
+            let output = modes.output_modes;
+            modes.make_raw();
+            modes.output_modes = output;
+            let _ = termios::tcsetattr(std::io::stdin(), OptionalActions::Now, &modes);
+        }
+    }
+
+    fn cooked(&self) {
+        if let Ok(mut before) = self.0.lock()
+            && let Some(modes) = before.take()
+        {
+            let _ = termios::tcsetattr(std::io::stdin(), OptionalActions::Now, &modes);
+        }
+    }
+}
+
+/// The terminal is as it was when this is dropped.
+struct Cooked(Arc<Terminal>);
+
+impl Drop for Cooked {
+    fn drop(&mut self) {
+        self.0.cooked();
+    }
+}
+
 /// Copies our standard input to the program's, and says on the control line when and where it
-/// ended. Not joined: it may wait for input that nobody will send.
-///
-/// Not before the kernel has said its first word on the control line (`wait`): a serial device
-/// drops what it holds when its buffers are switched on.
-fn feed(mut com1: PipeWriter, mut control: PipeWriter, wait: Receiver<()>) {
+/// ended. Not joined: it may wait for input that nobody will send. Not before the kernel is ready
+/// (`wait`); if it has ended without that, nothing is read.
+fn feed(
+    mut com1: PipeWriter,
+    mut control: PipeWriter,
+    wait: Receiver<()>,
+    terminal: Arc<Terminal>,
+) {
     std::thread::spawn(move || {
-        let _ = wait.recv();
+        if wait.recv().is_err() {
+            return;
+        }
+        terminal.raw();
         let mut sent = 0u64;
         let mut buffer = [0; 4096];
         let mut stdin = std::io::stdin();

@@ -146,6 +146,9 @@ fn status(lines: Lines, limit: u64, ending: &Ending) -> Result<u8> {
         (Some(guest::EXIT_STATUS), Some(status)) => Ok(status),
         (Some(guest::EXIT_LOST), _) => bail!("the kernel lost frames{}", log()),
         (Some(guest::EXIT_PANIC), _) => bail!("the kernel panicked{}", log()),
+        (Some(0), None) if lines == Lines::Terminal => {
+            bail!("the machine was ended by Ctrl-A X, or reset itself: a triple fault")
+        }
         (Some(0), _) => bail!("the machine reset itself: a triple fault{}", log()),
         (machine, program) => {
             bail!("the machine ended oddly (QEMU {machine:?}, program {program:?}){}", log())

@@ -245,3 +245,18 @@ pub fn check_arenas(rig: &Rig) {
         }
     }
 }
+
+/// A block that may go to another thread: its bytes are all the mark.
+pub struct Sent(pub *mut u8, pub usize, pub u8);
+unsafe impl Send for Sent {}
+
+/// Under Miri one byte in so many is looked at, and as much less is done.
+pub const SOME: usize = if cfg!(miri) { 20 } else { 1 };
+
+pub fn check_and_free(rig: &Rig, Sent(at, bytes, mark): Sent) {
+    unsafe {
+        let contents = std::slice::from_raw_parts(at, bytes);
+        assert!(contents.iter().step_by(SOME).all(|&byte| byte == mark));
+        rig.free(at);
+    }
+}

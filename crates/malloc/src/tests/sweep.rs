@@ -3,10 +3,7 @@
 use std::sync::mpsc;
 use std::thread;
 
-use super::rig::{Rig, must_be_empty, rig};
-
-struct Sent(*mut u8, usize, u8);
-unsafe impl Send for Sent {}
+use super::rig::{Rig, Sent, check_and_free, must_be_empty, rig};
 
 /// Small blocks of so many bytes in all.
 fn batch(rig: &Rig, bytes: usize, mark: u8) -> Vec<Sent> {
@@ -20,13 +17,6 @@ fn batch(rig: &Rig, bytes: usize, mark: u8) -> Vec<Sent> {
         made += bytes;
     }
     all
-}
-
-fn check_and_free(rig: &Rig, Sent(at, bytes, mark): Sent) {
-    unsafe {
-        assert!(std::slice::from_raw_parts(at, bytes).iter().all(|&byte| byte == mark));
-        rig.free(at);
-    }
 }
 
 const BYTES: usize = if cfg!(miri) { 1 << 20 } else { 6 << 20 };

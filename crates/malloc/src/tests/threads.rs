@@ -3,17 +3,7 @@
 use std::sync::mpsc;
 use std::thread;
 
-use super::rig::{Rig, must_be_empty, rig};
-
-struct Sent(*mut u8, usize, u8);
-unsafe impl Send for Sent {}
-
-fn check_and_free(rig: &Rig, Sent(at, bytes, mark): Sent) {
-    unsafe {
-        assert!(std::slice::from_raw_parts(at, bytes).iter().all(|&byte| byte == mark));
-        rig.free(at);
-    }
-}
+use super::rig::{Rig, SOME, Sent, check_and_free, must_be_empty, rig};
 
 fn make(rig: &Rig, number: usize) -> Sent {
     let bytes = match number % 16 {
@@ -111,7 +101,8 @@ fn blocks_of_a_thread_that_ended_are_given_back_by_whoever_frees_them() {
     let all = thread::scope(|scope| {
         scope
             .spawn(|| {
-                let all: Vec<_> = (0..2000).map(|n| make(&rig, n * 16 + 2)).collect();
+                let all: Vec<_> =
+                    (0..2000).step_by(SOME / 4 + 1).map(|n| make(&rig, n * 16 + 2)).collect();
                 rig.thread_ends();
                 all
             })
@@ -132,18 +123,18 @@ fn after_a_fork_the_child_goes_on_without_the_other_threads() {
     thread::scope(|scope| {
         let rig = &rig;
         scope.spawn(move || {
-            let all: Vec<_> = (0..1000).map(|n| make(rig, n * 16 + 2)).collect();
+            let all: Vec<_> = (0..1000 / SOME).map(|n| make(rig, n * 16 + 2)).collect();
             to_main.send(all).unwrap();
             // Stays where it is: in the child it does not exist.
             from_main.recv().unwrap();
         });
         let theirs = from_thread.recv().unwrap();
-        let mine: Vec<_> = (0..1000).map(|n| make(rig, n * 16 + 3)).collect();
+        let mine: Vec<_> = (0..1000 / SOME).map(|n| make(rig, n * 16 + 3)).collect();
         rig.before_fork();
         rig.after_fork_in_child();
         theirs.into_iter().for_each(|sent| check_and_free(rig, sent));
         mine.into_iter().for_each(|sent| check_and_free(rig, sent));
-        let again: Vec<_> = (0..5000).map(|n| make(rig, n)).collect();
+        let again: Vec<_> = (0..5000 / SOME).map(|n| make(rig, n)).collect();
         again.into_iter().for_each(|sent| check_and_free(rig, sent));
         to_thread.send(()).unwrap();
     });

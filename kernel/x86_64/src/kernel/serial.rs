@@ -108,12 +108,13 @@ impl Uart {
             return;
         }
         self.write(register::LINE_CONTROL, 0x03);
-        self.write(register::INTERRUPT_ENABLE, 0);
-        self.fetch(); // switching the buffers on empties them
         self.write(register::LINE_CONTROL, 0x80); // the divisor takes the place of data
         self.write(register::DATA, 1);
         self.write(register::INTERRUPT_ENABLE, 0);
         self.write(register::LINE_CONTROL, 0x03); // 8N1
+        self.write(register::INTERRUPT_ENABLE, 0);
+        // Switching the buffers on empties them: what comes between these two lines is lost.
+        self.fetch();
         self.write(register::FIFO_CONTROL, 0xc7); // on, cleared, interrupt at 14 bytes or a pause
         self.write(register::MODEM_CONTROL, 0x0b); // ready, and the interrupt line connected
     }
