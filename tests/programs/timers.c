@@ -2,6 +2,7 @@
  * or nobody; their overruns, their errors, and the limit of CPU time. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -82,7 +83,9 @@ static struct itimerspec get(timer_t id)
 static int missed(timer_t id) { return syscall(SYS_timer_getoverrun, (int)(long)id); }
 static int drop(timer_t id) { return syscall(SYS_timer_delete, (int)(long)id); }
 
-static void burn(clockid_t clock, long ms)
+/* Works for so long, or until a timer has rung that often: Linux looks at CPU time once a tick, and on a busy
+   machine few ticks meet this program. */
+static void burn_until(clockid_t clock, long ms, int times)
 {
     struct timespec start, now;
     clock_gettime(clock, &start);
@@ -90,7 +93,13 @@ static void burn(clockid_t clock, long ms)
         for (volatile int turn = 0; turn < 50000; turn++)
             ;
         clock_gettime(clock, &now);
-    } while ((now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 < ms);
+    } while (rung < times &&
+             (now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 < ms);
+}
+
+static void burn(clockid_t clock, long ms)
+{
+    burn_until(clock, ms, INT_MAX);
 }
 
 static void wall_clocks(void)
@@ -172,7 +181,7 @@ static void *own_timer(void *unused)
     set(id, 0, every(30, 0), NULL);
     pause_ms(100);
     int asleep = rung;
-    burn(CLOCK_THREAD_CPUTIME_ID, 80);
+    burn_until(CLOCK_THREAD_CPUTIME_ID, 5000, 1);
     printf("    CPU time: asleep %d, at work %d, value %d\n", asleep, rung, value);
     return NULL;
 }
@@ -187,7 +196,7 @@ static void cpu_time(void)
         setitimer(kinds[i], &spec, NULL);
         pause_ms(100);
         int asleep = rung;
-        burn(CLOCK_PROCESS_CPUTIME_ID, 300);
+        burn_until(CLOCK_PROCESS_CPUTIME_ID, 5000, 3);
         memset(&spec, 0, sizeof spec);
         setitimer(kinds[i], &spec, &old);
         int after = rung;
@@ -201,7 +210,7 @@ static void cpu_time(void)
     set(id, 0, every(30, 0), NULL);
     pause_ms(80);
     int asleep = rung;
-    burn(CLOCK_PROCESS_CPUTIME_ID, 80);
+    burn_until(CLOCK_PROCESS_CPUTIME_ID, 5000, 1);
     printf("process: asleep %d, at work %d, value %d\n", asleep, rung, value);
     drop(id);
 }

@@ -14,7 +14,7 @@ fn said(rig: &Rig, start: *mut u8) -> Vec<(usize, bool)> {
     behind.map(|(at, may)| (at / REGION, may)).collect()
 }
 
-/// The same, each once: what goes back in pieces is told with each.
+/// The same, each once: one purge may follow another.
 fn once(rig: &Rig, start: *mut u8) -> Vec<(usize, bool)> {
     let mut said = said(rig, start);
     said.sort_unstable();
