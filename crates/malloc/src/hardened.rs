@@ -359,9 +359,11 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// The short way is for a small block that is in order.
     #[inline]
     pub(crate) fn hard_free(&self, at: *mut u8, claimed: usize, pc: usize) {
-        // The header says where the tail is; what lies behind the start is asked for at once.
-        fetch(at);
-        fetch(at.wrapping_add(LINE));
+        // The header says where the tail is; what lies behind the start is asked for at once. And what lies
+        // near on both sides: of blocks that were allocated together the neighbour is often freed next.
+        for near in -2..=2 {
+            fetch(at.wrapping_offset(near * LINE as isize));
+        }
         let Some(mark) = self.small_in_order(at) else {
             return self.hard_free_rest(at, claimed, pc);
         };

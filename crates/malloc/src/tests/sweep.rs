@@ -19,7 +19,7 @@ fn batch(rig: &Rig, bytes: usize, mark: u8) -> Vec<Sent> {
     all
 }
 
-const BYTES: usize = if cfg!(miri) { 1 << 20 } else { 6 << 20 };
+const BYTES: usize = if cfg!(miri) { 1 << 18 } else { 6 << 20 };
 
 #[test]
 fn what_others_free_goes_back_while_its_owner_sleeps() {
