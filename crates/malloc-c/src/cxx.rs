@@ -77,214 +77,99 @@ extern "C-unwind" fn out_of_memory(bytes: usize, align: usize) -> *mut c_void {
     }
 }
 
-/// `operator new(size_t)`
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub extern "C-unwind" fn _Znwm(bytes: usize) -> *mut c_void {
-    let block = process::alloc_short(bytes);
-    // SAFETY: goes on in `new_from`.
-    if block.is_null() { unsafe { pagoda_cxx_new(bytes) } } else { block.cast() }
+/// The ten operators of one form: for an object (nothing between operator and parameters) or an array (`[]`).
+macro_rules! operators {
+    (
+        $form:literal,
+        new: $new:ident, $new_nothrow:ident, $new_aligned:ident, $new_aligned_nothrow:ident,
+        delete: $delete:ident, $delete_sized:ident, $delete_nothrow:ident, $delete_aligned:ident,
+        $delete_sized_aligned:ident, $delete_aligned_nothrow:ident $(,)?
+    ) => {
+        #[doc = concat!("`operator new", $form, "(size_t)`")]
+        #[unsafe(no_mangle)]
+        #[allow(non_snake_case)]
+        pub extern "C-unwind" fn $new(bytes: usize) -> *mut c_void {
+            let block = process::alloc_short(bytes);
+            // SAFETY: goes on in `new_from`.
+            if block.is_null() { unsafe { pagoda_cxx_new(bytes) } } else { block.cast() }
+        }
+
+        #[doc = concat!("`operator new", $form, "(size_t, std::nothrow_t const &) noexcept`")]
+        #[unsafe(no_mangle)]
+        #[allow(non_snake_case)]
+        pub extern "C" fn $new_nothrow(bytes: usize, _: Nothrow) -> *mut c_void {
+            crate::c::malloc(bytes)
+        }
+
+        #[doc = concat!("`operator new", $form, "(size_t, std::align_val_t)`")]
+        #[unsafe(no_mangle)]
+        #[allow(non_snake_case)]
+        pub extern "C-unwind" fn $new_aligned(bytes: usize, align: usize) -> *mut c_void {
+            // SAFETY: goes on in `aligned_from`.
+            unsafe { pagoda_cxx_aligned(bytes, align) }
+        }
+
+        #[doc = concat!(
+            "`operator new", $form, "(size_t, std::align_val_t, std::nothrow_t const &) noexcept`"
+        )]
+        #[unsafe(no_mangle)]
+        #[allow(non_snake_case)]
+        pub extern "C" fn $new_aligned_nothrow(
+            bytes: usize,
+            align: usize,
+            _: Nothrow,
+        ) -> *mut c_void {
+            // SAFETY: goes on there.
+            unsafe { pagoda_c_aligned(bytes, align) }
+        }
+
+        deletes! {
+            #[doc = concat!("`operator delete", $form, "(void *) noexcept`")]
+            $delete => free();
+            #[doc = concat!("`operator delete", $form, "(void *, size_t) noexcept`")]
+            $delete_sized => free_sized(bytes: usize);
+            #[doc = concat!("`operator delete", $form, "(void *, std::nothrow_t const &) noexcept`")]
+            $delete_nothrow => free(), _: Nothrow;
+            #[doc = concat!("`operator delete", $form, "(void *, std::align_val_t) noexcept`")]
+            $delete_aligned => free(), _: usize;
+            #[doc = concat!("`operator delete", $form, "(void *, size_t, std::align_val_t) noexcept`")]
+            $delete_sized_aligned => free_sized(bytes: usize), _: usize;
+            #[doc = concat!(
+                "`operator delete", $form,
+                "(void *, std::align_val_t, std::nothrow_t const &) noexcept`"
+            )]
+            $delete_aligned_nothrow => free(), _: usize, _: Nothrow;
+        }
+    };
 }
 
-/// `operator new(size_t, std::nothrow_t const &) noexcept`
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub extern "C" fn _ZnwmRKSt9nothrow_t(bytes: usize, _: Nothrow) -> *mut c_void {
-    crate::c::malloc(bytes)
+/// Operators that free a block: what they tell of it, and what they pass over.
+macro_rules! deletes {
+    ($($(#[$doc:meta])* $name:ident => $free:ident($($told:ident: $told_type:ty)?)
+        $(, _: $other:ty)*;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// The block came from here and is not used again.
+        #[unsafe(no_mangle)]
+        #[allow(non_snake_case)]
+        pub unsafe extern "C" fn $name(block: *mut c_void, $($told: $told_type,)? $(_: $other),*) {
+            // SAFETY: the caller's promise is ours.
+            unsafe { process::$free(block.cast(), $($told)?) }
+        }
+    )*};
 }
 
-/// `operator new(size_t, std::align_val_t)`
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub extern "C-unwind" fn _ZnwmSt11align_val_t(bytes: usize, align: usize) -> *mut c_void {
-    // SAFETY: goes on in `aligned_from`.
-    unsafe { pagoda_cxx_aligned(bytes, align) }
+operators! {
+    "",
+    new: _Znwm, _ZnwmRKSt9nothrow_t, _ZnwmSt11align_val_t, _ZnwmSt11align_val_tRKSt9nothrow_t,
+    delete: _ZdlPv, _ZdlPvm, _ZdlPvRKSt9nothrow_t, _ZdlPvSt11align_val_t,
+    _ZdlPvmSt11align_val_t, _ZdlPvSt11align_val_tRKSt9nothrow_t,
 }
 
-/// `operator new(size_t, std::align_val_t, std::nothrow_t const &) noexcept`
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub extern "C" fn _ZnwmSt11align_val_tRKSt9nothrow_t(
-    bytes: usize,
-    align: usize,
-    _: Nothrow,
-) -> *mut c_void {
-    // SAFETY: goes on there.
-    unsafe { pagoda_c_aligned(bytes, align) }
-}
-
-/// `operator new[](size_t)`
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub extern "C-unwind" fn _Znam(bytes: usize) -> *mut c_void {
-    let block = process::alloc_short(bytes);
-    // SAFETY: goes on in `new_from`.
-    if block.is_null() { unsafe { pagoda_cxx_new(bytes) } } else { block.cast() }
-}
-
-/// `operator new[](size_t, std::nothrow_t const &) noexcept`
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub extern "C" fn _ZnamRKSt9nothrow_t(bytes: usize, _: Nothrow) -> *mut c_void {
-    crate::c::malloc(bytes)
-}
-
-/// `operator new[](size_t, std::align_val_t)`
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub extern "C-unwind" fn _ZnamSt11align_val_t(bytes: usize, align: usize) -> *mut c_void {
-    // SAFETY: goes on in `aligned_from`.
-    unsafe { pagoda_cxx_aligned(bytes, align) }
-}
-
-/// `operator new[](size_t, std::align_val_t, std::nothrow_t const &) noexcept`
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub extern "C" fn _ZnamSt11align_val_tRKSt9nothrow_t(
-    bytes: usize,
-    align: usize,
-    _: Nothrow,
-) -> *mut c_void {
-    // SAFETY: goes on there.
-    unsafe { pagoda_c_aligned(bytes, align) }
-}
-
-/// `operator delete(void *) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdlPv(block: *mut c_void) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free(block.cast()) }
-}
-
-/// `operator delete(void *, size_t) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdlPvm(block: *mut c_void, bytes: usize) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free_sized(block.cast(), bytes) }
-}
-
-/// `operator delete(void *, std::nothrow_t const &) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdlPvRKSt9nothrow_t(block: *mut c_void, _: Nothrow) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free(block.cast()) }
-}
-
-/// `operator delete(void *, std::align_val_t) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdlPvSt11align_val_t(block: *mut c_void, _align: usize) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free(block.cast()) }
-}
-
-/// `operator delete(void *, size_t, std::align_val_t) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdlPvmSt11align_val_t(block: *mut c_void, bytes: usize, _align: usize) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free_sized(block.cast(), bytes) }
-}
-
-/// `operator delete(void *, std::align_val_t, std::nothrow_t const &) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdlPvSt11align_val_tRKSt9nothrow_t(
-    block: *mut c_void,
-    _align: usize,
-    _: Nothrow,
-) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free(block.cast()) }
-}
-
-/// `operator delete[](void *) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdaPv(block: *mut c_void) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free(block.cast()) }
-}
-
-/// `operator delete[](void *, size_t) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdaPvm(block: *mut c_void, bytes: usize) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free_sized(block.cast(), bytes) }
-}
-
-/// `operator delete[](void *, std::nothrow_t const &) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdaPvRKSt9nothrow_t(block: *mut c_void, _: Nothrow) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free(block.cast()) }
-}
-
-/// `operator delete[](void *, std::align_val_t) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdaPvSt11align_val_t(block: *mut c_void, _align: usize) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free(block.cast()) }
-}
-
-/// `operator delete[](void *, size_t, std::align_val_t) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdaPvmSt11align_val_t(block: *mut c_void, bytes: usize, _align: usize) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free_sized(block.cast(), bytes) }
-}
-
-/// `operator delete[](void *, std::align_val_t, std::nothrow_t const &) noexcept`
-///
-/// # Safety
-/// The block came from here and is not used again.
-#[unsafe(no_mangle)]
-#[allow(non_snake_case)]
-pub unsafe extern "C" fn _ZdaPvSt11align_val_tRKSt9nothrow_t(
-    block: *mut c_void,
-    _align: usize,
-    _: Nothrow,
-) {
-    // SAFETY: the caller's promise is ours.
-    unsafe { process::free(block.cast()) }
+operators! {
+    "[]",
+    new: _Znam, _ZnamRKSt9nothrow_t, _ZnamSt11align_val_t, _ZnamSt11align_val_tRKSt9nothrow_t,
+    delete: _ZdaPv, _ZdaPvm, _ZdaPvRKSt9nothrow_t, _ZdaPvSt11align_val_t,
+    _ZdaPvmSt11align_val_t, _ZdaPvSt11align_val_tRKSt9nothrow_t,
 }
