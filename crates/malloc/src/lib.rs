@@ -52,6 +52,7 @@ mod picture;
 mod pool;
 #[cfg(any(test, all(target_os = "linux", target_arch = "x86_64", not(miri))))]
 mod pprof;
+mod probe;
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
 pub mod process;
 mod recent;

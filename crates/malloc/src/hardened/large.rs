@@ -7,8 +7,8 @@
 //! A large block that is resized moves with its pages into a mapping of the right length, and stays where
 //! it was in its first page: then the tail is what is left of the last page.
 //!
-//! The table is a hash table of addresses in a reservation of its own, open addressing, never more than
-//! three quarters full.
+//! The table is a hash table of addresses in a mapping of its own, never more than three quarters full. It
+//! neither grows nor moves, so that reports, which may not wait for its lock, can look into it.
 #![allow(unsafe_code)] // mappings, and the table in one
 
 use core::cell::Cell;
@@ -21,6 +21,7 @@ use crate::allocator::Allocator;
 use crate::arena::MEDIUM_MAX;
 use crate::classes::UNIT_BYTES;
 use crate::lock::Lock;
+use crate::probe;
 use crate::story::{Site, Trouble};
 use crate::system::{Local, PAGE_BYTES, System};
 
@@ -29,8 +30,6 @@ const PLACES: usize = 1 << 16;
 const TABLE_BYTES: usize = PLACES * size_of::<usize>() + 2 * PAGE_BYTES;
 /// So many freed blocks are remembered, in the page behind the table; the next has mappings that wait.
 const REMEMBERED: usize = PAGE_BYTES / size_of::<Gone>();
-/// A block was here.
-const ERASED: usize = 1;
 
 /// The table of large blocks.
 pub struct Fences {
@@ -115,10 +114,6 @@ pub(super) fn capacity(at: *mut u8) -> usize {
     books.open() - books.lead
 }
 
-fn hash(at: usize) -> usize {
-    (at >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40
-}
-
 impl Fences {
     /// Empty.
     pub const fn new() -> Self {
@@ -137,6 +132,10 @@ impl Fences {
         (!table.is_null()).then(|| unsafe { &*table.wrapping_add(index % PLACES) })
     }
 
+    fn key_at(&self, index: usize) -> usize {
+        self.place(index).map_or(0, Cell::get)
+    }
+
     fn add<S: System>(&self, system: &S, at: usize) -> bool {
         let _held = self.lock.take(system);
         if self.table.load(Ordering::Relaxed).is_null() {
@@ -146,18 +145,11 @@ impl Fences {
         if self.used.load(Ordering::Relaxed) >= PLACES / 4 * 3 {
             return false;
         }
-        let mut index = hash(at);
-        while let Some(place) = self.place(index) {
-            if place.get() <= ERASED {
-                if place.get() == 0 {
-                    self.used.fetch_add(1, Ordering::Relaxed);
-                }
-                place.set(at);
-                return true;
-            }
-            index += 1;
-        }
-        false
+        let free = probe::find(at, PLACES, |index| self.key_at(index));
+        let Some(place) = self.place(free) else { return false };
+        place.set(at);
+        self.used.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     /// Gives the table back.
@@ -172,16 +164,13 @@ impl Fences {
         }
     }
 
-    fn search(&self, at: usize) -> Option<&Cell<usize>> {
-        let mut index = hash(at);
-        loop {
-            let place = self.place(index)?;
-            match place.get() {
-                0 => return None,
-                found if found == at => return Some(place),
-                _ => index += 1,
-            }
+    /// The place of a block.
+    fn search(&self, at: usize) -> Option<usize> {
+        if self.used.load(Ordering::Relaxed) == 0 {
+            return None;
         }
+        let index = probe::find(at, PLACES, |index| self.key_at(index));
+        (self.key_at(index) == at).then_some(index)
     }
 
     fn has<S: System>(&self, system: &S, at: usize) -> bool {
@@ -236,14 +225,20 @@ impl Fences {
                 place.set(Gone { at, bytes, allocated, freed });
             }
         }
-        if let Some(place) = self.search(at) {
-            place.set(ERASED);
+        let Some(mut hole) = self.search(at) else { return };
+        let set = |index, at| self.place(index).map_or((), |place| place.set(at));
+        while let Some(from) = probe::filler(hole, PLACES, |index| self.key_at(index)) {
+            set(hole, self.key_at(from));
+            hole = from;
         }
+        set(hole, 0);
+        self.used.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// All blocks, in no order. Somebody else may change the table meanwhile: then one may be missed.
+    /// All blocks, in no order. Somebody else may change the table meanwhile: then one may be missed
+    /// or met twice.
     pub fn all(&self) -> impl Iterator<Item = usize> {
-        (0..PLACES).map_while(|index| self.place(index)).map(Cell::get).filter(|&at| at > ERASED)
+        (0..PLACES).map_while(|index| self.place(index)).map(Cell::get).filter(|&at| at != 0)
     }
 
     /// The last block that starts at or before `at`, less than 1 GiB away: for reports.
@@ -374,5 +369,37 @@ impl<S: System, L: Local> Allocator<S, L> {
         let books = unsafe { Books::of(at) };
         self.fences.remove(&self.system, at as usize, Some(found));
         self.retire_mapping(books.mapping(at));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::tests::rig::Host;
+
+    #[test]
+    fn blocks_that_come_and_go_never_use_the_table_up() {
+        let (host, fences) = (Host::default(), Fences::new());
+        let (mut live, mut number) = (BTreeSet::new(), 9_u64);
+        for _ in 0..if cfg!(miri) { 300 } else { 3 * PLACES } {
+            number = number.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            let at = (number >> 20) as usize | 16;
+            assert!(fences.add(&host, at) && live.insert(at));
+            if live.len() > 100 {
+                let other = *live.range(number as usize >> 20..).next().unwrap_or(&at);
+                fences.remove(&host, other, None);
+                assert!(live.remove(&other) && !fences.has(&host, other));
+            }
+            if number >> 58 == 0 {
+                assert!(live.iter().all(|&at| fences.has(&host, at)));
+            }
+        }
+        assert_eq!(fences.all().collect::<BTreeSet<_>>(), live);
+        assert_eq!(fences.used.load(Ordering::Relaxed), live.len());
+        // SAFETY: it is this test's own.
+        unsafe { fences.end(&host) };
+        assert_eq!(host.mapped(), 0);
     }
 }

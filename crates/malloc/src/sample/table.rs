@@ -1,10 +1,10 @@
-//! A hash table in mappings of its own, that doubles as it fills, up to a bound: open addressing with linear
-//! probing; what is removed leaves no trace (Knuth, "The Art of Computer Programming", 6.4, algorithm R).
+//! A hash table in mappings of its own, that doubles as it fills, up to a bound.
 #![allow(unsafe_code)] // a slice over a mapping
 
 use core::ptr::NonNull;
 use core::slice;
 
+use crate::probe;
 use crate::system::{PAGE_BYTES, System};
 
 /// What stands in a table, found by its key.
@@ -31,12 +31,6 @@ fn bytes_of<E>(room: usize) -> usize {
     (room * size_of::<E>()).next_multiple_of(PAGE_BYTES)
 }
 
-fn home(key: usize, room: usize) -> usize {
-    let hash = (key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    // The upper bits, which depend on all of the key.
-    (hash >> 32) as usize & (room - 1)
-}
-
 impl<E: Entry, const MOST: usize> Table<E, MOST> {
     pub const fn new() -> Self {
         Self { memory: NonNull::dangling(), room: 0, used: 0 }
@@ -54,11 +48,8 @@ impl<E: Entry, const MOST: usize> Table<E, MOST> {
 
     /// Where a key is, or else where it would be. Only if there is room.
     fn place(&self, key: usize) -> usize {
-        let (entries, mut at) = (self.entries(), home(key, self.room));
-        while entries[at].key() != key && entries[at].key() != 0 {
-            at = (at + 1) % self.room;
-        }
-        at
+        let entries = self.entries();
+        probe::find(key, self.room, |at| entries[at].key())
     }
 
     pub fn get_mut(&mut self, key: usize) -> Option<&mut E> {
@@ -85,18 +76,9 @@ impl<E: Entry, const MOST: usize> Table<E, MOST> {
         let entry = *self.get_mut(key)?;
         let (room, mut hole) = (self.room, self.place(key));
         let entries = self.entries_mut();
-        let mut at = hole;
-        loop {
-            at = (at + 1) % room;
-            let key = entries[at].key();
-            if key == 0 {
-                break;
-            }
-            // Whoever would not be found behind the hole moves into it.
-            if at.wrapping_sub(home(key, room)) % room >= at.wrapping_sub(hole) % room {
-                entries[hole] = entries[at];
-                hole = at;
-            }
+        while let Some(from) = probe::filler(hole, room, |at| entries[at].key()) {
+            entries[hole] = entries[from];
+            hole = from;
         }
         // SAFETY: all zero is a value.
         entries[hole] = unsafe { core::mem::zeroed() };
