@@ -104,7 +104,7 @@ fn informs(case: &str, unit: &'static str, better: Better, figures: &[(&str, f64
 /// An idle program with one malloc: at most 64 KiB more than with glibc's. How many pages around a touched
 /// one come with it depends on where the loader put a file: so many rounds, interleaved, and their mean.
 fn idle(mallocs: &[Loaded], program: &Path, field: &str) -> Result<Row> {
-    const ROUNDS: u32 = 101;
+    const ROUNDS: u32 = 401;
     let mut figures: Vec<_> = mallocs.iter().map(|malloc| (malloc.name, 0.0)).collect();
     for _ in 0..ROUNDS {
         for (malloc, (_, mean)) in mallocs.iter().zip(&mut figures) {
