@@ -166,7 +166,8 @@ impl Fences {
 
     /// The place of a block.
     fn search(&self, at: usize) -> Option<usize> {
-        if self.used.load(Ordering::Relaxed) == 0 {
+        // Zero is an empty place's.
+        if at == 0 {
             return None;
         }
         let index = probe::find(at, PLACES, |index| self.key_at(index));

@@ -232,3 +232,15 @@ fn a_heap_that_ends_leaves_no_mapping() {
     unsafe { rig.destroy() };
     assert_eq!(rig.system.mapped(), 0);
 }
+
+#[test]
+fn an_address_near_zero_is_no_block_though_large_ones_live() {
+    let rig = hardened_rig();
+    let large = rig.alloc(200_000);
+    for at in [16, 64, 4096] {
+        let wild = std::ptr::without_provenance_mut(at);
+        assert_eq!(trouble(&rig, |rig| unsafe { rig.free(wild) }), Some(Trouble::Freed));
+    }
+    unsafe { rig.free(large) };
+    must_be_empty(&rig);
+}
