@@ -419,14 +419,6 @@ impl Terminal {
             let _ = termios::tcsetattr(std::io::stdin(), OptionalActions::Now, &modes);
         }
     }
-
-    fn cooked(&self) {
-        if let Ok(mut before) = self.0.lock()
-            && let Some(modes) = before.take()
-        {
-            let _ = termios::tcsetattr(std::io::stdin(), OptionalActions::Now, &modes);
-        }
-    }
 }
 
 /// The terminal is as it was when this is dropped.
@@ -434,7 +426,11 @@ struct Cooked(Arc<Terminal>);
 
 impl Drop for Cooked {
     fn drop(&mut self) {
-        self.0.cooked();
+        if let Ok(mut before) = self.0.0.lock()
+            && let Some(modes) = before.take()
+        {
+            let _ = termios::tcsetattr(std::io::stdin(), OptionalActions::Now, &modes);
+        }
     }
 }
 
