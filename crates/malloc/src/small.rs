@@ -281,21 +281,22 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[cold]
     #[inline(never)]
     pub(crate) unsafe fn counted_down(&self, heap: &Heap, unit: &Unit) {
+        let place = unit.place();
+        if place == Place::Full {
+            // Nobody waits here for the block that was just freed, which may be in no cache: freed twice in a
+            // row, it is found when it is allocated.
+            return self.link(heap, unit, u32::from(unit.carved.get()) - unit.patience());
+        }
         let last = unit.free.get();
         // SAFETY: a block was just freed: it is the first of the list.
         if unsafe { self.next(last) } == last {
             self.misuse(Misuse::DoubleFree, last as usize);
         }
-        match unit.place() {
-            Place::Listed => {
-                self.unlink(heap, unit);
-                self.release(heap, unit);
-            }
-            Place::Full => {
-                self.link(heap, unit, u32::from(unit.carved.get()) - unit.patience());
-            }
-            Place::Head => self.corrupt(Corruption::Count, self.base(unit) as usize),
+        if place == Place::Head {
+            self.corrupt(Corruption::Count, self.base(unit) as usize);
         }
+        self.unlink(heap, unit);
+        self.release(heap, unit);
     }
 
     /// Fetches what other threads pushed to slabs of a heap. False: nothing.
