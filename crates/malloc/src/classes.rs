@@ -33,6 +33,10 @@ pub struct Class {
     pub multiplier: u64,
     /// `e` of *exact-block*: the limit for one block.
     pub step: u64,
+    /// How many blocks that another thread freed leave together ([`crate::outgoing`]): all of a slab or an equal
+    /// part, so that nothing is left over where all are freed. At most 256; a half where there are
+    /// few and large ones, which their owner would miss.
+    pub share: u16,
 }
 
 const fn bytes_of(class: usize) -> u32 {
@@ -48,7 +52,9 @@ const fn describe(class: usize) -> Class {
     let bytes = bytes_of(class);
     let multiplier = ((1u128 << 64) / bytes as u128) as u64 + 1;
     let step = (multiplier as u128 * bytes as u128 - (1u128 << 64)) as u64;
-    Class { bytes, blocks: UNIT_BYTES as u32 / bytes, multiplier, step }
+    let blocks = UNIT_BYTES as u32 / bytes;
+    let parts = if blocks < 128 { 2 } else { blocks.div_ceil(256) };
+    Class { bytes, blocks, multiplier, step, share: blocks.div_ceil(parts) as u16 }
 }
 
 /// All classes, by number.
@@ -99,6 +105,17 @@ pub fn of(class: usize) -> &'static Class {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slab_leaves_in_equal_parts() {
+        for class in &TABLE {
+            let (blocks, share) = (class.blocks, u32::from(class.share));
+            let parts = blocks.div_ceil(share);
+            assert!((8..=256).contains(&share) && parts * share < blocks + parts, "{class:?}");
+        }
+        let share = |bytes| TABLE[class_of(bytes)].share;
+        assert_eq!([16, 32, 48, 64, 128, 144, 1024].map(share), [256, 256, 171, 256, 128, 57, 8]);
+    }
 
     #[test]
     fn classes_ascend_and_the_next_larger_one_is_chosen() {

@@ -15,11 +15,6 @@ use crate::remote::Chain;
 use crate::system::{Local, Misuse, System};
 use crate::unit::{Block, Unit};
 
-/// A parcel of so many blocks leaves.
-const PARCEL_BLOCKS: u32 = 64;
-/// A parcel of so many bytes leaves.
-const PARCEL_BYTES: u32 = 4096;
-
 /// How far a block lies behind the start of its slab.
 #[inline(always)]
 fn distance(at: *mut u8) -> u16 {
@@ -35,10 +30,10 @@ impl<S: System, L: Local> Allocator<S, L> {
 
     /// A parcel of one block.
     fn parcel(&self, unit: &Unit, block: *mut Block) -> Parcel {
-        let room = (PARCEL_BYTES / unit.class().bytes).min(PARCEL_BLOCKS) as u8 - 1;
+        let room = unit.class().share - 1;
         let unit = self.window.number_of(unit) + 1;
         let place = distance(block.cast());
-        Parcel { unit, first: place, last: place, count: 1, room }
+        Parcel { unit, first: place, last: place, room }
     }
 
     /// Puts a block to others of its slab, if this thread has a parcel for it that is not full. False:
@@ -55,7 +50,10 @@ impl<S: System, L: Local> Allocator<S, L> {
         // whose parcels are nobody's. The block is one of its slab's, and nobody uses it.
         unsafe {
             let unit = &*self.window.unit_of(at as usize);
-            let parcel = (*self.local.get()).outgoing.place(number as u32 + 1).as_ptr();
+            let parcel = (*self.local.get())
+                .outgoing
+                .place(number as u32 + 1, unit.class.load(Ordering::Relaxed))
+                .as_ptr();
             if (*parcel).unit != number as u32 + 1
                 || (*parcel).room <= 1
                 || (*parcel).first == block
@@ -66,7 +64,6 @@ impl<S: System, L: Local> Allocator<S, L> {
             let link = &(*at.cast::<Block>()).next;
             link.set(at.wrapping_sub(block.into()).wrapping_add((*parcel).first.into()).cast());
             (*parcel).first = block;
-            (*parcel).count += 1;
             (*parcel).room -= 1;
         }
         true
@@ -78,7 +75,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// The heap is this thread's; the block is the slab's, and nobody uses it.
     pub(crate) unsafe fn free_remote(&self, heap: &Heap, unit: &Unit, block: *mut Block) {
         let mut parcel = self.parcel(unit, block);
-        let place = heap.outgoing.place(parcel.unit);
+        let place = heap.outgoing.place(parcel.unit, unit.class.load(Ordering::Relaxed));
         let waiting = place.get();
         if waiting.unit == parcel.unit {
             if waiting.first == parcel.first {
@@ -87,7 +84,6 @@ impl<S: System, L: Local> Allocator<S, L> {
             // SAFETY: nobody uses the block.
             unsafe { self.set_next(block, self.block_in(waiting.unit, waiting.first)) };
             parcel.last = waiting.last;
-            parcel.count += waiting.count;
             parcel.room = waiting.room - 1;
         }
         let full = parcel.room == 0;
@@ -107,8 +103,8 @@ impl<S: System, L: Local> Allocator<S, L> {
     unsafe fn dispatch(&self, heap: &Heap, parcel: Parcel) {
         if parcel.unit != 0 {
             // SAFETY: as promised.
-            unsafe { self.send(parcel) };
-            if heap.outgoing.learn(parcel.count) {
+            let count = unsafe { self.send(parcel) };
+            if heap.outgoing.learn(count) {
                 self.send_all(heap);
             }
         }
@@ -135,29 +131,30 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
     }
 
-    /// Pushes a parcel to its slab.
-    pub(crate) unsafe fn send(&self, parcel: Parcel) {
+    /// Pushes a parcel to its slab; returns how many blocks it had.
+    pub(crate) unsafe fn send(&self, parcel: Parcel) -> u16 {
         let unit = self.unit(parcel.unit - 1);
+        let count = unit.class().share - parcel.room;
         // SAFETY: the slab has blocks that were not returned, so that it has an owner.
         let owner = unsafe { &*unit.owner.load(Ordering::Relaxed) };
         if self.is_stale(owner) {
             let mut block = self.block_in(parcel.unit, parcel.first);
-            for index in 0..parcel.count {
-                let more = index + 1 < parcel.count;
+            for index in 1..=count {
+                let more = index < count;
                 // SAFETY: linked by `free_remote`; the last link was never written, nor is it read.
                 let next = if more { unsafe { self.next(block) } } else { ptr::null_mut() };
                 // SAFETY: nobody uses the block.
                 unsafe { self.free_stale(unit, block.cast()) };
                 block = next;
             }
-            return;
+            return count;
         }
         let generation = self.word_generation();
         let top = owner.announced.load(Ordering::Relaxed);
         let class = unit.class();
         let [first, last] = [parcel.first, parcel.last].map(|at| self.block_in(parcel.unit, at));
         let first = self.distance(unit, first.cast()) as u32 / class.bytes + 1;
-        let chain = Chain { first, count: parcel.count.into() };
+        let chain = Chain { first, count: count.into() };
         let pushed = unit.remote.push(chain, generation, top, |behind| {
             // SAFETY: the last block of the parcel, which nobody else knows yet.
             unsafe { self.set_next(last, self.block(unit, behind)) };
@@ -170,6 +167,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         } else if pushed.count == self.blocks(class) {
             self.is_whole(owner);
         }
+        count
     }
 
     /// Puts a slab on its owner's stack (*one-announcer*), which began with `top` a moment ago.

@@ -22,6 +22,8 @@ use crate::unit::{Block, Place, Unit};
 
 /// At most so many blocks are carved at once.
 const CARVE: usize = 32;
+/// So many slabs of a class that came home whole stay when a block of it is wanted: 64 KiB.
+const KEPT: u32 = 4;
 
 impl<S: System, L: Local> Allocator<S, L> {
     /// A block of a class; null when there is no memory.
@@ -34,7 +36,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         loop {
             let Some(unit) = self.head(heap, class) else {
                 self.send_all(heap);
-                if self.drain_announced(heap) || self.new_slab(heap, class) {
+                if self.drain_for(heap, class) || self.new_slab(heap, class) {
                     continue;
                 }
                 return ptr::null_mut();
@@ -56,7 +58,7 @@ impl<S: System, L: Local> Allocator<S, L> {
                 unit.countdown.set(unit.countdown.get().wrapping_add(1));
                 return block.cast();
             }
-            if self.drain_announced(heap) || self.carve(unit) {
+            if self.drain_for(heap, class) || self.carve(unit) {
                 continue;
             }
             match unit.next.get() {
@@ -302,23 +304,33 @@ impl<S: System, L: Local> Allocator<S, L> {
     /// Fetches what other threads pushed to slabs of a heap. False: nothing.
     #[inline]
     pub(crate) fn drain_announced(&self, heap: &Heap) -> bool {
-        heap.announced.load(Ordering::Relaxed) != 0 && self.drain(heap)
+        heap.announced.load(Ordering::Relaxed) != 0 && self.drain(heap, 0, 0)
+    }
+
+    /// The same when a block of a class is wanted: some slabs of it stay, though nothing in them is used.
+    #[inline]
+    fn drain_for(&self, heap: &Heap, class: usize) -> bool {
+        heap.announced.load(Ordering::Relaxed) != 0 && self.drain(heap, class as u8, KEPT)
     }
 
     #[inline(never)]
-    fn drain(&self, heap: &Heap) -> bool {
+    fn drain(&self, heap: &Heap, class: u8, mut keep: u32) -> bool {
         let mut number = heap.announced.swap(0, Ordering::Acquire);
         heap.whole.store(0, Ordering::Relaxed);
         while number != 0 {
             let unit = self.unit(number - 1);
             let (chain, next) = unit.remote.take(self.word_generation());
             number = next;
-            self.bring_home(heap, unit, chain);
+            let wanted = keep > 0 && unit.class.load(Ordering::Relaxed) == class;
+            if self.bring_home(heap, unit, chain, wanted) {
+                keep -= 1;
+            }
         }
         true
     }
 
-    fn bring_home(&self, heap: &Heap, unit: &Unit, chain: Chain) {
+    /// Takes a chain back. True: nothing in the slab is used, and it stays, as wanted.
+    fn bring_home(&self, heap: &Heap, unit: &Unit, chain: Chain, wanted: bool) -> bool {
         let (used, place) = (unit.used(), unit.place());
         if chain.count == 0 || chain.count > used {
             self.corrupt(Corruption::Count, self.base(unit) as usize);
@@ -326,14 +338,15 @@ impl<S: System, L: Local> Allocator<S, L> {
         self.append(unit, chain);
         let used = used - chain.count;
         match place {
-            Place::Full if used == 0 => self.release(heap, unit),
+            Place::Full if used == 0 && !wanted => self.release(heap, unit),
             Place::Full => self.link(heap, unit, used),
-            Place::Listed if used == 0 => {
+            Place::Listed if used == 0 && !wanted => {
                 self.unlink(heap, unit);
                 self.release(heap, unit);
             }
             Place::Listed | Place::Head => unit.set_place(place, used),
         }
+        wanted && used == 0 && place != Place::Head
     }
 
     /// Frees a small block that the fast path did not: another heap's, or wrong.
