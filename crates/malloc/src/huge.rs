@@ -32,6 +32,9 @@ use crate::system::System;
 pub const REGION: usize = 2 << 20;
 /// No region below this distance from the start of the slabs, or of an arena, has a huge page.
 pub const FROM: usize = 16 << 20;
+/// The same in hardened mode, which is asked for by who has memory to spare: some 3 % less time for as much
+/// more memory, over real programs.
+pub const FROM_HARDENED: usize = REGION;
 /// So many slabs of a class foretell more.
 pub const SAME: u32 = 8;
 

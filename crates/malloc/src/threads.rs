@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::allocator::Allocator;
 use crate::heap::{BUSY, DEAD, FRESH, Heap, LIVE};
+use crate::huge::FROM_HARDENED;
 use crate::lock::Lock;
 use crate::options::Options;
 use crate::system::{Local, Stop, System};
@@ -74,6 +75,7 @@ impl<S: System, L: Local> Allocator<S, L> {
                 self.secret.store(self.system.random() & !0xffff | 0x5a50, Ordering::Relaxed);
                 // Its blocks are larger and come back later.
                 self.window.set_patience(4);
+                self.window.set_huge_from(FROM_HARDENED);
             }
             if options.has(Options::NO_HUGE) {
                 self.window.set_huge_from(usize::MAX);
