@@ -39,12 +39,14 @@ pub struct Contestant<'a> {
     pub name: String,
     /// One window of work; returns the number of operations done.
     pub work: Box<dyn FnMut() -> u64 + 'a>,
+    /// What is done before each window, and not timed.
+    pub before: Box<dyn FnMut() + 'a>,
 }
 
 impl<'a> Contestant<'a> {
     /// A contestant of this name.
     pub fn new(name: impl Into<String>, work: impl FnMut() -> u64 + 'a) -> Self {
-        Self { name: name.into(), work: Box::new(work) }
+        Self { name: name.into(), work: Box::new(work), before: Box::new(|| ()) }
     }
 }
 
@@ -64,6 +66,7 @@ pub fn contest(contestants: &mut [Contestant<'_>], rounds: usize) -> Vec<Figure>
     let mut samples = vec![Vec::with_capacity(rounds); contestants.len()];
     for round in 0..=rounds {
         for (contestant, samples) in contestants.iter_mut().zip(&mut samples) {
+            (contestant.before)();
             let before = thread_time();
             let operations = (contestant.work)();
             let spent = thread_time() - before;
