@@ -19,9 +19,9 @@
 //! put back would go, and always for [`WORTH`]. The owner is not asked, nor slowed down: a stack that it
 //! finds empty meanwhile sends it to its next slab.
 //!
-//! Left out: heads of the owner's lists (a slab for each size in use), and slabs of which the owner itself
-//! freed some blocks before it went to sleep: its free lists are its own. So are the parcels and the recent
-//! blocks of threads that sleep.
+//! Left out: heads of the owner's lists (a slab for each size in use), up to four whole slabs of a size that it
+//! wanted just before, and slabs of which the owner itself freed some blocks before it went to sleep: its free
+//! lists are its own. So are the parcels and the recent blocks of threads that sleep.
 
 use core::sync::atomic::Ordering;
 

@@ -28,6 +28,23 @@ fn a_block_freed_twice_in_a_row_is_a_double_free() {
 }
 
 #[test]
+fn a_block_freed_twice_in_a_full_slab_is_told_when_it_is_wanted() {
+    let rig = rig();
+    let class = crate::classes::of(crate::classes::class_of(1024));
+    // One more than a slab has: the first is full.
+    let blocks: Vec<_> = (0..=class.blocks).map(|_| rig.alloc(1024)).collect();
+    let patience = class.blocks as usize / 8 + 2;
+    // The last of as many frees as bring it back to its list.
+    let twice = blocks[patience - 2];
+    for &at in blocks[..patience - 1].iter().chain([&twice]) {
+        unsafe { rig.free(at) };
+    }
+    must_be(&rig, Misuse::DoubleFree, twice, |rig| {
+        (0..class.blocks).for_each(|_| _ = rig.alloc(1024));
+    });
+}
+
+#[test]
 fn a_kept_block_freed_again_is_a_double_free() {
     for bytes in [4000, 200_000] {
         let rig = rig();

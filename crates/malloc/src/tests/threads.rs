@@ -49,6 +49,31 @@ fn what_one_thread_allocates_another_may_free() {
 }
 
 #[test]
+fn of_slabs_that_come_home_whole_some_stay_for_who_wants_them() {
+    let rig = rig();
+    let of_a_slab = crate::UNIT_BYTES / 64;
+    let wave = || {
+        let all: Vec<_> = (0..8 * of_a_slab).map(|_| rig.alloc(64) as usize).collect();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                all.into_iter().for_each(|at| unsafe { rig.free(at as *mut u8) });
+                rig.thread_ends();
+            });
+        });
+    };
+    for _ in 0..3 {
+        wave();
+        let at = rig.alloc(64);
+        let slabs = rig.stats().slab_bytes() / crate::UNIT_BYTES;
+        assert!((4..=5).contains(&slabs), "four, and perhaps the head: {slabs}");
+        unsafe { rig.free(at) };
+    }
+    rig.trim(0);
+    assert_eq!(rig.stats().slab_bytes(), 0, "not for ever");
+    must_be_empty(&rig);
+}
+
+#[test]
 fn everybody_frees_everybodys() {
     let rig = rig();
     let shared = std::sync::Mutex::new(Vec::<Sent>::new());
