@@ -84,6 +84,10 @@ pub struct Arena {
     committed: Own<u32>,
     live: Own<u32>,
     dirty: Own<u32>,
+    /// The least that was free and dirty since it was last looked through for what may go back.
+    seen: Own<u32>,
+    /// How often it was looked through.
+    looks: Own<u32>,
     /// How often a block was taken.
     takes: Own<u32>,
     regret: Regret,
@@ -113,6 +117,8 @@ pub struct ArenaStats {
     pub live: usize,
     /// Bytes that are free and may have memory behind them.
     pub dirty: usize,
+    /// How often it was looked through for what may go back to the system.
+    pub looks: usize,
 }
 
 /// An arena with its lock held: the only way to touch its books.
@@ -277,9 +283,14 @@ impl<'a, S: System> Ground<'a, S> {
         let most = EXTRA + live / 8;
         let budget =
             self.patience * (BUDGET + live / 8) + self.arena.regret.extra(self.patience * most);
-        if free > budget {
+        // What nothing was worth before is not looked through again for each block, but when there is more.
+        let seen = self.arena.seen.get().min(free);
+        self.arena.seen.set(seen);
+        if free > budget && free - seen >= budget / 8 {
             self.purge(budget / 2);
+            self.arena.looks.set(self.arena.looks.get().wrapping_add(1));
             self.arena.regret.gives(free - self.dirty());
+            self.arena.seen.set(self.dirty());
         }
         self.dirty() as usize * GRANULE
     }
@@ -362,6 +373,7 @@ impl<'a, S: System> Ground<'a, S> {
             bytes: self.arena.top.get() as usize * GRANULE,
             live: self.arena.live.get() as usize * GRANULE,
             dirty: self.dirty() as usize * GRANULE,
+            looks: self.arena.looks.get() as usize,
         }
     }
 }

@@ -84,6 +84,7 @@ impl<S: System, L: Local> Allocator<S, L> {
             stats.medium.bytes += arena.bytes;
             stats.medium.live += arena.live;
             stats.medium.dirty += arena.dirty;
+            stats.medium.looks += arena.looks;
         }
         stats.large_bytes = self.large.bytes.load(Ordering::Relaxed);
         stats.large_count = self.large.count.load(Ordering::Relaxed);

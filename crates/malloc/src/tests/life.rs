@@ -109,3 +109,18 @@ fn when_the_windows_are_full_mappings_serve() {
     }
     must_be_empty(&rig);
 }
+
+#[test]
+fn holes_that_are_not_worth_giving_back_are_not_looked_through_for_each_block() {
+    let rig = rig();
+    let count = if cfg!(miri) { 900 } else { 6_000 };
+    let blocks: Vec<_> = (0..count).map(|_| rig.alloc(2000)).collect();
+    let odd = || blocks.iter().skip(1).step_by(2);
+    odd().for_each(|&at| unsafe { rig.free(at) });
+    let medium = rig.stats().medium;
+    assert!(medium.dirty > count * 800, "all of the holes stay: {medium:?}");
+    assert!((1..count / 60).contains(&medium.looks), "{medium:?}");
+    blocks.iter().step_by(2).for_each(|&at| unsafe { rig.free(at) });
+    let after = rig.stats().medium;
+    assert!(after.dirty < medium.dirty && after.dirty < 1 << 20, "{after:?}");
+}
