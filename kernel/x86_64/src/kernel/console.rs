@@ -4,19 +4,22 @@
 //! line has been read; nothing is logged before.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use log::{LevelFilter, Log, Metadata, Record};
 use pagoda_kernel_core::machine::Port as Line;
 
-use super::{serial, time};
+use super::{percpu, serial, time};
 
 struct Console;
 
 static CONSOLE: Console = Console;
 static ON_CONTROL_LINE: AtomicBool = AtomicBool::new(false);
-/// Counts reports that must not wait for anybody's lock (NMI, panic) and are under way.
-static URGENT: AtomicU8 = AtomicU8::new(0);
+/// Whose reports must not wait for anybody's lock: nobody's, those of one CPU (its number + 1), or
+/// [`EVERYBODY`]'s.
+static URGENT: AtomicU32 = AtomicU32::new(NOBODY);
+const NOBODY: u32 = 0;
+const EVERYBODY: u32 = u32::MAX;
 
 fn target() -> Line {
     if ON_CONTROL_LINE.load(Ordering::Relaxed) { Line::Control } else { Line::Terminal }
@@ -45,15 +48,39 @@ pub(crate) fn configure(command_line: &[u8]) {
     }
 }
 
-/// From now on, reports do not wait for locks. For the NMI (which ends with
-/// [`calm`]) and for a panic (which does not end).
+/// From now on, reports do not wait for locks. For a panic, which ends the machine: areas of CPUs may not
+/// be there yet, and the others are being stopped.
 pub(crate) fn urgent() {
-    URGENT.fetch_add(1, Ordering::Relaxed);
+    URGENT.store(EVERYBODY, Ordering::Relaxed);
 }
 
-/// The end of one [`urgent`].
-pub(crate) fn calm() {
-    URGENT.fetch_sub(1, Ordering::Relaxed);
+/// Until this is dropped, reports of this CPU do not wait for locks. For the NMI, one at a time; the other CPUs
+/// go on, and wait their turn for each line.
+pub(crate) struct Urgent;
+
+impl Urgent {
+    pub(crate) fn begin() -> Self {
+        let me = percpu::id().index() as u32 + 1;
+        // A panic stays one.
+        let _ = URGENT.compare_exchange(NOBODY, me, Ordering::Relaxed, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        let me = percpu::id().index() as u32 + 1;
+        let _ = URGENT.compare_exchange(me, NOBODY, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// Whether what this CPU writes must not wait.
+fn is_urgent() -> bool {
+    match URGENT.load(Ordering::Relaxed) {
+        NOBODY => false,
+        EVERYBODY => true,
+        cpu => cpu == percpu::id().index() as u32 + 1,
+    }
 }
 
 /// Collects a line's pieces, so that the device sees few writes.
@@ -65,10 +92,10 @@ struct Buffer {
 impl Buffer {
     fn flush(&mut self) {
         let bytes = &self.bytes[..self.used];
-        if URGENT.load(Ordering::Relaxed) == 0 {
-            serial::send(target(), bytes);
-        } else {
+        if is_urgent() {
             serial::send_anyway(target(), bytes);
+        } else {
+            serial::send(target(), bytes);
         }
         self.used = 0;
     }

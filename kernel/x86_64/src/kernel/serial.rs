@@ -30,6 +30,8 @@ use x86_64::instructions::port::Port;
 const RING_BYTES: usize = 8192;
 /// Bytes in the device's transmit buffer.
 const FIFO_BYTES: usize = 16;
+/// How often a report that must not wait for good looks whether the line is free.
+const PATIENCE: u32 = 10_000;
 
 /// Register offsets from a line's base port.
 mod register {
@@ -243,13 +245,21 @@ fn instead(to: Line, bytes: &[u8], send: fn(Line, &[u8])) -> bool {
 }
 
 /// As [`send`], for reports from places where somebody may hold the line's lock for good: an NMI,
-/// a panic. Bytes of the two may then mix.
+/// a panic. Waits a little, for another CPU's line is soon over; then bytes of the two may mix.
 pub(crate) fn send_anyway(to: Line, bytes: &[u8]) {
     if instead(to, bytes, send_anyway) {
         return;
     }
     let lock = line(to);
-    match lock.try_lock() {
+    let mut uart = lock.try_lock();
+    for _ in 0..PATIENCE {
+        if uart.is_some() {
+            break;
+        }
+        core::hint::spin_loop();
+        uart = lock.try_lock();
+    }
+    match uart {
         Some(uart) => uart.send(bytes),
         // SAFETY: only `base` and `present` are read, which do not change after `init`.
         None => unsafe { (*lock.data_ptr()).send(bytes) },

@@ -192,10 +192,9 @@ pub(crate) fn nmi(report: impl FnOnce()) {
         lapic::nmi_to_all_others();
     }
     let _one_at_a_time = REPORTS.lock();
-    console::urgent();
+    let _urgent = console::Urgent::begin();
     say!("NMI: {:?} is here, and goes on:", percpu::id());
     report();
-    console::calm();
 }
 
 /// Registers and backtrace.
