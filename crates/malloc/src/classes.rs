@@ -34,8 +34,8 @@ pub struct Class {
     /// `e` of *exact-block*: the limit for one block.
     pub step: u64,
     /// How many blocks that another thread freed leave together ([`crate::outgoing`]): all of a slab or an equal
-    /// part, so that nothing is left over where all are freed. At most 256; a half where there are
-    /// few and large ones, which their owner would miss.
+    /// part, so that nothing is left over where all are freed (in hardened mode, whose slabs may have a block less,
+    /// the last part waits). At most 256; a half where there are few and large ones, which their owner would miss.
     pub share: u16,
 }
 

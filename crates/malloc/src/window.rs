@@ -50,7 +50,8 @@ pub struct Window {
     readable: AtomicUsize,
     medium: AtomicPtr<u8>,
     cells: AtomicPtr<Cell>,
-    /// Where huge pages begin in the small window and in each arena: [`FROM`] or nowhere.
+    /// Where huge pages begin in the small window and in each arena: [`FROM`],
+    /// [`crate::huge::FROM_HARDENED`] or nowhere.
     huge_from: AtomicUsize,
     /// How many times the usual the pool and the arenas may keep.
     patience: AtomicU32,

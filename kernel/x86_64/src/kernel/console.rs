@@ -54,23 +54,26 @@ pub(crate) fn urgent() {
     URGENT.store(EVERYBODY, Ordering::Relaxed);
 }
 
+/// This CPU, as [`URGENT`] has it.
+fn me() -> u32 {
+    percpu::id().index() as u32 + 1
+}
+
 /// Until this is dropped, reports of this CPU do not wait for locks. For the NMI, one at a time; the other CPUs
 /// go on, and wait their turn for each line.
 pub(crate) struct Urgent;
 
 impl Urgent {
     pub(crate) fn begin() -> Self {
-        let me = percpu::id().index() as u32 + 1;
         // A panic stays one.
-        let _ = URGENT.compare_exchange(NOBODY, me, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = URGENT.compare_exchange(NOBODY, me(), Ordering::Relaxed, Ordering::Relaxed);
         Self
     }
 }
 
 impl Drop for Urgent {
     fn drop(&mut self) {
-        let me = percpu::id().index() as u32 + 1;
-        let _ = URGENT.compare_exchange(me, NOBODY, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = URGENT.compare_exchange(me(), NOBODY, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -79,7 +82,7 @@ fn is_urgent() -> bool {
     match URGENT.load(Ordering::Relaxed) {
         NOBODY => false,
         EVERYBODY => true,
-        cpu => cpu == percpu::id().index() as u32 + 1,
+        cpu => cpu == me(),
     }
 }
 
