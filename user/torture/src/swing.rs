@@ -90,10 +90,11 @@ impl Lane {
     /// What a futex must answer when nobody else knows it.
     fn futex_answers(&mut self) {
         let word = AtomicU32::new(7);
-        self.must(
-            sys::futex_wait(&word, 8, 1_000_000_000) == Err(Errno(libc::EAGAIN)),
-            "futex: other value",
-        );
+        match sys::futex_wait(&word, 8, 1_000_000_000) {
+            Err(Errno(libc::EAGAIN)) => {}
+            Err(error) => self.refused("futex wait for another value", error),
+            Ok(()) => self.wrong(format_args!("futex: waited for another value")),
+        }
         let ns = 1000 * self.random.below(2000) as u64;
         let start = sys::now();
         match sys::futex_wait(&word, 7, ns) {

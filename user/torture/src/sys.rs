@@ -220,11 +220,12 @@ pub fn sleep(ns: u64) {
     let _ = plain(libc::SYS_nanosleep, [time.as_ptr() as usize, 0, 0, 0, 0, 0]);
 }
 
-/// Monotonic nanoseconds.
+/// Monotonic nanoseconds; asks until there is memory for the answer.
 pub fn now() -> u64 {
     let mut time = [0u64; 2];
     let clock = libc::CLOCK_MONOTONIC as usize;
-    let _ = plain(libc::SYS_clock_gettime, [clock, time.as_mut_ptr() as usize, 0, 0, 0, 0]);
+    let words = [clock, time.as_mut_ptr() as usize, 0, 0, 0, 0];
+    while plain(libc::SYS_clock_gettime, words).is_err() {}
     time[0] * 1_000_000_000 + time[1]
 }
 
