@@ -56,7 +56,7 @@ impl Key {
 
     #[inline]
     fn place(self) -> usize {
-        (self.0.wrapping_mul(0x9e37_79b9) >> 26) as usize
+        (self.0.wrapping_mul(0x9e37_79b9) >> 26) as usize % PLACES
     }
 
     #[inline]
@@ -68,9 +68,8 @@ impl Key {
 /// In `at_hand`: no room is reserved.
 const NO_ROOM: *mut u8 = ptr::without_provenance_mut(1);
 
-/// Blocks of one size. A power of two long, so that no multiplication stands between a size and its place.
+/// Blocks of one size.
 #[derive(Clone, Copy)]
-#[repr(align(32))]
 pub struct Kept {
     key: u32,
     wanted: u16,
@@ -120,9 +119,23 @@ pub enum Offer {
     Refused(Kept),
 }
 
-/// The table.
+/// What is linked under one size.
+#[derive(Clone, Copy)]
+struct Linked {
+    first: *mut u8,
+    wanted: u16,
+    count: u16,
+}
+
+impl Linked {
+    const NOTHING: Self = Self { first: ptr::null_mut(), wanted: 0, count: 0 };
+}
+
+/// The table: three columns, so that what the shortest way reads is found by the place's number alone.
 pub struct Recents {
-    places: [Cell<Kept>; PLACES],
+    keys: [Cell<u32>; PLACES],
+    at_hand: [Cell<*mut u8>; PLACES],
+    linked: [Cell<Linked>; PLACES],
     medium: Cell<usize>,
     large: Cell<usize>,
     /// What was learnt beyond [`LARGE_BUDGET`].
@@ -132,13 +145,38 @@ pub struct Recents {
 impl Recents {
     /// Empty.
     pub const fn new() -> Self {
-        let places = [const { Cell::new(Kept::NOTHING) }; PLACES];
-        Self { places, medium: Cell::new(0), large: Cell::new(0), large_extra: Cell::new(0) }
+        Self {
+            keys: [const { Cell::new(0) }; PLACES],
+            at_hand: [const { Cell::new(NO_ROOM) }; PLACES],
+            linked: [const { Cell::new(Linked::NOTHING) }; PLACES],
+            medium: Cell::new(0),
+            large: Cell::new(0),
+            large_extra: Cell::new(0),
+        }
     }
 
-    #[inline]
-    fn place(&self, key: Key) -> &Cell<Kept> {
-        &self.places[key.place() % PLACES]
+    fn get(&self, place: usize) -> Kept {
+        let Linked { first, wanted, count } = self.linked[place].get();
+        Kept {
+            key: self.keys[place].get(),
+            wanted,
+            count,
+            first,
+            at_hand: self.at_hand[place].get(),
+        }
+    }
+
+    fn set(&self, place: usize, kept: Kept) {
+        let Kept { key, wanted, count, first, at_hand } = kept;
+        self.keys[place].set(key);
+        self.linked[place].set(Linked { first, wanted, count });
+        self.at_hand[place].set(at_hand);
+    }
+
+    fn replace(&self, place: usize, kept: Kept) -> Kept {
+        let old = self.get(place);
+        self.set(place, kept);
+        old
     }
 
     #[inline]
@@ -159,44 +197,38 @@ impl Recents {
     /// The block of this size that is at hand. The shortest way.
     #[inline(always)]
     pub fn take_at_hand(&self, key: Key) -> Option<NonNull<u8>> {
-        let kept = self.place(key).as_ptr();
-        // SAFETY: the cell is this thread's or one that is never written, and nobody holds a reference; what
-        // is beyond `NO_ROOM` is not null.
-        unsafe {
-            let block = (*kept).at_hand;
-            if (*kept).key != key.0 || block.addr() <= NO_ROOM.addr() {
-                return None;
-            }
-            (*kept).at_hand = ptr::null_mut();
-            Some(NonNull::new_unchecked(block))
+        let (size, at_hand) = (&self.keys[key.place()], &self.at_hand[key.place()]);
+        let block = at_hand.get();
+        if size.get() != key.0 || block.addr() <= NO_ROOM.addr() {
+            return None;
         }
+        at_hand.set(ptr::null_mut());
+        NonNull::new(block)
     }
 
-    /// Puts a block at hand if there is room for its size. False: [`Recents::keep`] it.
+    /// Puts a block at hand if there is room for its size, which a table that is never written has not. False:
+    /// [`Recents::keep`] it.
     #[inline(always)]
     pub fn put_at_hand(&self, key: Key, block: *mut u8) -> bool {
-        let kept = self.place(key).as_ptr();
-        // SAFETY: as for `take_at_hand`: what is never written has no room.
-        unsafe {
-            let room = (*kept).key == key.0 && (*kept).at_hand.is_null();
-            if room {
-                (*kept).at_hand = block;
-            }
-            room
+        let (size, at_hand) = (&self.keys[key.place()], &self.at_hand[key.place()]);
+        let room = size.get() == key.0 && at_hand.get().is_null();
+        if room {
+            at_hand.set(block);
         }
+        room
     }
 
     fn take_linked(&self, key: Key) -> *mut u8 {
-        let place = self.place(key);
-        let mut kept = place.get();
-        if kept.key != key.0 || kept.count == 0 {
+        let place = key.place();
+        let mut linked = self.linked[place].get();
+        if self.keys[place].get() != key.0 || linked.count == 0 {
             return ptr::null_mut();
         }
-        let block = kept.first;
+        let block = linked.first;
         // SAFETY: blocks here are free, at least 1 KiB, and linked by `link`.
-        kept.first = unsafe { block.cast::<*mut u8>().read() };
-        kept.count -= 1;
-        place.set(kept);
+        linked.first = unsafe { block.cast::<*mut u8>().read() };
+        linked.count -= 1;
+        self.linked[place].set(linked);
         let total = self.total(key);
         total.set(total.get() - key.bytes());
         block
@@ -209,32 +241,34 @@ impl Recents {
     }
 
     fn link(&self, key: Key, block: *mut u8) -> bool {
-        let place = self.place(key);
-        let mut kept = place.get();
+        let place = key.place();
+        let mut linked = self.linked[place].get();
         let total = self.total(key);
-        if kept.key != key.0 || kept.count >= kept.wanted || total.get() >= self.budget(key) {
+        let wanted = self.keys[place].get() == key.0 && linked.count < linked.wanted;
+        if !wanted || total.get() >= self.budget(key) {
             return false;
         }
         // SAFETY: the block is the caller's, at least 1 KiB and aligned.
-        unsafe { block.cast::<*mut u8>().write(kept.first) };
-        kept.first = block;
-        kept.count += 1;
-        place.set(kept);
+        unsafe { block.cast::<*mut u8>().write(linked.first) };
+        linked.first = block;
+        linked.count += 1;
+        self.linked[place].set(linked);
         total.set(total.get() + key.bytes());
         true
     }
 
     /// A block of exactly this size. If there is none, one more is wanted.
     pub fn take(&self, key: Key) -> Option<*mut u8> {
-        let place = self.place(key);
-        let met = place.get().key == key.0;
+        let place = key.place();
+        let met = self.keys[place].get() == key.0;
         let block = if met { self.take_kept(key) } else { ptr::null_mut() };
         if block.is_null() && key.is_large() {
             self.learn(key, met);
         }
         if block.is_null() && met && !self.reserve(key) {
-            let kept = place.get();
-            place.set(Kept { wanted: (kept.wanted + 1).min(WANTED_MAX), ..kept });
+            let linked = self.linked[place].get();
+            let wanted = (linked.wanted + 1).min(WANTED_MAX);
+            self.linked[place].set(Linked { wanted, ..linked });
         }
         (!block.is_null()).then_some(block)
     }
@@ -253,17 +287,19 @@ impl Recents {
         if self.large.get() <= self.budget(like).max(LARGEST_KEPT) {
             return None;
         }
-        let large = |place: &&Cell<Kept>| place.get().key().is_large() && place.get().counted() > 0;
-        let kept = self.places.iter().find(large)?;
-        let kept = kept.replace(Kept { key: kept.get().key, ..Kept::NOTHING });
+        let large =
+            |&place: &usize| self.get(place).key().is_large() && self.get(place).counted() > 0;
+        let place = (0..PLACES).find(large)?;
+        let key = self.keys[place].get();
+        let kept = self.replace(place, Kept { key, ..Kept::NOTHING });
         self.large.set(self.large.get() - kept.counted());
         Some(kept)
     }
 
     /// Reserves room at hand for a size. False: there is some, or the budget is used up.
     fn reserve(&self, key: Key) -> bool {
-        let (place, total) = (self.place(key), self.total(key));
-        if place.get().at_hand != NO_ROOM {
+        let (at_hand, total) = (&self.at_hand[key.place()], self.total(key));
+        if at_hand.get() != NO_ROOM {
             return false;
         }
         if total.get() >= self.budget(key) {
@@ -272,29 +308,28 @@ impl Recents {
         if total.get() >= self.budget(key) {
             return false;
         }
-        place.set(Kept { at_hand: ptr::null_mut(), ..place.get() });
+        at_hand.set(ptr::null_mut());
         total.set(total.get() + key.bytes());
         true
     }
 
     /// Gives room up that is reserved for a kind's blocks that the program has.
     fn give_room_up(&self, like: Key) {
-        for place in &self.places {
-            let kept = place.get();
-            if kept.key().is_large() == like.is_large() && kept.at_hand.is_null() {
-                place.set(Kept { at_hand: NO_ROOM, ..kept });
+        for (key, at_hand) in self.keys.iter().zip(&self.at_hand) {
+            let key = Key(key.get());
+            if key.is_large() == like.is_large() && at_hand.get().is_null() {
+                at_hand.set(NO_ROOM);
                 let total = self.total(like);
-                total.set(total.get() - kept.key().bytes());
+                total.set(total.get() - key.bytes());
             }
         }
     }
 
     /// Offers a free block.
     pub fn offer(&self, key: Key, block: *mut u8) -> Offer {
-        let place = self.place(key);
-        let kept = place.get();
-        if kept.key != key.0 {
-            place.set(Kept { key: key.0, ..Kept::NOTHING });
+        let place = key.place();
+        if self.keys[place].get() != key.0 {
+            let kept = self.replace(place, Kept { key: key.0, ..Kept::NOTHING });
             let total = self.total(kept.key());
             total.set(total.get() - kept.counted());
             return Offer::Refused(kept);
@@ -306,7 +341,7 @@ impl Recents {
     pub fn drain(&self) -> impl Iterator<Item = Kept> {
         self.medium.set(0);
         self.large.set(0);
-        self.places.iter().map(|place| place.replace(Kept::NOTHING))
+        (0..PLACES).map(|place| self.replace(place, Kept::NOTHING))
     }
 }
 
@@ -324,7 +359,7 @@ mod tests {
     }
 
     fn counted(recents: &Recents, large: bool) -> usize {
-        let places = recents.places.iter().map(Cell::get);
+        let places = (0..PLACES).map(|place| recents.get(place));
         places.filter(|kept| kept.key().is_large() == large).map(|kept| kept.counted()).sum()
     }
 
