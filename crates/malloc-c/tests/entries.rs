@@ -188,6 +188,34 @@ fn alignments_are_kept_and_bad_ones_refused() {
 }
 
 #[test]
+fn what_is_usable_is_the_same_for_the_owner_and_for_others() {
+    if !inside("what_is_usable_is_the_same_for_the_owner_and_for_others") {
+        return;
+    }
+    unsafe {
+        let (malloc, free): (Of1, Free1) = (function("malloc"), function("free"));
+        let usable: unsafe extern "C" fn(Block) -> usize = function("malloc_usable_size");
+        let sizes = (1..2100).chain((2100..200_000).step_by(777)).chain([5_000_000]);
+        // Two of each: the second stands further on in its slab.
+        let blocks: Vec<(usize, usize)> = sizes
+            .flat_map(|bytes| [0; 2].map(|_| (works(malloc(bytes), bytes, 16) as usize, bytes)))
+            .collect();
+        let ask = |blocks: &[(usize, usize)]| -> Vec<usize> {
+            blocks.iter().map(|&(block, _)| usable(block as Block)).collect()
+        };
+        let own = ask(&blocks);
+        let others = std::thread::scope(|scope| scope.spawn(|| ask(&blocks)).join().unwrap());
+        assert_eq!(own, others);
+        for (&(block, bytes), usable) in blocks.iter().zip(own) {
+            assert!((bytes..=bytes + bytes / 4 + 4096).contains(&usable), "{bytes}: {usable}");
+            // All of it may be written.
+            (block as *mut u8).write_bytes(0x5a, usable);
+        }
+        blocks.iter().for_each(|&(block, _)| free(block as Block));
+    }
+}
+
+#[test]
 fn all_twenty_operators_work() {
     if !inside("all_twenty_operators_work") {
         return;

@@ -369,10 +369,21 @@ pub unsafe fn free_sized(at: *mut u8, bytes: usize) {
     }
 }
 
-/// [`Allocator::free_short`] with the first nine steps in the instructions that a compiler does not find:
-/// it takes no operand of an arithmetic instruction from memory that others may write.
+/// [`Allocator::free_short`] on top of [`look_up`].
 #[inline(always)]
 unsafe fn free_short(at: *mut u8) -> Short {
+    // SAFETY: the caller's promise is ours.
+    unsafe {
+        let (unit, is_own) = look_up(at);
+        if is_own { push(unit, at) } else { Short::Other }
+    }
+}
+
+/// The header that is responsible for a place, and whether it is the start of a block in a slab of this
+/// thread's: [`Unit::holds_for`] in the instructions that a compiler does not find, which takes no operand of
+/// an arithmetic instruction from memory that others may write.
+#[inline(always)]
+fn look_up(at: *mut u8) -> (*const Unit, bool) {
     let (unit, scaled): (*const Unit, u64);
     // SAFETY: *every-header-readable*; see *one-compare* for what is computed, and `Unit` for the order
     // of the fields.
@@ -393,10 +404,7 @@ unsafe fn free_short(at: *mut u8) -> Short {
             multiplier = const core::mem::offset_of!(Unit, multiplier),
             options(pure, readonly, nostack)
         );
-        if scaled >= (*unit).limit.load(Ordering::Relaxed) {
-            return Short::Other;
-        }
-        push(unit, at)
+        (unit, scaled < (*unit).limit.load(Ordering::Relaxed))
     }
 }
 
@@ -449,11 +457,25 @@ pub unsafe fn realloc(at: *mut u8, bytes: usize, pc: usize) -> *mut u8 {
     unsafe { PROCESS.realloc_from(at, bytes, pc) }
 }
 
-/// [`Allocator::usable`].
+/// [`Allocator::usable`]. Short for what this thread allocated: there are programs that ask for each block
+/// when it comes and again when it goes.
 ///
 /// # Safety
 /// As there.
+#[inline(always)]
 pub unsafe fn usable(at: *mut u8) -> usize {
+    let (unit, is_own) = look_up(at);
+    if is_own {
+        // SAFETY: *every-header-readable*.
+        return unsafe { &*unit }.class().bytes as usize;
+    }
+    // SAFETY: the caller's promise is ours.
+    unsafe { usable_long(at) }
+}
+
+#[cold]
+#[inline(never)]
+unsafe fn usable_long(at: *mut u8) -> usize {
     // SAFETY: the caller's promise is ours.
     unsafe { PROCESS.usable(at) }
 }

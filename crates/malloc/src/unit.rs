@@ -109,6 +109,7 @@ unsafe impl Sync for Nobody {}
 
 impl Unit {
     /// The description of the slab's class.
+    #[inline]
     pub fn class(&self) -> &'static Class {
         classes::of(usize::from(self.class.load(Ordering::Relaxed)))
     }
