@@ -102,6 +102,11 @@ pub struct Allocator<S: System, L: Local> {
     pub(crate) samples: Samples,
 }
 
+/// Says that where it is called is not the way that must be straight: each jump that is taken on the shortest
+/// ways costs as much as several instructions.
+#[cold]
+pub(crate) fn rarely() {}
+
 impl<S: System, L: Local> Allocator<S, L> {
     /// An allocator that owns nothing yet.
     ///
@@ -334,6 +339,15 @@ impl<S: System, L: Local> Allocator<S, L> {
     unsafe fn free_slow(&self, at: *mut u8) {
         // SAFETY: the caller's promise is ours.
         unsafe { self.free_long(at, usize::MAX, 0) }
+    }
+
+    /// Puts a medium or large block at hand if there is room for its size. False: free it, right or wrong.
+    #[inline(always)]
+    pub(crate) fn give_at_hand(&self, at: *mut u8) -> bool {
+        match self.window.medium_offset(at as usize) {
+            Some(offset) => self.put_at_hand(at, offset),
+            None => !self.window.is_small(at as usize) && self.put_large_at_hand(at),
+        }
     }
 
     /// The way of [`Allocator::free`] when there is no short one; `claimed` size: the largest number is none.

@@ -8,7 +8,7 @@
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::Relaxed;
 
-use crate::allocator::Allocator;
+use crate::allocator::{Allocator, rarely};
 use crate::arena::{
     ARENAS, CELL_BYTES, Cell, FREED, GRANULE, Ground, KEPT, LIVE, MEDIUM_MAX, SAMPLED,
 };
@@ -54,11 +54,16 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         let size = granules(bytes);
         if let (Some(heap), true) = (heap, align <= GRANULE) {
-            if let Some(at) = heap.recents.take(Key::medium(size)) {
+            let key = Key::medium(size);
+            // What is at hand is not sampled.
+            if let Some(at) = heap.recents.take(key, !self.is_sampling()) {
                 if let Some((_, cell)) = self.cell(at) {
                     cell.state.store(LIVE, Relaxed);
                     return Given { at, zeroed: false };
                 }
+            }
+            if let Some(others) = heap.recents.give_way(key) {
+                self.dismiss(others);
             }
         }
         let first = heap.map_or(0, |heap| heap.number.load(Relaxed) as usize);
@@ -77,7 +82,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         }
         let pages = Large::mapping_for(bytes).map_or(0, |mapping| mapping / PAGE_BYTES);
         if let (Some(heap), Some(key), true) = (heap, Key::large(pages), align <= large::HEADER) {
-            if let Some(at) = heap.recents.take(key) {
+            if let Some(at) = heap.recents.take(key, !self.is_sampling()) {
                 // SAFETY: what the recents keep under a large key was kept by `free_large`.
                 return Given { at: unsafe { large::find_kept(at) }.at, zeroed: false };
             }
@@ -96,6 +101,7 @@ impl<S: System, L: Local> Allocator<S, L> {
     #[inline(always)]
     pub(crate) fn take_at_hand(&self, bytes: usize) -> *mut u8 {
         if bytes > MEDIUM_MAX {
+            rarely();
             return self.take_large_at_hand(bytes);
         }
         let key = Key::medium(bytes.div_ceil(GRANULE) as u32);

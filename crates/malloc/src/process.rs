@@ -19,7 +19,7 @@ use core::ffi::{c_int, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::allocator::{Allocator, MIN_ALIGN, Short, push};
+use crate::allocator::{Allocator, MIN_ALIGN, Short, push, rarely};
 use crate::classes::SMALL_MAX;
 use crate::heap::{Heap, NO_HEAP};
 use crate::linux::{self, Linux, process};
@@ -314,12 +314,25 @@ unsafe extern "C" {
 /// A block of the process's allocator: [`Allocator::alloc`], whose slow way is compiled once.
 #[inline(always)]
 pub fn alloc(bytes: usize) -> *mut u8 {
-    let block = PROCESS.alloc_short(bytes);
+    let block = if bytes > SMALL_MAX { take_at_hand(bytes) } else { PROCESS.alloc_short(bytes) };
     if block.is_null() {
+        rarely();
         // SAFETY: goes on in `alloc_slow_from`.
         return unsafe { pagoda_malloc_alloc_slow_0_1(bytes) };
     }
     block
+}
+
+/// [`Allocator::take_at_hand`], compiled once; straight there and back.
+#[inline(never)]
+extern "C" fn take_at_hand(bytes: usize) -> *mut u8 {
+    PROCESS.take_at_hand(bytes)
+}
+
+/// [`Allocator::give_at_hand`], compiled once.
+#[inline(never)]
+extern "C" fn give_at_hand(at: *mut u8) -> bool {
+    PROCESS.give_at_hand(at)
 }
 
 /// The short way alone; null when there is none.
@@ -359,7 +372,11 @@ pub unsafe fn free_sized(at: *mut u8, bytes: usize) {
     // SAFETY: the caller's promise is ours.
     unsafe {
         if bytes > SMALL_MAX {
-            return pagoda_malloc_free_sized_slow_0_1(at, bytes);
+            if !give_at_hand(at) {
+                rarely();
+                pagoda_malloc_free_sized_slow_0_1(at, bytes);
+            }
+            return;
         }
         match free_short(at) {
             Short::Done => {}

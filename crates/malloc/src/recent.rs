@@ -12,6 +12,9 @@
 //! 64 places, found by the size. Each has room for one block *at hand*, whose bytes stay *reserved* in the
 //! budget while the program has it, so that taking and returning it writes one word; others are linked
 //! through their first words.
+//!
+//! A size that keeps coming while the budget for medium blocks is used up takes it from others, one of eight
+//! times, in turn: else what came first would have it for ever.
 #![allow(unsafe_code)] // links inside free blocks
 
 use core::cell::Cell;
@@ -27,6 +30,8 @@ const LARGE_BUDGET: usize = 1;
 const LARGE_MOST: usize = 8 << 20;
 /// Larger ones are never kept.
 pub const LARGEST_KEPT: usize = 4 << 20;
+/// A medium size that is wanted so often while the budget is used up takes it from another.
+const DENIED_MOST: u32 = 8;
 /// At most so many blocks of a size are wanted.
 const WANTED_MAX: u16 = 32;
 
@@ -140,6 +145,10 @@ pub struct Recents {
     large: Cell<usize>,
     /// What was learnt beyond [`LARGE_BUDGET`].
     large_extra: Cell<usize>,
+    /// How often a medium size was wanted while the budget was used up.
+    denied: Cell<u32>,
+    /// The place from which the next that gives way is looked for.
+    next: Cell<u32>,
 }
 
 impl Recents {
@@ -152,6 +161,8 @@ impl Recents {
             medium: Cell::new(0),
             large: Cell::new(0),
             large_extra: Cell::new(0),
+            denied: Cell::new(0),
+            next: Cell::new(0),
         }
     }
 
@@ -257,15 +268,18 @@ impl Recents {
         true
     }
 
-    /// A block of exactly this size. If there is none, one more is wanted.
-    pub fn take(&self, key: Key) -> Option<*mut u8> {
+    /// A block of exactly this size. If there is none, one more is wanted; it may be at hand later if `at_hand`.
+    pub fn take(&self, key: Key, at_hand: bool) -> Option<*mut u8> {
         let place = key.place();
         let met = self.keys[place].get() == key.0;
         let block = if met { self.take_kept(key) } else { ptr::null_mut() };
         if block.is_null() && key.is_large() {
             self.learn(key, met);
         }
-        if block.is_null() && met && !self.reserve(key) {
+        if block.is_null() && met && !(at_hand && self.reserve(key)) {
+            if !key.is_large() && self.medium.get() >= MEDIUM_BUDGET {
+                self.denied.set(self.denied.get() + 1);
+            }
             let linked = self.linked[place].get();
             let wanted = (linked.wanted + 1).min(WANTED_MAX);
             self.linked[place].set(Linked { wanted, ..linked });
@@ -293,6 +307,25 @@ impl Recents {
         let key = self.keys[place].get();
         let kept = self.replace(place, Kept { key, ..Kept::NOTHING });
         self.large.set(self.large.get() - kept.counted());
+        Some(kept)
+    }
+
+    /// Blocks of a medium size that gives way to one that keeps coming: the caller must free them.
+    pub fn give_way(&self, to: Key) -> Option<Kept> {
+        if self.denied.get() < DENIED_MOST {
+            return None;
+        }
+        self.denied.set(0);
+        let gives_way = |place: &usize| {
+            let kept = self.get(*place);
+            kept.key() != to && !kept.key().is_large() && kept.counted() > 0
+        };
+        let first = self.next.get() as usize;
+        let place = (first..first + PLACES).map(|place| place % PLACES).find(gives_way)?;
+        self.next.set(place as u32 + 1);
+        let key = self.keys[place].get();
+        let kept = self.replace(place, Kept { key, ..Kept::NOTHING });
+        self.medium.set(self.medium.get() - kept.counted());
         Some(kept)
     }
 
@@ -369,12 +402,12 @@ mod tests {
         let [mut a, mut b] = blocks();
         let key = Key::medium(512);
         assert!(matches!(recents.offer(key, at(&mut a)), Offer::Refused(_)));
-        assert_eq!(recents.take(key), None);
+        assert_eq!(recents.take(key, true), None);
         assert!(matches!(recents.offer(key, at(&mut a)), Offer::Kept));
         assert!(matches!(recents.offer(key, at(&mut b)), Offer::Refused(_)), "one was missed");
         assert_eq!(recents.take_kept(key), at(&mut a));
         assert!(recents.take_kept(key).is_null());
-        assert_eq!(recents.take(key), None);
+        assert_eq!(recents.take(key, true), None);
         assert!(recents.keep(key, at(&mut a)) && recents.keep(key, at(&mut b)));
         assert_eq!(recents.medium.get(), 2 * 512 * 64);
         assert_eq!(recents.medium.get(), counted(&recents, false));
@@ -392,7 +425,7 @@ mod tests {
         let mut backing: [_; 6] = blocks();
         let key = Key::large(300).expect("small enough");
         let kept = (0..4).map(|_| {
-            let missed = backing.iter().filter(|_| recents.take(key).is_none()).count();
+            let missed = backing.iter().filter(|_| recents.take(key, true).is_none()).count();
             let offer = |block| matches!(recents.offer(key, at(block)), Offer::Kept);
             assert_eq!(recents.large.get(), counted(&recents, true));
             (missed, backing.iter_mut().map(offer).filter(|&kept| kept).count())
@@ -400,7 +433,7 @@ mod tests {
         assert_eq!(kept.collect::<Vec<_>>(), [(6, 0), (6, 6), (0, 6), (0, 6)]);
         assert!(recents.shed().is_none(), "they are wanted");
         let others = (301..340).filter_map(Key::large);
-        assert!(others.clone().all(|other| recents.take(other).is_none()));
+        assert!(others.clone().all(|other| recents.take(other, true).is_none()));
         let shed: Vec<_> = std::iter::from_fn(|| recents.shed()).collect();
         assert_eq!(shed.len(), 1);
         assert_eq!((recents.large.get(), counted(&recents, true)), (0, 0));
@@ -415,7 +448,7 @@ mod tests {
         for (key, block) in keys.into_iter().zip(&mut backing) {
             let block = at(block);
             assert!(matches!(recents.offer(key, block), Offer::Refused(_)));
-            assert_eq!(recents.take(key), None);
+            assert_eq!(recents.take(key, true), None);
             assert_eq!(recents.large.get(), counted(&recents, true));
             assert!(recents.keep(key, block));
             assert_eq!(recents.take_kept(key), block);
@@ -424,8 +457,33 @@ mod tests {
         let [a, .., b] = &mut backing;
         assert!(!recents.keep(old, at(a)), "its room went to the other");
         assert!(recents.keep(new, at(b)));
-        assert_eq!(recents.take(old), None);
+        assert_eq!(recents.take(old, true), None);
         assert!(recents.keep(old, at(a)), "now there is some");
         assert_eq!(recents.large.get(), counted(&recents, true));
+    }
+
+    #[test]
+    fn who_came_first_gives_way_to_who_keeps_coming() {
+        let recents = Recents::new();
+        let mut backing: [_; 9] = blocks();
+        // Four fill the budget; then others come, one after the other, for some time.
+        for (number, block) in backing.iter_mut().enumerate() {
+            let (key, block) = (Key::medium(512 + number as u32), at(block));
+            let mut dismissed = 0;
+            let turns = (0..50).filter(|_| {
+                let taken = recents.take(key, true);
+                if taken.is_none() {
+                    let mut others = recents.give_way(key);
+                    dismissed += others.iter_mut().filter_map(Kept::pop).count();
+                }
+                assert!(taken.is_none_or(|taken| taken == block));
+                _ = recents.offer(key, block);
+                assert_eq!(recents.medium.get(), counted(&recents, false));
+                taken.is_none()
+            });
+            let (missed, most) = (turns.count(), if number < 4 { 2 } else { 11 });
+            assert!(missed <= most, "{missed} of the {number}th");
+            assert_eq!(dismissed, usize::from(number >= 4));
+        }
     }
 }

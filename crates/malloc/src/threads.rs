@@ -91,7 +91,7 @@ impl<S: System, L: Local> Allocator<S, L> {
                 let heap = self.window.heap(count);
                 // SAFETY: a place of the table that was never used.
                 unsafe { heap.write(Heap::new()) };
-                self.threads.count.store(count as u32 + 1, Ordering::Relaxed);
+                self.threads.count.store(count as u32 + 1, Ordering::Release);
                 // SAFETY: just written.
                 let heap = unsafe { &*heap };
                 heap.number.store(count as u32, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::thread;
 
-use super::rig::{Rig, check_samples, must_be_empty, sampled_rig};
+use super::rig::{Rig, check_samples, must_be_empty, rig, sampled_rig};
 use crate::sample::Place;
 use crate::sample::calls::Calls;
 use crate::sample::chance::Sum;
@@ -248,6 +248,24 @@ fn a_sample_is_checked_as_any_block_is() {
         } else {
             assert_eq!(stopped(inside), Stop::Misuse(Misuse::Foreign, place + 64));
             unsafe { rig.free(block) };
+        }
+        must_be_empty(&rig);
+    }
+}
+
+#[test]
+fn nothing_is_at_hand_where_samples_are_drawn() {
+    // What is at hand is taken without being counted.
+    for (rig, is_sampling) in [(sampled_rig(1 << 30), true), (rig(), false)] {
+        for bytes in [5000, 32 << 10, 1 << 20] {
+            for _ in 0..5 {
+                let block =
+                    if is_sampling { rig.sampled_alloc(bytes, 1) } else { rig.alloc(bytes) };
+                unsafe { rig.free(block) };
+            }
+            let at_hand = rig.take_at_hand(bytes);
+            assert_eq!(at_hand.is_null(), is_sampling, "{bytes}");
+            unsafe { rig.free(at_hand) };
         }
         must_be_empty(&rig);
     }
