@@ -60,7 +60,7 @@ const WORTH: u32 = 256;
 pub const FREED: u8 = 0;
 /// `state` of a cell: the program holds the block.
 pub const LIVE: u8 = 1;
-/// `state` of a cell: the block waits among the recents of a thread.
+/// `state` of a cell: the block waits among the recents of a thread, linked to others.
 pub const KEPT: u8 = 2;
 /// `state` of a cell: the program holds the block, which is a sample ([`crate::sample`]).
 pub const SAMPLED: u8 = 3;
@@ -70,7 +70,8 @@ pub const SAMPLED: u8 = 3;
 pub struct Cell {
     /// Size in granules * 16 + which granule of the cell it starts in; 0 = none.
     block: AtomicU16,
-    /// [`FREED`], [`LIVE`], [`KEPT`] or [`SAMPLED`]; belongs to the holder of the block.
+    /// [`FREED`], [`LIVE`], [`KEPT`], [`SAMPLED`], or the tie of a thread ([`crate::recent::TIED`]); belongs to the
+    /// holder of the block.
     pub state: AtomicU8,
     before_is_free: AtomicU8,
 }

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // hands out and takes back memory of the arenas
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crate::allocator::{Allocator, rarely};
 use crate::arena::{
@@ -16,7 +16,7 @@ use crate::classes::{SMALL_MAX, UNIT_BYTES};
 use crate::heap::Heap;
 use crate::idle::Part;
 use crate::large::{self, Block, Large};
-use crate::recent::{Kept, Key, LARGEST_KEPT, Offer};
+use crate::recent::{Kept, Key, LARGEST_KEPT, Offer, TIED, TIES};
 use crate::sample::calls::Calls;
 use crate::system::{Local, Misuse, PAGE_BYTES, System};
 
@@ -105,17 +105,10 @@ impl<S: System, L: Local> Allocator<S, L> {
             return self.take_large_at_hand(bytes);
         }
         let key = Key::medium(bytes.div_ceil(GRANULE) as u32);
-        // SAFETY: the heap is this thread's or the one that is never written. A block at hand under a
-        // medium size lies in the medium window.
-        unsafe {
-            let Some(at) = (*self.local.get()).recents.take_at_hand(key) else {
-                return ptr::null_mut();
-            };
-            let at = at.as_ptr();
-            let offset = (at as usize).wrapping_sub(self.window.medium() as usize);
-            (*self.window.cells().wrapping_add(offset / CELL_BYTES)).state.store(LIVE, Relaxed);
-            at
-        }
+        // SAFETY: the heap is this thread's or the one that is never written.
+        let at_hand = unsafe { (*self.local.get()).recents.take_at_hand(key) };
+        // Its cell says that it is tied, before and after.
+        at_hand.map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     #[inline(always)]
@@ -164,14 +157,17 @@ impl<S: System, L: Local> Allocator<S, L> {
         unsafe {
             let cell = &*self.window.cells().wrapping_add(offset / CELL_BYTES);
             let Some(size) = cell.block_of(offset) else { return false };
-            if cell.state.load(Relaxed) != LIVE
-                || !(*self.local.get()).recents.put_at_hand(Key::medium(size), at)
-            {
-                return false;
+            let (recents, state) = (&(*self.local.get()).recents, cell.state.load(Relaxed));
+            // What is tied to this thread and not in the room that there is is the program's.
+            if state != recents.tie() {
+                if state != LIVE || !recents.put_at_hand(Key::medium(size), at) {
+                    return false;
+                }
+                cell.state.store(recents.tie(), Relaxed);
+                return true;
             }
-            cell.state.store(KEPT, Relaxed);
+            recents.put_at_hand(Key::medium(size), at)
         }
-        true
     }
 
     /// A medium or large block that this thread kept; null if there is none. The short way of
@@ -200,10 +196,15 @@ impl<S: System, L: Local> Allocator<S, L> {
     pub(crate) fn keep(&self, heap: &Heap, at: *mut u8) -> bool {
         let Some((offset, cell)) = self.cell(at) else { return self.keep_large(heap, at) };
         let Some(size) = cell.block_at((offset / GRANULE) as u32) else { return false };
-        if offset % GRANULE != 0 || cell.state.load(Relaxed) != LIVE {
+        let (key, state) = (Key::medium(size), cell.state.load(Relaxed));
+        if offset % GRANULE != 0 || !(state == LIVE || self.is_tied_out(state, key, at)) {
             return false;
         }
-        let kept = heap.recents.keep(Key::medium(size), at);
+        if heap.recents.put_at_hand(key, at) {
+            cell.state.store(heap.recents.tie(), Relaxed);
+            return true;
+        }
+        let kept = heap.recents.link(key, at);
         if kept {
             cell.state.store(KEPT, Relaxed);
         }
@@ -217,7 +218,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         // SAFETY: a block has its header before it; a wild pointer faults, which names the caller.
         let Some(pages) = (unsafe { large::plain_pages(at) }) else { return false };
         let Some(key) = Key::large(pages) else { return false };
-        let kept = heap.recents.keep(key, at);
+        let kept = heap.recents.put_at_hand(key, at) || heap.recents.link(key, at);
         if kept {
             // SAFETY: its header was just read.
             unsafe { large::put_aside(at) };
@@ -243,10 +244,22 @@ impl<S: System, L: Local> Allocator<S, L> {
             (Some(size), state @ (LIVE | SAMPLED)) => {
                 Place { arena: offset / bytes, granule, size, sampled: state == SAMPLED }
             }
-            (Some(_), KEPT) => self.misuse(Misuse::DoubleFree, at as usize),
+            (Some(size), state) if self.is_tied_out(state, Key::medium(size), at) => {
+                Place { arena: offset / bytes, granule, size, sampled: false }
+            }
+            (Some(_), KEPT | TIED..) => self.misuse(Misuse::DoubleFree, at as usize),
             (None, FREED) if offset % GRANULE == 0 => self.misuse(Misuse::DoubleFree, at as usize),
             _ => self.misuse(Misuse::Interior, at as usize),
         }
+    }
+
+    /// Whether a block's cell says that it is tied to a thread, and the thread has it not at hand.
+    fn is_tied_out(&self, state: u8, key: Key, at: *mut u8) -> bool {
+        let count = self.threads.count.load(Acquire) as usize;
+        let mut heaps = (usize::from(state & !TIED)..count).step_by(TIES);
+        // SAFETY: places below the count have been written.
+        state >= TIED
+            && !heaps.any(|number| unsafe { (*self.window.heap(number)).recents.has(key, at) })
     }
 
     /// Frees a block that is not small.
@@ -262,10 +275,8 @@ impl<S: System, L: Local> Allocator<S, L> {
         let heap = if place.sampled { self.retire_sample(heap, at) } else { heap };
         if let Some(heap) = heap {
             match heap.recents.offer(Key::medium(place.size), at) {
-                Offer::Kept => {
-                    cell.state.store(KEPT, Relaxed);
-                    return;
-                }
+                Offer::AtHand => return cell.state.store(heap.recents.tie(), Relaxed),
+                Offer::Linked => return cell.state.store(KEPT, Relaxed),
                 Offer::Refused(others) => self.dismiss(others),
             }
         }
@@ -285,7 +296,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let key = block.plain_pages().and_then(Key::large);
         if let (Some(heap), Some(key)) = (heap, key) {
             match heap.recents.offer(key, at) {
-                Offer::Kept => return block.set_kept(true),
+                Offer::AtHand | Offer::Linked => return block.set_kept(true),
                 Offer::Refused(others) => self.dismiss(others),
             }
         }

@@ -9,9 +9,14 @@
 //! The budget for large blocks is learnt as well: each ghost that is met adds the block's size to it, each
 //! size never seen takes an eighth away, and what it no longer covers goes back.
 //!
-//! 64 places, found by the size. Each has room for one block *at hand*, whose bytes stay *reserved* in the
-//! budget while the program has it, so that taking and returning it writes one word; others are linked
+//! 64 places, found by the size. Each may have room for one block *at hand*, whose bytes stay *reserved* in
+//! the budget while the program has it, so that taking and returning it writes one word; others are linked
 //! through their first words.
+//!
+//! A medium block that was at hand is *tied* to its thread, which its cell says, and stays so while it comes and
+//! goes: whether it is *in* is a bit of the place's word alone. So who meets a tied block, and is not on the
+//! shortest way, asks the tables of the threads that it may be tied to ([`Recents::has`]). A tie may outlast
+//! what it was made for: then the place has another block, or none, and the block is the program's.
 //!
 //! A size that keeps coming while the budget for medium blocks is used up takes it from others, one of eight
 //! times, in turn: else what came first would have it for ever.
@@ -19,6 +24,7 @@
 
 use core::cell::Cell;
 use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 /// Places in the table.
 const PLACES: usize = 64;
@@ -30,8 +36,6 @@ const LARGE_BUDGET: usize = 1;
 const LARGE_MOST: usize = 8 << 20;
 /// Larger ones are never kept.
 pub const LARGEST_KEPT: usize = 4 << 20;
-/// A medium size that is wanted so often while the budget is used up takes it from another.
-const DENIED_MOST: u32 = 8;
 /// At most so many blocks of a size are wanted.
 const WANTED_MAX: u16 = 32;
 
@@ -70,8 +74,29 @@ impl Key {
     }
 }
 
+/// In `at_hand`, added to a block: it is in. Else the program has it.
+const IN: usize = 1;
 /// In `at_hand`: no room is reserved.
-const NO_ROOM: *mut u8 = ptr::without_provenance_mut(1);
+const NO_ROOM: *mut u8 = ptr::without_provenance_mut(2);
+/// A cell of a block that is tied says so by this bit and the lowest bits of the thread's heap's number.
+pub const TIED: u8 = 0x80;
+/// So many heaps have different ties. Where there are more threads at a time, one that frees a block which
+/// another of the same tie has just freed is not told, unless in hardened mode.
+pub const TIES: usize = TIED as usize;
+/// A size that is wanted so often while the budget is used up takes it from another.
+const DENIED_MOST: u32 = 8;
+
+/// Whether a block is in.
+#[inline(always)]
+fn is_in(at_hand: *mut u8) -> bool {
+    at_hand.addr() & IN != 0
+}
+
+/// Whether there is room that no block is in.
+#[inline(always)]
+fn is_room(at_hand: *mut u8) -> bool {
+    at_hand.addr() & (IN | NO_ROOM.addr()) == 0
+}
 
 /// Blocks of one size.
 #[derive(Clone, Copy)]
@@ -80,7 +105,7 @@ pub struct Kept {
     wanted: u16,
     count: u16,
     first: *mut u8,
-    /// A block; null, when there is room for one; or [`NO_ROOM`].
+    /// A block, and whether it is [`IN`]; null, when there is room for one; or [`NO_ROOM`].
     at_hand: *mut u8,
 }
 
@@ -97,14 +122,15 @@ impl Kept {
     /// Takes one of the blocks.
     #[inline]
     pub fn pop(&mut self) -> Option<*mut u8> {
-        if self.at_hand.addr() > NO_ROOM.addr() {
-            return Some(core::mem::replace(&mut self.at_hand, NO_ROOM));
+        if is_in(self.at_hand) {
+            let block = core::mem::replace(&mut self.at_hand, NO_ROOM);
+            return Some(block.wrapping_byte_sub(IN));
         }
         if self.count == 0 {
             return None;
         }
         let block = self.first;
-        // SAFETY: blocks here are free, at least 1 KiB, and linked by `offer`.
+        // SAFETY: blocks here are free, at least 1 KiB, and linked by `link`.
         self.first = unsafe { block.cast::<*mut u8>().read() };
         self.count -= 1;
         Some(block)
@@ -118,8 +144,10 @@ impl Kept {
 
 /// What became of an offered block.
 pub enum Offer {
-    /// It is kept.
-    Kept,
+    /// It is at hand.
+    AtHand,
+    /// It is linked to others.
+    Linked,
     /// The caller must free it, and these too.
     Refused(Kept),
 }
@@ -139,12 +167,15 @@ impl Linked {
 /// The table: three columns, so that what the shortest way reads is found by the place's number alone.
 pub struct Recents {
     keys: [Cell<u32>; PLACES],
-    at_hand: [Cell<*mut u8>; PLACES],
+    /// Written by the owner alone; others look whether a block is in.
+    at_hand: [AtomicPtr<u8>; PLACES],
     linked: [Cell<Linked>; PLACES],
     medium: Cell<usize>,
     large: Cell<usize>,
     /// What was learnt beyond [`LARGE_BUDGET`].
     large_extra: Cell<usize>,
+    /// What the cells of blocks say that are tied to this table; nothing that a cell says, if there is no heap.
+    tie: Cell<u8>,
     /// How often a medium size was wanted while the budget was used up.
     denied: Cell<u32>,
     /// The place from which the next that gives way is looked for.
@@ -156,32 +187,53 @@ impl Recents {
     pub const fn new() -> Self {
         Self {
             keys: [const { Cell::new(0) }; PLACES],
-            at_hand: [const { Cell::new(NO_ROOM) }; PLACES],
+            at_hand: [const { AtomicPtr::new(NO_ROOM) }; PLACES],
             linked: [const { Cell::new(Linked::NOTHING) }; PLACES],
             medium: Cell::new(0),
             large: Cell::new(0),
             large_extra: Cell::new(0),
+            tie: Cell::new(0),
             denied: Cell::new(0),
             next: Cell::new(0),
         }
     }
 
+    /// Says which heap's it is.
+    pub fn belong(&self, heap: u32) {
+        self.tie.set(TIED | heap as u8);
+    }
+
+    /// What the cells of blocks say that are tied to this table.
+    #[inline(always)]
+    pub fn tie(&self) -> u8 {
+        self.tie.get()
+    }
+
+    #[inline(always)]
+    fn at_hand(&self, place: usize) -> *mut u8 {
+        self.at_hand[place].load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn set_at_hand(&self, place: usize, at_hand: *mut u8) {
+        self.at_hand[place].store(at_hand, Ordering::Relaxed);
+    }
+
+    /// Whether a block of this size is at hand. Any thread may ask.
+    pub fn has(&self, key: Key, block: *mut u8) -> bool {
+        self.at_hand(key.place()) == block.wrapping_byte_add(IN)
+    }
+
     fn get(&self, place: usize) -> Kept {
         let Linked { first, wanted, count } = self.linked[place].get();
-        Kept {
-            key: self.keys[place].get(),
-            wanted,
-            count,
-            first,
-            at_hand: self.at_hand[place].get(),
-        }
+        Kept { key: self.keys[place].get(), wanted, count, first, at_hand: self.at_hand(place) }
     }
 
     fn set(&self, place: usize, kept: Kept) {
         let Kept { key, wanted, count, first, at_hand } = kept;
         self.keys[place].set(key);
         self.linked[place].set(Linked { first, wanted, count });
-        self.at_hand[place].set(at_hand);
+        self.set_at_hand(place, at_hand);
     }
 
     fn replace(&self, place: usize, kept: Kept) -> Kept {
@@ -208,23 +260,24 @@ impl Recents {
     /// The block of this size that is at hand. The shortest way.
     #[inline(always)]
     pub fn take_at_hand(&self, key: Key) -> Option<NonNull<u8>> {
-        let (size, at_hand) = (&self.keys[key.place()], &self.at_hand[key.place()]);
-        let block = at_hand.get();
-        if size.get() != key.0 || block.addr() <= NO_ROOM.addr() {
+        let place = key.place();
+        let at_hand = self.at_hand(place);
+        if !is_in(at_hand) || self.keys[place].get() != key.0 {
             return None;
         }
-        at_hand.set(ptr::null_mut());
+        let block = at_hand.wrapping_byte_sub(IN);
+        self.set_at_hand(place, block);
         NonNull::new(block)
     }
 
     /// Puts a block at hand if there is room for its size, which a table that is never written has not. False:
-    /// [`Recents::keep`] it.
+    /// [`Recents::link`] it.
     #[inline(always)]
     pub fn put_at_hand(&self, key: Key, block: *mut u8) -> bool {
-        let (size, at_hand) = (&self.keys[key.place()], &self.at_hand[key.place()]);
-        let room = size.get() == key.0 && at_hand.get().is_null();
+        let place = key.place();
+        let room = is_room(self.at_hand(place)) && self.keys[place].get() == key.0;
         if room {
-            at_hand.set(block);
+            self.set_at_hand(place, block.wrapping_byte_add(IN));
         }
         room
     }
@@ -245,13 +298,8 @@ impl Recents {
         block
     }
 
-    /// Keeps a free block if its size is wanted. False: [`Recents::offer`] it.
-    #[inline(always)]
-    pub fn keep(&self, key: Key, block: *mut u8) -> bool {
-        self.put_at_hand(key, block) || self.link(key, block)
-    }
-
-    fn link(&self, key: Key, block: *mut u8) -> bool {
+    /// Links a free block to others if its size is wanted. False: [`Recents::offer`] it.
+    pub fn link(&self, key: Key, block: *mut u8) -> bool {
         let place = key.place();
         let mut linked = self.linked[place].get();
         let total = self.total(key);
@@ -268,7 +316,7 @@ impl Recents {
         true
     }
 
-    /// A block of exactly this size. If there is none, one more is wanted; it may be at hand later if `at_hand`.
+    /// A block of exactly this size. If there is none, one more is wanted; `at_hand`: it may be at hand.
     pub fn take(&self, key: Key, at_hand: bool) -> Option<*mut u8> {
         let place = key.place();
         let met = self.keys[place].get() == key.0;
@@ -276,10 +324,10 @@ impl Recents {
         if block.is_null() && key.is_large() {
             self.learn(key, met);
         }
+        if block.is_null() && met && !key.is_large() && self.medium.get() >= MEDIUM_BUDGET {
+            self.denied.set(self.denied.get() + 1);
+        }
         if block.is_null() && met && !(at_hand && self.reserve(key)) {
-            if !key.is_large() && self.medium.get() >= MEDIUM_BUDGET {
-                self.denied.set(self.denied.get() + 1);
-            }
             let linked = self.linked[place].get();
             let wanted = (linked.wanted + 1).min(WANTED_MAX);
             self.linked[place].set(Linked { wanted, ..linked });
@@ -316,12 +364,12 @@ impl Recents {
             return None;
         }
         self.denied.set(0);
-        let gives_way = |place: &usize| {
+        let others = |place: &usize| {
             let kept = self.get(*place);
             kept.key() != to && !kept.key().is_large() && kept.counted() > 0
         };
         let first = self.next.get() as usize;
-        let place = (first..first + PLACES).map(|place| place % PLACES).find(gives_way)?;
+        let place = (first..first + PLACES).map(|place| place % PLACES).find(others)?;
         self.next.set(place as u32 + 1);
         let key = self.keys[place].get();
         let kept = self.replace(place, Kept { key, ..Kept::NOTHING });
@@ -331,8 +379,8 @@ impl Recents {
 
     /// Reserves room at hand for a size. False: there is some, or the budget is used up.
     fn reserve(&self, key: Key) -> bool {
-        let (at_hand, total) = (&self.at_hand[key.place()], self.total(key));
-        if at_hand.get() != NO_ROOM {
+        let (place, total) = (key.place(), self.total(key));
+        if self.at_hand(place) != NO_ROOM {
             return false;
         }
         if total.get() >= self.budget(key) {
@@ -341,17 +389,17 @@ impl Recents {
         if total.get() >= self.budget(key) {
             return false;
         }
-        at_hand.set(ptr::null_mut());
+        self.set_at_hand(place, ptr::null_mut());
         total.set(total.get() + key.bytes());
         true
     }
 
     /// Gives room up that is reserved for a kind's blocks that the program has.
     fn give_room_up(&self, like: Key) {
-        for (key, at_hand) in self.keys.iter().zip(&self.at_hand) {
-            let key = Key(key.get());
-            if key.is_large() == like.is_large() && at_hand.get().is_null() {
-                at_hand.set(NO_ROOM);
+        for place in 0..PLACES {
+            let key = Key(self.keys[place].get());
+            if key.is_large() == like.is_large() && is_room(self.at_hand(place)) {
+                self.set_at_hand(place, NO_ROOM);
                 let total = self.total(like);
                 total.set(total.get() - key.bytes());
             }
@@ -367,7 +415,10 @@ impl Recents {
             total.set(total.get() - kept.counted());
             return Offer::Refused(kept);
         }
-        if self.keep(key, block) { Offer::Kept } else { Offer::Refused(Kept::NOTHING) }
+        if self.put_at_hand(key, block) {
+            return Offer::AtHand;
+        }
+        if self.link(key, block) { Offer::Linked } else { Offer::Refused(Kept::NOTHING) }
     }
 
     /// Empties one place after the other; ghosts go too.
@@ -391,6 +442,10 @@ mod tests {
         (&raw mut **block).cast()
     }
 
+    fn keep(recents: &Recents, key: Key, block: *mut u8) -> bool {
+        recents.put_at_hand(key, block) || recents.link(key, block)
+    }
+
     fn counted(recents: &Recents, large: bool) -> usize {
         let places = (0..PLACES).map(|place| recents.get(place));
         places.filter(|kept| kept.key().is_large() == large).map(|kept| kept.counted()).sum()
@@ -403,12 +458,12 @@ mod tests {
         let key = Key::medium(512);
         assert!(matches!(recents.offer(key, at(&mut a)), Offer::Refused(_)));
         assert_eq!(recents.take(key, true), None);
-        assert!(matches!(recents.offer(key, at(&mut a)), Offer::Kept));
+        assert!(matches!(recents.offer(key, at(&mut a)), Offer::AtHand | Offer::Linked));
         assert!(matches!(recents.offer(key, at(&mut b)), Offer::Refused(_)), "one was missed");
         assert_eq!(recents.take_kept(key), at(&mut a));
         assert!(recents.take_kept(key).is_null());
         assert_eq!(recents.take(key, true), None);
-        assert!(recents.keep(key, at(&mut a)) && recents.keep(key, at(&mut b)));
+        assert!(keep(&recents, key, at(&mut a)) && keep(&recents, key, at(&mut b)));
         assert_eq!(recents.medium.get(), 2 * 512 * 64);
         assert_eq!(recents.medium.get(), counted(&recents, false));
         let drained: Vec<_> = recents
@@ -426,7 +481,8 @@ mod tests {
         let key = Key::large(300).expect("small enough");
         let kept = (0..4).map(|_| {
             let missed = backing.iter().filter(|_| recents.take(key, true).is_none()).count();
-            let offer = |block| matches!(recents.offer(key, at(block)), Offer::Kept);
+            let offer =
+                |block| matches!(recents.offer(key, at(block)), Offer::AtHand | Offer::Linked);
             assert_eq!(recents.large.get(), counted(&recents, true));
             (missed, backing.iter_mut().map(offer).filter(|&kept| kept).count())
         });
@@ -450,15 +506,15 @@ mod tests {
             assert!(matches!(recents.offer(key, block), Offer::Refused(_)));
             assert_eq!(recents.take(key, true), None);
             assert_eq!(recents.large.get(), counted(&recents, true));
-            assert!(recents.keep(key, block));
+            assert!(keep(&recents, key, block));
             assert_eq!(recents.take_kept(key), block);
         }
         let [old, .., new] = keys;
         let [a, .., b] = &mut backing;
-        assert!(!recents.keep(old, at(a)), "its room went to the other");
-        assert!(recents.keep(new, at(b)));
+        assert!(!keep(&recents, old, at(a)), "its room went to the other");
+        assert!(keep(&recents, new, at(b)));
         assert_eq!(recents.take(old, true), None);
-        assert!(recents.keep(old, at(a)), "now there is some");
+        assert!(keep(&recents, old, at(a)), "now there is some");
         assert_eq!(recents.large.get(), counted(&recents, true));
     }
 

@@ -95,6 +95,7 @@ impl<S: System, L: Local> Allocator<S, L> {
                 // SAFETY: just written.
                 let heap = unsafe { &*heap };
                 heap.number.store(count as u32, Ordering::Relaxed);
+                heap.recents.belong(count as u32);
                 heap
             }
             None => return None,

@@ -59,6 +59,34 @@ fn a_kept_block_freed_again_is_a_double_free() {
 }
 
 #[test]
+fn a_block_at_hand_that_another_thread_frees_is_a_double_free() {
+    // Its first thread's heap is the one with the number 0; others have numbers that may say the same or not.
+    for others in [1, 3] {
+        let rig = rig();
+        let mut at = rig.alloc(4000);
+        for _ in 0..3 {
+            unsafe { rig.free(at) };
+            at = rig.alloc(4000);
+        }
+        unsafe { rig.free(at) };
+        let sent = at as usize;
+        for _ in 0..others {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let at = sent as *mut u8;
+                    // It has room for the size itself, and something to do with it.
+                    let blocks = [0; 3].map(|_| rig.alloc(4000));
+                    blocks.into_iter().for_each(|block| unsafe { rig.free(block) });
+                    must_be(&rig, Misuse::DoubleFree, at, |rig| unsafe { rig.free(at) });
+                    must_be(&rig, Misuse::DoubleFree, at, |rig| _ = unsafe { rig.usable(at) });
+                });
+            });
+        }
+        assert_eq!(rig.alloc(4000), at, "still at hand");
+    }
+}
+
+#[test]
 fn a_medium_block_freed_twice_with_others_between_is_a_double_free() {
     let rig = rig();
     let blocks: Vec<_> = (0..10).map(|n| rig.alloc(2000 + n * 100)).collect();

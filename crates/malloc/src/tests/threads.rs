@@ -48,6 +48,72 @@ fn what_one_thread_allocates_another_may_free() {
     must_be_empty(&rig);
 }
 
+/// A block that has been at hand, and is the program's now.
+fn tied(rig: &Rig, bytes: usize) -> *mut u8 {
+    let free_and_take = |at: *mut u8| unsafe {
+        rig.free(at);
+        rig.alloc(bytes)
+    };
+    (0..4).fold(rig.alloc(bytes), |at, _| free_and_take(at))
+}
+
+#[test]
+fn a_block_that_was_at_hand_may_go_to_other_threads_and_come_back() {
+    const BYTES: usize = 4000;
+    let rig = rig();
+    let at = tied(&rig, BYTES);
+    let elsewhere = |work: &(dyn Fn() + Sync)| {
+        thread::scope(|scope| {
+            let work = || {
+                work();
+                rig.thread_ends();
+            };
+            scope.spawn(work).join().unwrap();
+        });
+    };
+    let sent = at as usize;
+    // It is tied to the other, given to the program there and freed here.
+    elsewhere(&|| {
+        unsafe { rig.free(tied(&rig, BYTES)) };
+        unsafe { rig.free(sent as *mut u8) };
+    });
+    // What waits there went back when the thread ended; what comes now may be the same block, or not.
+    let blocks = [0; 4].map(|_| tied(&rig, BYTES));
+    for (number, &block) in blocks.iter().enumerate() {
+        unsafe { block.write_bytes(number as u8, BYTES) };
+    }
+    for (number, &block) in blocks.iter().enumerate() {
+        assert!((0..BYTES).all(|byte| unsafe { *block.add(byte) } == number as u8));
+        let block = block as usize;
+        elsewhere(&|| unsafe { rig.free(block as *mut u8) });
+    }
+    must_be_empty(&rig);
+}
+
+#[test]
+fn a_block_that_was_at_hand_may_change_its_size() {
+    const BYTES: usize = 40_000;
+    for bytes in [BYTES / 2, BYTES + 30_000, 2 * BYTES, 5 * BYTES] {
+        let rig = rig();
+        let at = tied(&rig, BYTES);
+        let resized = unsafe { rig.realloc(at, bytes) };
+        unsafe { resized.write_bytes(1, bytes) };
+        // Its place waits for it, and is asked for its old size.
+        let [one, two] = [tied(&rig, BYTES), tied(&rig, BYTES)];
+        for at in [one, two] {
+            assert!(unsafe { rig.usable(at) } >= BYTES);
+            unsafe { at.write_bytes(2, BYTES) };
+        }
+        assert!((0..bytes).all(|byte| unsafe { *resized.add(byte) } == 1), "{bytes}");
+        unsafe { rig.free(resized) };
+        assert!(unsafe { rig.usable(rig.alloc(bytes)) } >= bytes);
+        for at in [one, two] {
+            unsafe { rig.free(at) };
+            assert!(unsafe { rig.usable(rig.alloc(BYTES)) } >= BYTES);
+        }
+    }
+}
+
 #[test]
 fn of_slabs_that_come_home_whole_some_stay_for_who_wants_them() {
     let rig = rig();
