@@ -46,12 +46,13 @@ pub struct Heap {
     /// Bytes until the next sample ([`crate::sample`]), and where it comes from.
     pub(crate) until: Cell<usize>,
     pub(crate) luck: Cell<Luck>,
+    /// Medium and large blocks freed lately. What is looked at before there is a heap ends here: it shares a page
+    /// with what the first block writes to.
+    pub(crate) recents: Recents,
     /// For each class: unit number + 1 of the first slab with room.
     pub(crate) queues: [Cell<u32>; CLASSES],
     /// Blocks freed for other heaps.
     pub(crate) outgoing: Outgoing,
-    /// Medium and large blocks freed lately.
-    pub(crate) recents: Recents,
     /// Unit number + 1 of the first slab that somebody announced.
     pub(crate) announced: AtomicU32,
     /// Slabs that became wholly free since somebody last looked at the announced ones.
