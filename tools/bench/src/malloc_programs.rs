@@ -39,17 +39,22 @@ pub struct Loaded {
 
 /// Builds our shared object; returns its path.
 pub fn ours() -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let target = root.join("target/bench-malloc");
+    built("../..", "pagoda-malloc-c", "libpagoda_malloc.so")
+}
+
+/// Builds a shared object of a workspace, by its path from here; returns the object's path.
+fn built(workspace: &str, package: &str, object: &str) -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let target = here.join("../../target/bench-malloc");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--quiet", "--release", "-p", "pagoda-malloc-c", "--target-dir"])
+        .args(["build", "--quiet", "--release", "-p", package, "--target-dir"])
         .arg(&target)
-        .current_dir(&root)
+        .current_dir(here.join(workspace))
         .status()
         .context("cargo does not run")?;
-    ensure!(status.success(), "pagoda-malloc-c does not build");
-    Ok(fs::canonicalize(target.join("release/libpagoda_malloc.so"))?)
+    ensure!(status.success(), "{package} does not build");
+    Ok(fs::canonicalize(target.join("release").join(object))?)
 }
 
 /// Ours first, then glibc, then what is installed.
@@ -249,6 +254,8 @@ pub fn rows(quick: bool) -> Result<Vec<Row>> {
 fn measured(quick: bool, work: &Path) -> Result<Vec<Row>> {
     let rounds = if quick { 1 } else { 9 };
     let (mut mallocs, programs) = (contestants()?, programs(work)?);
+    let rusty = built(".", "pagoda-bench-rusty", "libpagoda_bench_rusty.so")?;
+    mallocs.push(Loaded { name: "(rusty_alloc)", object: Some(rusty), options: &[] });
     mallocs.push(Loaded {
         name: "(hardened)",
         object: Some(ours()?),
