@@ -83,7 +83,8 @@ pub const TIED: u8 = 0x80;
 /// So many heaps have different ties. Where there are more threads at a time, one that frees a block which
 /// another of the same tie has just freed is not told, unless in hardened mode.
 pub const TIES: usize = TIED as usize;
-/// A size that is wanted so often while the budget is used up takes it from another.
+/// When medium sizes were wanted so often while the budget was used up, all places are looked through, and one
+/// gives way: rarely enough to cost little where more sizes come and go than fit.
 const DENIED_MOST: u32 = 32;
 
 /// Whether a block is in.
