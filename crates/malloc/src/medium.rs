@@ -200,15 +200,11 @@ impl<S: System, L: Local> Allocator<S, L> {
         if offset % GRANULE != 0 || !(state == LIVE || self.is_tied_out(state, key, at)) {
             return false;
         }
-        if heap.recents.put_at_hand(key, at) {
-            cell.state.store(heap.recents.tie(), Relaxed);
-            return true;
+        let kept = heap.recents.keep(key, at);
+        if let Some(state) = kept {
+            cell.state.store(state, Relaxed);
         }
-        let kept = heap.recents.link(key, at);
-        if kept {
-            cell.state.store(KEPT, Relaxed);
-        }
-        kept
+        kept.is_some()
     }
 
     fn keep_large(&self, heap: &Heap, at: *mut u8) -> bool {
@@ -218,7 +214,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         // SAFETY: a block has its header before it; a wild pointer faults, which names the caller.
         let Some(pages) = (unsafe { large::plain_pages(at) }) else { return false };
         let Some(key) = Key::large(pages) else { return false };
-        let kept = heap.recents.put_at_hand(key, at) || heap.recents.link(key, at);
+        let kept = heap.recents.keep(key, at).is_some();
         if kept {
             // SAFETY: its header was just read.
             unsafe { large::put_aside(at) };
@@ -275,8 +271,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let heap = if place.sampled { self.retire_sample(heap, at) } else { heap };
         if let Some(heap) = heap {
             match heap.recents.offer(Key::medium(place.size), at) {
-                Offer::AtHand => return cell.state.store(heap.recents.tie(), Relaxed),
-                Offer::Linked => return cell.state.store(KEPT, Relaxed),
+                Offer::Kept(state) => return cell.state.store(state, Relaxed),
                 Offer::Refused(others) => self.dismiss(others),
             }
         }
@@ -296,7 +291,7 @@ impl<S: System, L: Local> Allocator<S, L> {
         let key = block.plain_pages().and_then(Key::large);
         if let (Some(heap), Some(key)) = (heap, key) {
             match heap.recents.offer(key, at) {
-                Offer::AtHand | Offer::Linked => return block.set_kept(true),
+                Offer::Kept(_) => return block.set_kept(true),
                 Offer::Refused(others) => self.dismiss(others),
             }
         }

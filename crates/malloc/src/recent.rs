@@ -26,6 +26,8 @@ use core::cell::Cell;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use crate::arena::KEPT;
+
 /// Places in the table.
 const PLACES: usize = 64;
 /// A block is kept, or its bytes are reserved, only while less than this many bytes of its kind are.
@@ -145,10 +147,8 @@ impl Kept {
 
 /// What became of an offered block.
 pub enum Offer {
-    /// It is at hand.
-    AtHand,
-    /// It is linked to others.
-    Linked,
+    /// It is kept; what its cell says then, as [`Recents::keep`] has it.
+    Kept(u8),
     /// The caller must free it, and these too.
     Refused(Kept),
 }
@@ -237,6 +237,14 @@ impl Recents {
         self.set_at_hand(place, at_hand);
     }
 
+    /// Empties a place for the ghost of a size: what was kept there, which the caller must free.
+    fn vacate(&self, place: usize, ghost: Key) -> Kept {
+        let kept = self.replace(place, Kept { key: ghost.0, ..Kept::NOTHING });
+        let total = self.total(kept.key());
+        total.set(total.get() - kept.counted());
+        kept
+    }
+
     fn replace(&self, place: usize, kept: Kept) -> Kept {
         let old = self.get(place);
         self.set(place, kept);
@@ -272,7 +280,7 @@ impl Recents {
     }
 
     /// Puts a block at hand if there is room for its size, which a table that is never written has not. False:
-    /// [`Recents::link`] it.
+    /// [`Recents::keep`] it.
     #[inline(always)]
     pub fn put_at_hand(&self, key: Key, block: *mut u8) -> bool {
         let place = key.place();
@@ -299,8 +307,16 @@ impl Recents {
         block
     }
 
-    /// Links a free block to others if its size is wanted. False: [`Recents::offer`] it.
-    pub fn link(&self, key: Key, block: *mut u8) -> bool {
+    /// Keeps a free block if its size is wanted: what the cell of a medium one says then. Nothing:
+    /// [`Recents::offer`] it.
+    pub fn keep(&self, key: Key, block: *mut u8) -> Option<u8> {
+        if self.put_at_hand(key, block) {
+            return Some(self.tie());
+        }
+        self.link(key, block).then_some(KEPT)
+    }
+
+    fn link(&self, key: Key, block: *mut u8) -> bool {
         let place = key.place();
         let mut linked = self.linked[place].get();
         let total = self.total(key);
@@ -350,10 +366,7 @@ impl Recents {
         let large =
             |&place: &usize| self.get(place).key().is_large() && self.get(place).counted() > 0;
         let place = (0..PLACES).find(large)?;
-        let key = self.keys[place].get();
-        let kept = self.replace(place, Kept { key, ..Kept::NOTHING });
-        self.large.set(self.large.get() - kept.counted());
-        Some(kept)
+        Some(self.vacate(place, self.get(place).key()))
     }
 
     /// Blocks of a medium size that gives way to one that keeps coming: the caller must free them.
@@ -372,10 +385,7 @@ impl Recents {
         let first = self.next.get() as usize;
         let place = (first..first + PLACES).map(|place| place % PLACES).find(others)?;
         self.next.set(place as u32 + 1);
-        let key = self.keys[place].get();
-        let kept = self.replace(place, Kept { key, ..Kept::NOTHING });
-        self.medium.set(self.medium.get() - kept.counted());
-        Some(kept)
+        Some(self.vacate(place, self.get(place).key()))
     }
 
     /// Reserves room at hand for a size. False: there is some, or the budget is used up.
@@ -417,15 +427,9 @@ impl Recents {
     pub fn offer(&self, key: Key, block: *mut u8) -> Offer {
         let place = key.place();
         if self.keys[place].get() != key.0 {
-            let kept = self.replace(place, Kept { key: key.0, ..Kept::NOTHING });
-            let total = self.total(kept.key());
-            total.set(total.get() - kept.counted());
-            return Offer::Refused(kept);
+            return Offer::Refused(self.vacate(place, key));
         }
-        if self.put_at_hand(key, block) {
-            return Offer::AtHand;
-        }
-        if self.link(key, block) { Offer::Linked } else { Offer::Refused(Kept::NOTHING) }
+        self.keep(key, block).map_or(Offer::Refused(Kept::NOTHING), Offer::Kept)
     }
 
     /// Empties one place after the other; ghosts go too.
@@ -449,10 +453,6 @@ mod tests {
         (&raw mut **block).cast()
     }
 
-    fn keep(recents: &Recents, key: Key, block: *mut u8) -> bool {
-        recents.put_at_hand(key, block) || recents.link(key, block)
-    }
-
     fn counted(recents: &Recents, large: bool) -> usize {
         let places = (0..PLACES).map(|place| recents.get(place));
         places.filter(|kept| kept.key().is_large() == large).map(|kept| kept.counted()).sum()
@@ -465,12 +465,12 @@ mod tests {
         let key = Key::medium(512);
         assert!(matches!(recents.offer(key, at(&mut a)), Offer::Refused(_)));
         assert_eq!(recents.take(key, true), None);
-        assert!(matches!(recents.offer(key, at(&mut a)), Offer::AtHand | Offer::Linked));
+        assert!(matches!(recents.offer(key, at(&mut a)), Offer::Kept(_)));
         assert!(matches!(recents.offer(key, at(&mut b)), Offer::Refused(_)), "one was missed");
         assert_eq!(recents.take_kept(key), at(&mut a));
         assert!(recents.take_kept(key).is_null());
         assert_eq!(recents.take(key, true), None);
-        assert!(keep(&recents, key, at(&mut a)) && keep(&recents, key, at(&mut b)));
+        assert!(recents.keep(key, at(&mut a)).is_some() && recents.keep(key, at(&mut b)).is_some());
         assert_eq!(recents.medium.get(), 2 * 512 * 64);
         assert_eq!(recents.medium.get(), counted(&recents, false));
         let drained: Vec<_> = recents
@@ -488,8 +488,7 @@ mod tests {
         let key = Key::large(300).expect("small enough");
         let kept = (0..4).map(|_| {
             let missed = backing.iter().filter(|_| recents.take(key, true).is_none()).count();
-            let offer =
-                |block| matches!(recents.offer(key, at(block)), Offer::AtHand | Offer::Linked);
+            let offer = |block| matches!(recents.offer(key, at(block)), Offer::Kept(_));
             assert_eq!(recents.large.get(), counted(&recents, true));
             (missed, backing.iter_mut().map(offer).filter(|&kept| kept).count())
         });
@@ -513,15 +512,15 @@ mod tests {
             assert!(matches!(recents.offer(key, block), Offer::Refused(_)));
             assert_eq!(recents.take(key, true), None);
             assert_eq!(recents.large.get(), counted(&recents, true));
-            assert!(keep(&recents, key, block));
+            assert!(recents.keep(key, block).is_some());
             assert_eq!(recents.take_kept(key), block);
         }
         let [old, .., new] = keys;
         let [a, .., b] = &mut backing;
-        assert!(!keep(&recents, old, at(a)), "its room went to the other");
-        assert!(keep(&recents, new, at(b)));
+        assert!(recents.keep(old, at(a)).is_none(), "its room went to the other");
+        assert!(recents.keep(new, at(b)).is_some());
         assert_eq!(recents.take(old, true), None);
-        assert!(keep(&recents, old, at(a)), "now there is some");
+        assert!(recents.keep(old, at(a)).is_some(), "now there is some");
         assert_eq!(recents.large.get(), counted(&recents, true));
     }
 

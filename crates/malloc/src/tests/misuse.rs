@@ -60,7 +60,7 @@ fn a_kept_block_freed_again_is_a_double_free() {
 
 #[test]
 fn a_block_at_hand_that_another_thread_frees_is_a_double_free() {
-    // Its first thread's heap is the one with the number 0; others have numbers that may say the same or not.
+    // By threads with heaps of their own, the first of them or a later one.
     for others in [1, 3] {
         let rig = rig();
         let mut at = rig.alloc(4000);
